@@ -1,0 +1,1 @@
+"""Adapter files: what an upload must hold, the global update as stored, the slices cut from it, PEFT's configuration."""

@@ -1,0 +1,72 @@
+"""Looks into a complete upload before it may count: exact tensors, finite values, products that cannot overflow."""
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from flexlora_server.errors import Refusal
+from flexlora_shared.header import HeaderError, TensorError, read_header
+from flexlora_shared.layout import adapter_shapes, key_A, key_B, key_extra
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.uploads import UploadCreate
+from flexlora_shared.problems import Code
+from flexlora_shared.ranks import by_pattern, lora_scaling, module_ranks
+
+
+def inspect(path: Path, spec: RunSpec, told: UploadCreate) -> None:
+    """Check an upload's file, one tensor pair in memory at a time.
+
+    Raises:
+        Refusal: INVALID_HEADER, or INVALID_TENSOR that names the tensor and the reason.
+    """
+    ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)
+    try:
+        with path.open("rb") as file:
+            read_header(file, told.size, adapter_shapes(spec.modules, spec.extra, ranks))
+    except HeaderError as error:
+        raise Refusal(Code.INVALID_HEADER, f"{error}.") from None
+    except TensorError as error:
+        raise Refusal(Code.INVALID_TENSOR, f"{error}.", tensor=error.tensor) from None
+    with safe_open(path, framework="pt") as file:
+        for module in spec.modules:
+            A, B = file.get_tensor(key_A(module.name)), file.get_tensor(key_B(module.name))
+            scaling = upload_scaling(told, module.name)
+            _check_product(module.name, A, B, scaling, spec.norm_bound)
+        for extra in spec.extra:
+            _norm(key_extra(extra.name), file.get_tensor(key_extra(extra.name)))
+
+
+def upload_scaling(told: UploadCreate, module: str) -> float:
+    """The scaling a module of this upload was trained with."""
+    rank = by_pattern(module, told.rank, told.rank_pattern)
+    return lora_scaling(rank, by_pattern(module, told.alpha, told.alpha_pattern), told.use_rslora)
+
+
+def _norm(key: str, tensor: Tensor) -> float:
+    """The Frobenius norm in float64; refuses a tensor that holds NaN or infinity."""
+    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    if not math.isfinite(norm):
+        raise Refusal(
+            Code.INVALID_TENSOR,
+            f"tensor {key!r}: holds NaN or infinite values; lower the learning rate and train again.",
+            tensor=key,
+        )
+    return norm
+
+
+def _check_product(module: str, A: Tensor, B: Tensor, scaling: float, bound: float) -> None:
+    """Bound the norm of `scaling * B @ A`: by the factors' norms where that suffices, else exactly by the Gram matrices."""
+    if scaling * _norm(key_A(module), A) * _norm(key_B(module), B) <= bound:
+        return
+    A, B = A.double(), B.double()
+    norm = scaling * math.sqrt(max(0.0, float(torch.sum((B.mT @ B) * (A @ A.mT)))))
+    if not norm <= bound:  # NaN too
+        raise Refusal(
+            Code.INVALID_TENSOR,
+            f"tensor {key_B(module)!r}: the update's norm {norm:.3g} exceeds the run's bound {bound:.3g}; "
+            "lower the learning rate and train again.",
+            tensor=key_B(module),
+        )

@@ -1,0 +1,48 @@
+"""Writes a safetensors file tensor by tensor, so that an adapter of any size passes through memory one module at a time.
+
+The safetensors library writes only from a complete dictionary of tensors. Format: the safetensors README, "Format".
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from flexlora_shared.layout import BYTES
+
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class TensorWriter:
+    """Writes the tensors announced in `shapes` (key -> dtype, shape), in that order, behind a finished header."""
+
+    def __init__(self, file: BinaryIO, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        self._file = file
+        self._expected = list(tensors.items())
+        self._next = 0
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        for key, (dtype, shape) in tensors.items():
+            name = DTYPE_NAMES[dtype]
+            end = position + math.prod(shape) * BYTES[name]
+            header[key] = {"dtype": name, "shape": list(shape), "data_offsets": [position, end]}
+            position = end
+        raw = json.dumps(header, separators=(",", ":")).encode()
+        raw += b" " * (-len(raw) % 8)  # tensors begin aligned
+        file.write(len(raw).to_bytes(8, "little") + raw)
+
+    def write(self, key: str, tensor: Tensor) -> None:
+        """Append the next tensor; it must be the one announced."""
+        expected, (dtype, shape) = self._expected[self._next]
+        if key != expected or tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise AssertionError(f"{key} {tensor.dtype} {tuple(tensor.shape)} instead of {expected} {dtype} {shape}")
+        self._file.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        self._next += 1
+
+    def close(self) -> None:
+        """Check that every announced tensor was written."""
+        if self._next != len(self._expected):
+            raise AssertionError(f"{self._expected[self._next][0]} was announced and not written")

@@ -1,0 +1,79 @@
+"""What the coordinator refuses before it counts for anything: runs that cannot work, uploads that cannot fit."""
+
+from collections import Counter
+
+from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
+from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.errors import Refusal
+from flexlora_server.serving import check_keys
+from flexlora_server.tables import Assignment
+from flexlora_shared.layout import adapter_shapes, size_bounds
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.uploads import UploadCreate
+from flexlora_shared.problems import Code
+from flexlora_shared.ranks import module_ranks
+
+
+def check_spec(spec: RunSpec) -> None:
+    """Refuse a run that cannot work.
+
+    Raises:
+        Refusal: INVALID_RUN with the first thing to change.
+    """
+    for fault in _faults(spec):
+        raise Refusal(Code.INVALID_RUN, fault)
+    try:
+        strategy(spec.strategy).check(spec.ranks)
+    except (AggregationError, UnsupportedRun) as error:
+        raise Refusal(Code.INVALID_RUN, f"{error}.") from None
+
+
+def _faults(spec: RunSpec) -> list[str]:
+    names = [module.name for module in spec.modules]
+    tensors = Counter([*names, *(extra.name for extra in spec.extra)])
+    faults = [f"{name!r} is named {n} times; name each tensor once." for name, n in tensors.items() if n > 1]
+    if len(set(spec.ranks)) < len(spec.ranks):
+        faults.append(f"ranks {list(spec.ranks)} repeats a rank; name every allowed rank once.")
+    for module in spec.modules:
+        if spec.largest_rank > min(module.out_features, module.in_features):
+            faults.append(
+                f"rank {spec.largest_rank} exceeds what {module.name!r} of {module.out_features} by {module.in_features} "
+                "can hold; allow smaller ranks or leave the module out."
+            )
+    for extra in spec.extra:
+        if "." not in extra.name:
+            faults.append(f"extra tensor {extra.name!r} must be named MODULE.PARAMETER, for example classifier.weight.")
+    if not spec.min_updates <= spec.min_clients:
+        faults.append(
+            f"the quorum min_updates {spec.min_updates} exceeds min_clients {spec.min_clients}; it could be missed for ever."
+        )
+    if spec.clients_per_round is not None and spec.clients_per_round < spec.min_clients:
+        faults.append(f"clients_per_round {spec.clients_per_round} is less than min_clients {spec.min_clients}.")
+    if (spec.model.task_type == "SEQ_CLS") != bool(spec.model.labels):
+        faults.append("SEQ_CLS needs model.labels, and only SEQ_CLS takes them.")
+    return faults
+
+
+def check_announcement(spec: RunSpec, place: Assignment, told: UploadCreate) -> None:
+    """Refuse an upload that cannot be the assigned one.
+
+    Raises:
+        Refusal: RANK_MISMATCH, INVALID_REQUEST or SIZE_IMPOSSIBLE.
+    """
+    if (told.rank, told.rank_pattern) != (place.rank, place.rank_pattern):
+        raise Refusal(
+            Code.RANK_MISMATCH,
+            f"This round assigned you rank {place.rank} with pattern {place.rank_pattern}; train and upload at exactly that.",
+            rank=place.rank,
+            rank_pattern=place.rank_pattern,
+        )
+    check_keys(spec, told.alpha_pattern)
+    ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)
+    least, most = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
+    if not least <= told.size <= most:
+        raise Refusal(
+            Code.SIZE_IMPOSSIBLE,
+            f"An adapter of these ranks takes {least} to {most} bytes, not {told.size}; send the trained slice as safetensors.",
+            least=least,
+            most=most,
+        )

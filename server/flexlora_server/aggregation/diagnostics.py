@@ -1,0 +1,41 @@
+"""What an operator needs to see rank collapse and truncation loss: numbers about one aggregated module."""
+
+import math
+from collections.abc import Sequence
+
+from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.aggregation.strategy import Aggregate
+
+
+def energy_kept(aggregate: Aggregate, ranks: Sequence[int]) -> tuple[tuple[int, float], ...]:
+    """(rank, share of W's squared Frobenius norm in the slice of that rank), as asked; 1.0 where W = 0.
+
+    The energy of a prefix is the sum of the leading block of (B^T B) * (A A^T), which needs no dense product
+    and no orthonormal A. Raises AggregationError for a rank that is not served.
+    """
+    B, A = aggregate.factors.B.double(), aggregate.factors.A.double()
+    blocks = ((B.mT @ B) * (A @ A.mT)).cumsum(0).cumsum(1).diagonal().tolist()
+    for rank in ranks:
+        if not 1 <= rank <= len(blocks):
+            raise AggregationError(f"rank {rank} is not served: the global update holds ranks 1 to {len(blocks)}")
+    if aggregate.total_energy == 0:
+        return tuple((rank, 1.0) for rank in ranks)
+    return tuple((rank, min(1.0, max(0.0, blocks[rank - 1] / aggregate.total_energy))) for rank in ranks)
+
+
+def tail_share(aggregate: Aggregate, smallest_rank: int) -> float:
+    """The share of W's energy above the smallest served rank; it sinks to 0 as the rank collapses."""
+    ((_, kept),) = energy_kept(aggregate, [smallest_rank])
+    return 1.0 - kept
+
+
+def effective_rank(singular_values: Sequence[float]) -> float:
+    """exp of the entropy of the singular values' shares, 0 for W = 0 (Roy and Vetterli 2007, EUSIPCO).
+
+    Between 1 (one direction) and the number of values (all equal).
+    """
+    total = math.fsum(singular_values)
+    if total == 0:
+        return 0.0
+    shares = [value / total for value in singular_values if value > 0]
+    return math.exp(-math.fsum(share * math.log(share) for share in shares))

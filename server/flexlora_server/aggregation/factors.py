@@ -1,0 +1,100 @@
+"""The low-rank factors that travel: a participant's update, the global update, and the slice it is served.
+
+PEFT conventions: `lora_A` is (r, k), `lora_B` is (d, r), the update of the base weight is `scaling * B @ A`.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexlora_server.aggregation.errors import AggregationError
+
+SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One participant's factors for one module.
+
+    A: lora_A (r, k), B: lora_B (d, r), any float dtype.
+    scaling: s_i of the upload, so that its product is `scaling * B @ A`.
+    weight: p_i, the participant's share; the weights of a round sum to 1.
+    served_scaling: the scaling of the slice this participant was served (its rank is r).
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+    weight: float
+    served_scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+
+@dataclass(frozen=True)
+class GlobalFactors:
+    """The global update of one module, W = B @ A; its first r columns and rows are what rank r is served.
+
+    B: (d, r_max) float32, `U * Sigma` for the strategies that decompose.
+    A: (r_max, k) float32 holding values the served dtype can represent.
+    """
+
+    B: Tensor
+    A: Tensor
+
+
+def lora_scaling(rank: int, alpha: float, use_rslora: bool) -> float:
+    """alpha / r (LoRA), or alpha / sqrt(r) (rsLoRA: Kalajdzievski 2023, arXiv 2312.03732)."""
+    if rank < 1 or not (math.isfinite(alpha) and alpha > 0):
+        raise AggregationError(f"rank {rank} and alpha {alpha}: rank must be at least 1, alpha positive and finite")
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+def slice_factors(global_: GlobalFactors, rank: int, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One rank's slice as served: A (rank, k), B (d, rank) in `dtype`; `scaling * B @ A` is W at that rank.
+
+    Raises AggregationError for a rank outside 1..r_max, or where B / scaling does not fit into `dtype`.
+    """
+    r_max = global_.A.shape[0]
+    if not 1 <= rank <= r_max:
+        raise AggregationError(f"rank {rank} cannot be served: the global update holds ranks 1 to {r_max}")
+    if not (math.isfinite(scaling) and scaling > 0):
+        raise AggregationError(f"scaling {scaling} cannot be served: it must be positive and finite")
+    B = (global_.B[:, :rank].double() / scaling).to(dtype)
+    if not bool(torch.isfinite(B).all()):
+        raise AggregationError(f"lora_B at rank {rank} does not fit into {dtype}: serve float32, or a larger alpha")
+    return global_.A[:rank].to(dtype), B
+
+
+def initial_factors(d: int, k: int, r_max: int, seed: int, name: str, dtype: torch.dtype) -> GlobalFactors:
+    """Round 0: B = 0 and one seeded A of the largest rank, Kaiming-uniform as PEFT initialises lora_A."""
+    A = torch.empty(r_max, k)
+    torch.nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=named_generator(seed, name))
+    return GlobalFactors(B=torch.zeros(d, r_max), A=rounded(A, dtype))
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator for one tensor: tensors differ, and the order in which they are made does not matter."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` as float32 holding only values `dtype` can represent."""
+    if dtype not in SERVED_DTYPES:
+        raise AggregationError(f"{dtype} cannot be served: choose float32, float16 or bfloat16")
+    return x.to(dtype).to(torch.float32)
+
+
+def weighted_stack(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
+    """All factors side by side in float64: B (d, R) and A (R, k) with B @ A = sum of p_i s_i B_i A_i."""
+    roots = [math.sqrt(update.weight * update.scaling) for update in updates]
+    B = torch.cat([root * update.B.double() for root, update in zip(roots, updates, strict=True)], dim=1)
+    A = torch.cat([root * update.A.double() for root, update in zip(roots, updates, strict=True)], dim=0)
+    return B, A

@@ -1,0 +1,23 @@
+"""FlexLoRA, the paper's rule: average the products, then truncate (Bai et al. 2024, arXiv 2402.11505)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from flexlora_server.aggregation.check import check_updates
+from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
+from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.truncate import truncate
+
+
+class FlexLora:
+    """W = sum of p_i s_i B_i A_i, truncated to the largest rank served."""
+
+    name = "flexlora"
+
+    def check(self, ranks: Sequence[int]) -> None:
+        """Any mix of ranks can be served."""
+
+    def aggregate(self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype) -> Aggregate:
+        check_updates(updates, previous)
+        return truncate(*weighted_stack(updates), previous, dtype)

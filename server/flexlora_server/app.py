@@ -1,0 +1,71 @@
+"""Wires a coordinator: settings, database, blobs, lobby and routes into one ASGI application."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+from fastapi import FastAPI
+
+from flexlora_server import errors
+from flexlora_server.auth import operator_key
+from flexlora_server.blobs import BlobStore
+from flexlora_server.coordinator import Coordinator
+from flexlora_server.lobby import Lobby
+from flexlora_server.records import clients
+from flexlora_server.routes import adapters, health, page, rounds, runs, tasks, uploads
+from flexlora_server.routes import clients as client_routes
+from flexlora_server.settings import Settings
+from flexlora_server.store import Store
+from flexlora_server.submission import Submissions
+
+DESCRIPTION = "Federated LoRA fine-tuning, every participant at its own rank (FlexLoRA, arXiv 2402.11505)."
+
+
+def create_app(settings: Settings, store: Store) -> FastAPI:
+    """The coordinator's application.
+
+    Raises:
+        StartupError: the database is not at head, or the operator's key cannot be used.
+    """
+    torch.set_num_threads(1)  # inspections run side by side, one thread each
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store.check_head()
+    key, _ = operator_key(settings)
+    coordinator = Coordinator(
+        settings=settings,
+        store=store,
+        blobs=BlobStore(settings.data_dir),
+        lobby=Lobby(store, settings.presence_window),
+        submissions=Submissions(),
+        operator_sha256=clients.sha256(key),
+    )
+    app = FastAPI(
+        title="FlexLoRA coordinator",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        max_body_size=settings.max_json_body,
+    )
+    app.state.coordinator = coordinator
+    errors.install(app)
+    for module in (runs, rounds, tasks, adapters, uploads, client_routes, health, page):
+        app.include_router(module.routes)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Keep the lobby while the application serves; whatever commits a change pokes it."""
+    coordinator: Coordinator = app.state.coordinator
+    loop = asyncio.get_running_loop()
+
+    def poke() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(coordinator.lobby.poke)
+
+    coordinator.store.on_change = poke
+    keeper = asyncio.create_task(coordinator.lobby.keep())
+    yield
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)

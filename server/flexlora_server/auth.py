@@ -1,0 +1,99 @@
+"""Who is asking: the operator by its key, a client by the API key it got when it enrolled."""
+
+import base64
+import binascii
+import hmac
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from flexlora_server.coordinator import of
+from flexlora_server.errors import Refusal, StartupError
+from flexlora_server.records import clients
+from flexlora_server.settings import Settings
+from flexlora_shared.problems import Code
+
+OPERATOR_PREFIX = "flo"
+OPERATOR_KEY_FILE = "operator.key"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who is asking; `client_id` is None for the operator."""
+
+    client_id: str | None
+
+
+def operator_key(settings: Settings) -> tuple[str, Path | None]:
+    """The operator's key, and the file it was generated into where none was given (mode 0600, made at the first start)."""
+    if settings.operator_key is not None:
+        key = settings.operator_key.get_secret_value().strip()
+        if len(key) < 16:
+            raise StartupError(
+                "FLEXLORA_OPERATOR_KEY is shorter than 16 characters; give a long random one or leave it unset"
+            )
+        return key, None
+    path = settings.data_dir / OPERATOR_KEY_FILE
+    if not path.exists():
+        _, fresh = clients.new_secret(OPERATOR_PREFIX)
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(fresh + "\n")
+    return path.read_text().strip(), path
+
+
+def _secret(request: Request) -> str | None:
+    """The secret of `Authorization: Bearer SECRET`, or the password a browser sends by Basic authentication."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return None
+
+
+def principal(request: Request) -> Principal:
+    """Who is asking.
+
+    Raises:
+        Refusal: UNAUTHENTICATED.
+    """
+    coordinator, secret = of(request), _secret(request)
+    if secret:
+        if hmac.compare_digest(clients.sha256(secret), coordinator.operator_sha256):
+            return Principal(None)
+        with coordinator.store.reading() as tx:
+            client_id = clients.authenticate(tx, secret)
+        if client_id is not None:
+            return Principal(client_id)
+    raise Refusal(
+        Code.UNAUTHENTICATED,
+        "Send your API key as `Authorization: Bearer KEY`; an unknown or revoked key is refused.",
+        headers={"WWW-Authenticate": 'Bearer realm="flexlora"'},
+    )
+
+
+Anyone = Annotated[Principal, Depends(principal)]
+
+
+def require_operator(who: Anyone) -> Principal:
+    """Only the operator passes."""
+    if who.client_id is not None:
+        raise Refusal(Code.FORBIDDEN, "Only the operator's key may do this.")
+    return who
+
+
+def require_client(who: Anyone) -> str:
+    """Only an enrolled client passes; its id."""
+    if who.client_id is None:
+        raise Refusal(Code.FORBIDDEN, "Only a participant's key may do this; the operator's key is not one.")
+    return who.client_id
+
+
+Operator = Annotated[Principal, Depends(require_operator)]
+ClientId = Annotated[str, Depends(require_client)]

@@ -1,0 +1,110 @@
+"""The bytes: uploads on their way, and finished blobs under their SHA-256, in a local folder.
+
+A blob appears whole or not at all: written to a temporary file, synced, renamed, and its folder synced, before any row names it.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A finished blob: hexadecimal SHA-256 and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class BlobStore:
+    """A folder of blobs: `blobs/ab/abcd…` finished, `partial/ID` uploads on their way, `temporary/` being written."""
+
+    def __init__(self, root: Path) -> None:
+        self._blobs = root / "blobs"
+        self._partial = root / "partial"
+        self._temporary = root / "temporary"
+        for folder in (self._blobs, self._partial, self._temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where the blob of this digest lies, or would."""
+        return self._blobs / sha256[:2] / sha256
+
+    def partial(self, upload: str) -> Path:
+        """Where the bytes of an upload gather; `upload` is an id of our own making."""
+        return self._partial / upload
+
+    def received(self, upload: str, sha256: str) -> Path:
+        """The bytes of a complete upload, whether or not a commit that was cut short has moved them already."""
+        return self.partial(upload) if self.partial(upload).exists() else self.path(sha256)
+
+    def drop(self, upload: str) -> None:
+        """Delete an upload's bytes."""
+        self.partial(upload).unlink(missing_ok=True)
+
+    def keep(self, upload: str, sha256: str) -> None:
+        """Make a complete, checked upload a blob."""
+        if self.partial(upload).exists():
+            self._publish(self.partial(upload), sha256)
+
+    @contextmanager
+    def writing(self) -> Iterator[BinaryIO]:
+        """A new temporary file, open for writing and reading; `finish` makes it a blob, leaving the block deletes it."""
+        path = self._temporary / secrets.token_hex(16)
+        try:
+            with path.open("x+b") as file:
+                yield file
+        finally:
+            path.unlink(missing_ok=True)
+
+    def finish(self, file: BinaryIO) -> Blob:
+        """Hash, sync and publish a file of `writing`."""
+        file.flush()
+        os.fsync(file.fileno())
+        size, path = file.tell(), Path(file.name)
+        sha256 = digest(path)
+        self._publish(path, sha256)
+        return Blob(sha256, size)
+
+    def check_writable(self) -> None:
+        """Raise OSError when the storage does not take writes."""
+        with self.writing() as file:
+            file.write(b"flexlora")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _publish(self, source: Path, sha256: str) -> None:
+        target = self.path(sha256)
+        target.parent.mkdir(exist_ok=True)
+        source.replace(target)
+        _sync_folder(target.parent)
+        _sync_folder(self._blobs)
+
+
+def append(path: Path, offset: int) -> BinaryIO:
+    """Open an upload's bytes for writing at `offset`; what was written beyond it but never acknowledged is cut off."""
+    file = path.open("r+b" if path.exists() else "x+b")
+    file.truncate(offset)
+    file.seek(offset)
+    return file
+
+
+def digest(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file, in bounded memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,110 @@
+"""`flexlora-server`: migrate, serve, worker.
+
+Exit codes: 0 ended as asked, 1 cannot start (the sentence on stderr says what to do), 2 wrong usage.
+"""
+
+import logging
+import socket
+import sys
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from flexlora_server.app import create_app
+from flexlora_server.auth import operator_key
+from flexlora_server.errors import StartupError
+from flexlora_server.settings import Settings, load_settings
+from flexlora_server.store import Store
+from flexlora_server.workers import Workers, run_worker
+
+app = typer.Typer(
+    help="The FlexLoRA coordinator. Settings are environment variables FLEXLORA_…, listed in docs/operating.md.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def migrate() -> None:
+    """Create the database, or bring it to this version's schema."""
+    settings = load_settings()
+    _data_dir(settings)
+    Store(settings.url).migrate()
+    typer.echo(f"The database {settings.url.render_as_string(hide_password=True)} is at the newest schema.")
+
+
+@app.command()
+def serve() -> None:
+    """Serve the protocol, and start the aggregation workers that the settings ask for."""
+    settings = load_settings()
+    _data_dir(settings)
+    store = Store(settings.url)
+    application = create_app(settings, store)
+    _, generated = operator_key(settings)
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    print(f"Coordinator on http://{host}:{port}", flush=True)
+    if generated:
+        print(f"The operator's key is in {generated.resolve()}", flush=True)
+    config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=3)
+    with Workers(settings.workers):
+        uvicorn.Server(config).run(sockets=[listener])
+    store.close()
+
+
+@app.command()
+def worker(
+    attached: bool = typer.Option(
+        False, "--attached", help="End when standard input closes: `serve` starts its workers so."
+    ),
+) -> None:
+    """Aggregate rounds until stopped; any number of workers may run."""
+    settings = load_settings()
+    _data_dir(settings)
+    run_worker(settings, attached=attached)
+
+
+def _data_dir(settings: Settings) -> None:
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StartupError(f"the data folder {settings.data_dir} cannot be used: {error.strerror}") from error
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartupError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set FLEXLORA_HOST and FLEXLORA_PORT"
+        ) from error
+
+
+def _settings_fault(error: ValidationError) -> str:
+    faults = (f"FLEXLORA_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors())
+    return "; ".join(faults)
+
+
+def main() -> None:
+    """The console script."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        app()
+    except StartupError as error:
+        sys.exit(f"flexlora-server: {error}")
+    except ValidationError as error:
+        sys.exit(f"flexlora-server: {_settings_fault(error)}")
+    except (ArgumentError, SettingsError) as error:
+        sys.exit(f"flexlora-server: {error}")
+    except OperationalError as error:
+        sys.exit(f"flexlora-server: the database cannot be reached: {error.orig}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The parts a request may use, wired once by `app` and found again by `of`."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from flexlora_server.blobs import BlobStore
+from flexlora_server.lobby import Lobby
+from flexlora_server.settings import Settings
+from flexlora_server.store import Store
+from flexlora_server.submission import Submissions
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """One running coordinator."""
+
+    settings: Settings
+    store: Store
+    blobs: BlobStore
+    lobby: Lobby
+    submissions: Submissions
+    operator_sha256: str
+
+
+def of(request: Request) -> Coordinator:
+    """The coordinator that serves this request."""
+    coordinator = request.app.state.coordinator
+    assert isinstance(coordinator, Coordinator)
+    return coordinator

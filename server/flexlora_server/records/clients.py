@@ -1,0 +1,121 @@
+"""Enrolled clients, their API keys and the one-time tokens that let them in.
+
+A secret has the form `PREFIX_id_secret`: the id finds the row, the SHA-256 of the whole is compared in constant time. Only the
+SHA-256 is stored; the secrets carry 256 random bits, so no slow hash is needed.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import select, update
+
+from flexlora_server.errors import Refusal
+from flexlora_server.store import Tx
+from flexlora_server.tables import ApiKey, Client, EnrolmentToken
+from flexlora_server.times import rfc3339
+from flexlora_shared.messages.clients import Credentials, Enrolment, Token, TokenRequest
+from flexlora_shared.problems import Code
+
+CLIENT_PREFIX = "flc"
+TOKEN_PREFIX = "flt"
+
+
+def new_secret(prefix: str) -> tuple[str, str]:
+    """A public id, and the secret that carries it."""
+    public = secrets.token_hex(8)
+    return public, f"{prefix}_{public}_{secrets.token_urlsafe(32)}"
+
+
+def sha256(secret: str) -> str:
+    """What is stored of a secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _public_id(secret: str, prefix: str) -> str | None:
+    parts = secret.split("_", 2)
+    return parts[1] if len(parts) == 3 and parts[0] == prefix else None
+
+
+def create_token(tx: Tx, request: TokenRequest) -> Token:
+    """A token that enrols one client, once."""
+    public, secret = new_secret(TOKEN_PREFIX)
+    expires = tx.now + timedelta(seconds=request.expires_in)
+    tx.session.add(EnrolmentToken(id=public, sha256=sha256(secret), note=request.note, expires_at=expires))
+    return Token(token=secret, expires_at=rfc3339(expires))
+
+
+def enrol(tx: Tx, enrolment: Enrolment) -> Credentials:
+    """Redeem a token.
+
+    Raises:
+        Refusal: TOKEN_INVALID, without telling an unknown token from a used one.
+    """
+    public = _public_id(enrolment.token, TOKEN_PREFIX)
+    row = tx.session.get(EnrolmentToken, public, with_for_update=True) if public else None
+    known = row is not None and hmac.compare_digest(row.sha256, sha256(enrolment.token))
+    if row is None or not known or row.used_by is not None or row.expires_at <= tx.now:
+        raise Refusal(
+            Code.TOKEN_INVALID, "This enrolment token is unknown, used or expired; ask the operator for a new one."
+        )
+    client = Client(id=secrets.token_hex(8), name=enrolment.name, enrolled_at=tx.now)
+    tx.session.add(client)
+    tx.session.flush()
+    row.used_by = client.id
+    return _issue(tx, client)
+
+
+def _issue(tx: Tx, client: Client) -> Credentials:
+    public, secret = new_secret(CLIENT_PREFIX)
+    tx.session.add(ApiKey(id=public, client_id=client.id, sha256=sha256(secret), created_at=tx.now))
+    return Credentials(client_id=client.id, name=client.name, api_key=secret)
+
+
+def rotate(tx: Tx, client_id: str) -> Credentials:
+    """A new key; the client's other keys end with this transaction."""
+    client = get(tx, client_id)
+    _end_keys(tx, client_id)
+    return _issue(tx, client)
+
+
+def authenticate(tx: Tx, secret: str) -> str | None:
+    """The id of the client whose key this is; None for an unknown or revoked one."""
+    public = _public_id(secret, CLIENT_PREFIX)
+    row = tx.session.get(ApiKey, public) if public else None
+    if row is None or not hmac.compare_digest(row.sha256, sha256(secret)) or row.revoked_at is not None:
+        return None
+    return row.client_id
+
+
+def get(tx: Tx, client_id: str) -> Client:
+    """An enrolled client.
+
+    Raises:
+        Refusal: CLIENT_NOT_FOUND.
+    """
+    client = tx.session.get(Client, client_id)
+    if client is None:
+        raise Refusal(
+            Code.CLIENT_NOT_FOUND, f"No client has the id {client_id[:64]!r}; `flexlora-client clients list` shows all."
+        )
+    return client
+
+
+def every(tx: Tx) -> Sequence[Client]:
+    """All clients, oldest first."""
+    return tx.session.scalars(select(Client).order_by(Client.enrolled_at, Client.id)).all()
+
+
+def revoke(tx: Tx, client_id: str) -> None:
+    """End a client's keys; again is no error. Updates it had accepted before still count."""
+    client = get(tx, client_id)
+    if client.revoked_at is None:
+        client.revoked_at = tx.now
+        _end_keys(tx, client_id)
+
+
+def _end_keys(tx: Tx, client_id: str) -> None:
+    ending = update(ApiKey).where(ApiKey.client_id == client_id, ApiKey.revoked_at.is_(None))
+    tx.session.execute(ending.values(revoked_at=tx.now))

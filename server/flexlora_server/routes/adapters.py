@@ -1,0 +1,123 @@
+"""Slices of published adapters, and what participants measured of them."""
+
+import re
+from typing import Annotated, Any
+
+from fastapi import Body, Query, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import TypeAdapter, ValidationError
+
+from flexlora_server.adapters.config import adapter_config
+from flexlora_server.auth import Anyone, ClientId
+from flexlora_server.coordinator import of
+from flexlora_server.errors import Refusal
+from flexlora_server.records import adapters, events, rounds, runs
+from flexlora_server.routes.examples import EVALUATION
+from flexlora_server.routes.strict import RoundPath, RunPath, problems, router
+from flexlora_server.serving import check_ranks, slice_blob
+from flexlora_shared.messages.base import RankPattern
+from flexlora_shared.messages.uploads import Evaluation
+from flexlora_shared.problems import Code
+
+routes = router("adapters")
+RankQuery = Annotated[int, Query(ge=1, le=4096, description="an allowed rank", examples=[8])]
+PatternQuery = Annotated[str, Query(max_length=65_536, description="JSON: module-name suffixes to ranks")]
+_SPAN = re.compile(r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{0,18})|-[0-9]{1,18}")
+_PATTERN = TypeAdapter[dict[str, int]](RankPattern)
+_REFUSALS = problems(Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED)
+
+
+def _pattern(text: str) -> dict[str, int]:
+    try:
+        return _PATTERN.validate_json(text, strict=True)
+    except ValidationError:
+        raise Refusal(
+            Code.INVALID_REQUEST, 'pattern must be a JSON object of module-name suffixes to ranks, like {"q_proj": 16}.'
+        ) from None
+
+
+@routes.get(
+    "/v1/runs/{run}/rounds/{number}/adapter",
+    response_class=FileResponse,
+    responses={
+        200: {"description": "safetensors with PEFT's key names", "content": {"application/octet-stream": {}}},
+        304: {"description": "`If-None-Match` names the slice's digest"},
+        **_REFUSALS,
+        **problems(Code.RANGE_NOT_SATISFIABLE),
+    },
+)
+def get_adapter(
+    request: Request, name: RunPath, number: RoundPath, rank: RankQuery, who: Anyone, pattern: PatternQuery = "{}"
+) -> Response:
+    """The slice of a published round, as PEFT's `adapter_model.safetensors`."""
+    coordinator = of(request)
+    blob = slice_blob(coordinator.store, coordinator.blobs, name, number, rank, _pattern(pattern))
+    headers = {"ETag": f'"{blob.sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
+    if _matches(request.headers.get("if-none-match"), blob.sha256):
+        return Response(status_code=304, headers=headers)
+    _check_range(request.headers.get("range"), blob.size)
+    return FileResponse(coordinator.blobs.path(blob.sha256), headers=headers, media_type="application/octet-stream")
+
+
+def _matches(header: str | None, sha256: str) -> bool:
+    """RFC 9110, section 13.1.2."""
+    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return "*" in tags or f'"{sha256}"' in tags
+
+
+def _check_range(header: str | None, size: int) -> None:
+    """Refuse what the file response would answer in plain text (RFC 9110, section 14.1.1)."""
+    if header is None:
+        return
+    spans = [_SPAN.fullmatch(span.strip()) for span in header.removeprefix("bytes=").split(",")]
+    for span in spans:
+        if span is None or _beyond(span["first"], span["last"], size):
+            raise Refusal(
+                Code.RANGE_NOT_SATISFIABLE,
+                f"Range {header[:100]!r} does not fit a file of {size} bytes; ask for bytes=FIRST-LAST within it.",
+                headers={"Content-Range": f"bytes */{size}"},
+                size=size,
+            )
+
+
+def _beyond(first: str | None, last: str | None, size: int) -> bool:
+    """Whether a span begins behind the file's end or ends before it begins; the last bytes, `-N`, always exist."""
+    return first is not None and (int(first) >= size or bool(last) and int(last or 0) < int(first))
+
+
+@routes.get("/v1/runs/{run}/rounds/{number}/adapter-config", responses=_REFUSALS)
+def get_adapter_config(
+    request: Request, name: RunPath, number: RoundPath, rank: RankQuery, who: Anyone, pattern: PatternQuery = "{}"
+) -> dict[str, Any]:
+    """PEFT's `adapter_config.json` of the same slice."""
+    ranks = _pattern(pattern)
+    with of(request).store.reading() as tx:
+        spec = runs.spec_of(runs.get(tx, name))
+        check_ranks(spec, rank, ranks)
+        adapters.published(tx, name, number)
+    return adapter_config(spec, rank, ranks)
+
+
+@routes.post(
+    "/v1/runs/{run}/rounds/{number}/evaluations",
+    status_code=204,
+    responses=problems(
+        Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED, Code.NOT_DECLARED
+    ),
+)
+def report_evaluation(
+    request: Request,
+    name: RunPath,
+    number: RoundPath,
+    told: Annotated[Evaluation, Body(examples=[EVALUATION])],
+    client: ClientId,
+) -> None:
+    """Metrics of a published slice on the participant's own held-out data; the latest report counts."""
+    with of(request).store.transaction() as tx:
+        run = runs.lock(tx, name)
+        check_ranks(runs.spec_of(run), told.rank, told.rank_pattern)
+        adapters.published(tx, name, number)
+        if rounds.declaration_of(tx, name, client) is None:
+            raise Refusal(Code.NOT_DECLARED, f"Only participants of run {name!r} evaluate it; declare a rank first.")
+        adapters.evaluate(tx, run, number, client, told)
+        events.touch(tx, run)

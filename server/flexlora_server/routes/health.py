@@ -1,0 +1,51 @@
+"""Liveness, readiness, and figures for Prometheus."""
+
+from fastapi import Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import InstrumentedAttribute
+
+from flexlora_server.auth import Operator
+from flexlora_server.coordinator import of
+from flexlora_server.routes.strict import problems, router
+from flexlora_server.store import Tx
+from flexlora_server.tables import Client, Round, Run, Upload
+from flexlora_shared.problems import Code
+
+routes = router("health")
+
+
+@routes.get("/healthz")
+async def alive() -> dict[str, str]:
+    """200 while the process lives."""
+    return {"status": "alive"}
+
+
+@routes.get("/readyz", responses=problems(Code.UNAVAILABLE, Code.STORAGE_FULL))
+def ready(request: Request) -> dict[str, str]:
+    """200 when the database answers and the storage takes writes."""
+    coordinator = of(request)
+    with coordinator.store.reading() as tx:
+        tx.session.execute(text("SELECT 1"))
+    coordinator.blobs.check_writable()
+    return {"status": "ready"}
+
+
+@routes.get("/metrics", response_class=Response, responses=problems(Code.FORBIDDEN))
+def metrics(request: Request, who: Operator) -> Response:
+    """The coordinator's figures in Prometheus' text format."""
+    registry = CollectorRegistry()
+    with of(request).store.reading() as tx:
+        _counts(tx, registry, "flexlora_runs", "Runs by state", Run.state)
+        _counts(tx, registry, "flexlora_round_attempts", "Attempts at rounds by state", Round.state)
+        _counts(tx, registry, "flexlora_uploads", "Uploads by state", Upload.state)
+        enrolled = select(func.count()).select_from(Client).where(Client.revoked_at.is_(None))
+        gauge = Gauge("flexlora_clients", "Enrolled clients", registry=registry)
+        gauge.set(tx.session.scalar(enrolled) or 0)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _counts(tx: Tx, registry: CollectorRegistry, name: str, help_: str, column: InstrumentedAttribute[str]) -> None:
+    gauge = Gauge(name, help_, ["state"], registry=registry)
+    for state, count in tx.session.execute(select(column, func.count()).group_by(column)):
+        gauge.labels(state).set(count)

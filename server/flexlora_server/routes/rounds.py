@@ -1,0 +1,80 @@
+"""Watching rounds: their list, one in detail, and the stream of state changes."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from flexlora_server import overview
+from flexlora_server.auth import Anyone
+from flexlora_server.coordinator import Coordinator, of
+from flexlora_server.records import events, rounds, runs
+from flexlora_server.rounds import OVER
+from flexlora_server.routes.strict import RoundPath, RunPath, problems, router
+from flexlora_server.times import rfc3339
+from flexlora_shared.messages.status import Event, RoundDetail, RoundList
+from flexlora_shared.problems import Code
+
+routes = router("rounds")
+LastEventId = Annotated[int, Header(alias="Last-Event-ID", ge=0, lt=2**31, description="resume behind this event")]
+
+
+@routes.get("/v1/runs/{run}/rounds", responses=problems(Code.RUN_NOT_FOUND))
+def list_rounds(request: Request, name: RunPath, who: Anyone) -> RoundList:
+    """A run's rounds, newest first; the latest attempt of each."""
+    coordinator = of(request)
+    window = coordinator.settings.presence_window
+    with coordinator.store.reading() as tx:
+        run = runs.get(tx, name)
+        found = rounds.every(tx, name)
+        return RoundList(rounds=tuple(overview.round_summary(tx, run, round_, window) for round_ in found))
+
+
+@routes.get("/v1/runs/{run}/rounds/{number}", responses=problems(Code.RUN_NOT_FOUND, Code.ROUND_NOT_FOUND))
+def show_round(request: Request, name: RunPath, number: RoundPath, who: Anyone) -> RoundDetail:
+    """One round: its state, deadline, participants by state, what it waits for, its figures by module."""
+    coordinator = of(request)
+    window = coordinator.settings.presence_window
+    with coordinator.store.reading() as tx:
+        run = runs.get(tx, name)
+        round_ = rounds.latest(tx, name, number)
+        return overview.round_detail(tx, run, round_, window, operator=who.client_id is None)
+
+
+def _existing(request: Request, name: RunPath, who: Anyone) -> str:
+    """The run's name, refused before the stream begins where there is none."""
+    with of(request).store.reading() as tx:
+        return runs.get(tx, name).name
+
+
+@routes.get(
+    "/v1/runs/{run}/events",
+    response_class=EventSourceResponse,
+    responses=problems(Code.RUN_NOT_FOUND),
+)
+async def watch_events(
+    request: Request, run: Annotated[str, Depends(_existing)], last: LastEventId = 0
+) -> AsyncIterator[ServerSentEvent]:
+    """Every state change as a server-sent event, from the run's beginning or behind `Last-Event-ID`; ends with the run."""
+    coordinator = of(request)
+    while True:
+        found, over = await run_in_threadpool(_events, coordinator, run, last)
+        for event in found:
+            last = event.id
+            yield ServerSentEvent(data=event, event=event.kind, id=str(event.id))
+        if over and not found:
+            return
+        if not found:
+            await coordinator.lobby.change(run, 10)
+
+
+def _events(coordinator: Coordinator, run: str, last: int) -> tuple[list[Event], bool]:
+    with coordinator.store.reading() as tx:
+        over = runs.get(tx, run).state in OVER
+        rows = events.after(tx, run, last)
+        return [
+            Event(id=row.id, run=row.run, at=rfc3339(row.at), kind=row.kind, round=row.round, detail=row.detail)
+            for row in rows
+        ], over

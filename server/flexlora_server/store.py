@@ -1,0 +1,133 @@
+"""The only file that opens a transaction.
+
+SQLite runs in WAL mode with `synchronous=FULL`; a writing transaction is `BEGIN IMMEDIATE`, so that racing
+read-modify-writes wait instead of failing. On PostgreSQL the same code locks the run's row (`SELECT … FOR UPDATE`).
+"""
+
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from flexlora_server.errors import StartupError
+
+
+@dataclass
+class Tx:
+    """An open transaction: its session, the database's time, and the runs it has changed."""
+
+    session: Session
+    now: datetime
+    changed: set[str] = field(default_factory=set)
+
+
+class Store:
+    """The door to the database.
+
+    `clock` gives seconds since the epoch; None takes the database's own time, which every process agrees on.
+    """
+
+    def __init__(self, url: URL, clock: Callable[[], float] | None = None) -> None:
+        self.url = url
+        self._clock = clock
+        self._writing = _engine(url)
+        self._reading = self._writing.execution_options(flexlora_read_only=True)
+        self.on_change: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Tx]:
+        """Read and write: all of it is committed on leaving, or nothing."""
+        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+            tx = Tx(session, self._now(session))
+            yield tx
+        if tx.changed:
+            self.on_change()
+
+    @contextmanager
+    def reading(self) -> Iterator[Tx]:
+        """Read one consistent state, never waiting for a writer."""
+        with Session(self._reading, expire_on_commit=False) as session, session.begin():
+            yield Tx(session, self._now(session))
+
+    def _now(self, session: Session) -> datetime:
+        if self._clock is None and self.url.get_backend_name() == "postgresql":
+            now = session.scalar(select(func.clock_timestamp()))
+            assert isinstance(now, datetime)
+            return now
+        return datetime.fromtimestamp((self._clock or time.time)(), UTC)
+
+    def migrate(self) -> None:
+        """Bring the database to the newest schema."""
+        if self.url.database and self.url.get_backend_name() == "sqlite":
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        with self._writing.begin() as connection:
+            config = _alembic()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def check_head(self) -> None:
+        """Refuse a database of another schema.
+
+        Raises:
+            StartupError: it cannot be reached, or is not at head; the message says what to run.
+        """
+        try:
+            with self._reading.begin() as connection:
+                found = MigrationContext.configure(connection).get_current_revision()
+        except OperationalError as error:
+            shown = self.url.render_as_string(hide_password=True)
+            raise StartupError(
+                f"the database {shown} cannot be opened ({error.orig}); check it, then run `flexlora-server migrate`"
+            ) from error
+        head = ScriptDirectory.from_config(_alembic()).get_current_head()
+        if found != head:
+            raise StartupError(
+                f"the database is at schema {found or 'none'}, this coordinator needs {head}; run `flexlora-server migrate`"
+            )
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._writing.dispose()
+
+
+def _alembic() -> Config:
+    checkout = Path(__file__).parents[2] / "migrations"
+    installed = Path(sysconfig.get_path("data")) / "share" / "flexlora" / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(checkout if checkout.is_dir() else installed))
+    return config
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return create_engine(url, pool_size=10, max_overflow=30, pool_pre_ping=True)
+    engine = create_engine(url, pool_size=10, max_overflow=30, connect_args={"timeout": 30})
+    event.listen(engine, "connect", _sqlite_connect)
+    event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
+def _sqlite_connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # the driver opens no transactions of its own
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("flexlora_read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

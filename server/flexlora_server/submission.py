@@ -1,0 +1,151 @@
+"""How an update comes to count: announced, complete, inspected, and then accepted in one transaction."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flexlora_server import progress
+from flexlora_server import rounds as machine
+from flexlora_server.adapters.inspection import inspect
+from flexlora_server.admission import check_announcement
+from flexlora_server.blobs import BlobStore, digest
+from flexlora_server.errors import Refusal
+from flexlora_server.records import rounds, runs, uploads
+from flexlora_server.settings import Settings
+from flexlora_server.store import Store, Tx
+from flexlora_server.tables import Round, Run, Upload
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.uploads import Receipt, UploadCreate, UploadStatus
+from flexlora_shared.problems import Code
+
+
+class Submissions:
+    """Which uploads a request of this process is busy with: two requests never write to one upload."""
+
+    def __init__(self) -> None:
+        self._busy: set[str] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def exclusive(self, upload: str) -> Iterator[None]:
+        """Hold an upload for the block.
+
+        Raises:
+            Refusal: UPLOAD_BUSY.
+        """
+        with self._lock:
+            if upload in self._busy:
+                raise Refusal(
+                    Code.UPLOAD_BUSY,
+                    "Another request is writing to this upload; try again.",
+                    headers={"Retry-After": "1"},
+                )
+            self._busy.add(upload)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.discard(upload)
+
+
+def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str, told: UploadCreate) -> UploadStatus:
+    """Open an upload for the round, or find it again.
+
+    Raises:
+        Refusal: what the state machine or the announcement's own figures refuse.
+    """
+    with store.transaction() as tx:
+        run = runs.lock(tx, name)
+        round_ = rounds.latest(tx, name, number)
+        before = _admit(tx, run, round_, client, told.sha256)
+        if before is not None:
+            return uploads.status(before, round_)
+        place = rounds.assignment(tx, round_, client)
+        assert place is not None, "admitted uploads are assigned"
+        check_announcement(runs.spec_of(run), place, told)
+        row, replaced = uploads.announce(tx, round_, client, told)
+        status = uploads.status(row, round_)
+    if replaced is not None:
+        blobs.drop(replaced.id)
+    return status
+
+
+def _admit(tx: Tx, run: Run, round_: Round, client: str, sha256: str) -> Upload | None:
+    """The upload that counts already with the same bytes, None where this one may.
+
+    Raises:
+        Refusal: what the state machine refuses.
+    """
+    accepted = uploads.accepted(tx, round_, client)
+    assigned = rounds.assignment(tx, round_, client) is not None
+    decision = machine.admit(
+        rounds.view(tx, run, round_), assigned, sha256, accepted.sha256 if accepted else None, tx.now
+    )
+    if isinstance(decision, machine.Refuse):
+        raise Refusal(decision.code, decision.detail)
+    return accepted
+
+
+def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, client: str) -> Receipt:
+    """Check a complete upload and count it.
+
+    The bytes become a blob before the transaction that names them; a commit that was cut short anywhere can be repeated.
+
+    Raises:
+        Refusal: incomplete, wrong digest, bad tensors (the upload is cancelled then), or too late.
+    """
+    with store.reading() as tx:
+        row = uploads.owned(tx, upload, client)
+        round_ = tx.session.get_one(Round, row.round_id)
+        if row.state == "ACCEPTED":
+            return uploads.receipt(row, round_)
+        uploads.require_open(row)
+        run = runs.get(tx, round_.run)
+        _admit(tx, run, round_, client, row.sha256)
+    if row.offset != row.size:
+        raise Refusal(
+            Code.UPLOAD_INCOMPLETE,
+            f"{row.offset} of {row.size} bytes have arrived; send the rest, then commit.",
+            headers={"Upload-Offset": str(row.offset)},
+            offset=row.offset,
+        )
+    try:
+        _check(blobs, runs.spec_of(run), row)
+    except Refusal:
+        _discard(store, blobs, upload, client)
+        raise
+    blobs.keep(upload, row.sha256)
+    return _accept(store, settings, upload, client)
+
+
+def _check(blobs: BlobStore, spec: RunSpec, row: Upload) -> None:
+    path = blobs.received(row.id, row.sha256)
+    found = digest(path)
+    if found != row.sha256:
+        raise Refusal(
+            Code.DIGEST_MISMATCH,
+            f"The bytes received have SHA-256 {found}, {row.sha256} was announced; create the upload again.",
+            received=found,
+        )
+    inspect(path, spec, UploadCreate.model_validate(row.announced))
+
+
+def _discard(store: Store, blobs: BlobStore, upload: str, client: str) -> None:
+    with store.transaction() as tx:
+        uploads.cancel(tx, uploads.owned(tx, upload, client))
+    blobs.drop(upload)
+
+
+def _accept(store: Store, settings: Settings, upload: str, client: str) -> Receipt:
+    with store.transaction() as tx:
+        found = tx.session.get_one(Round, uploads.owned(tx, upload, client).round_id)
+        run = runs.lock(tx, found.run)
+        row = uploads.owned(tx, upload, client)
+        round_ = tx.session.get_one(Round, row.round_id, populate_existing=True)
+        if row.state == "ACCEPTED":
+            return uploads.receipt(row, round_)
+        uploads.require_open(row)
+        _admit(tx, run, round_, client, row.sha256)
+        uploads.accept(tx, row)
+        progress.accepted(tx, run, round_, settings.presence_window)
+        return uploads.receipt(row, round_)

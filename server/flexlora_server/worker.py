@@ -1,0 +1,143 @@
+"""Aggregates rounds: lease one, work with no transaction open, publish. Runs in its own process, outside the event loop."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from flexlora_server import engine, leases, progress
+from flexlora_server.blobs import Blob, BlobStore
+from flexlora_server.errors import LeaseLost
+from flexlora_server.leases import Heartbeat, Lease
+from flexlora_server.records import adapters, runs, uploads
+from flexlora_server.serving import cut_blob
+from flexlora_server.settings import Settings
+from flexlora_server.store import Store, Tx
+from flexlora_server.tables import Participation, Round, RoundModules
+from flexlora_shared.messages.clients import Declaration
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.status import ModuleMetrics
+from flexlora_shared.messages.uploads import UploadCreate
+from flexlora_shared.ranks import longest_first
+
+log = logging.getLogger("flexlora.worker")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The frozen inputs of one aggregation."""
+
+    lease: Lease
+    spec: RunSpec
+    previous: str | None  # SHA-256 of the stored adapter of the round before; None in round 0
+    inputs: tuple[tuple[str, UploadCreate], ...]  # SHA-256 and announcement of the accepted uploads, in fixed order
+    ranks: tuple[tuple[int, dict[str, int]], ...]  # the slices that participants will ask for
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an aggregation made: the global update, its slices and its figures."""
+
+    adapter: Blob
+    slices: tuple[tuple[int, dict[str, int], Blob], ...]
+    modules: tuple[ModuleMetrics, ...]
+    seconds: float
+
+
+class Worker:
+    """Works off the rounds that wait for aggregation."""
+
+    def __init__(self, store: Store, blobs: BlobStore, settings: Settings) -> None:
+        self._store, self._blobs, self._settings = store, blobs, settings
+
+    def step(self) -> bool:
+        """Work on one round, where one waits; whether there was one."""
+        with self._store.transaction() as tx:
+            lease = leases.take(tx, self._settings.lease_seconds)
+        if lease is None:
+            return False
+        log.info("run %s round %d: aggregating", lease.run, lease.number)
+        try:
+            self._aggregate(lease)
+        except LeaseLost as lost:
+            log.warning("%s", lost)
+        except Exception as error:
+            log.exception("run %s round %d: aggregation failed", lease.run, lease.number)
+            self._fail(lease, f"{type(error).__name__}: {error}")
+        return True
+
+    def _aggregate(self, lease: Lease) -> None:
+        with self._store.reading() as tx:
+            job = _job(tx, lease)
+        with Heartbeat(self._store, lease, self._settings.lease_seconds).beating() as heartbeat:
+            result = self._work(job, heartbeat.check)
+        with self._store.transaction() as tx:
+            _publish(tx, lease, result)
+        log.info("run %s round %d: published in %.1f s", lease.run, lease.number, result.seconds)
+
+    def _work(self, job: Job, alive: Callable[[], None]) -> Result:
+        started = time.perf_counter()
+        with self._blobs.writing() as file:
+            modules: tuple[ModuleMetrics, ...] = ()
+            if job.previous is None:
+                engine.write_initial(job.spec, file)
+            else:
+                inputs = engine.weighted([(self._blobs.path(sha256), told) for sha256, told in job.inputs])
+                previous = self._blobs.path(job.previous)
+                threads = self._settings.aggregation_threads
+                modules = engine.write_aggregate(job.spec, inputs, previous, file, threads, alive)
+            adapter = self._blobs.finish(file)
+        cut = []
+        for rank, pattern in job.ranks:
+            alive()
+            cut.append((rank, pattern, cut_blob(self._blobs, adapter.sha256, job.spec, rank, pattern)))
+        return Result(adapter, tuple(cut), modules, time.perf_counter() - started)
+
+    def _fail(self, lease: Lease, why: str) -> None:
+        try:
+            with self._store.transaction() as tx:
+                run = runs.lock(tx, lease.run)
+                leases.renew(tx, lease, 0)  # the token is compared: a worker that lost its lease reports nothing
+                progress.failed(tx, run, _round(tx, lease), why)
+        except LeaseLost as lost:
+            log.warning("%s", lost)
+
+
+def _job(tx: Tx, lease: Lease) -> Job:
+    spec = runs.spec_of(runs.get(tx, lease.run))
+    accepted = uploads.inputs(tx, _round(tx, lease))
+    return Job(
+        lease=lease,
+        spec=spec,
+        previous=adapters.published(tx, lease.run, lease.number - 1).sha256 if lease.number > 0 else None,
+        inputs=tuple((row.sha256, UploadCreate.model_validate(row.announced)) for row in accepted),
+        ranks=_declared_ranks(tx, lease.run, spec),
+    )
+
+
+def _declared_ranks(tx: Tx, run: str, spec: RunSpec) -> tuple[tuple[int, dict[str, int]], ...]:
+    """The slices that somebody has declared a rank for, and the largest, once each."""
+    told = tx.session.scalars(select(Participation.declaration).where(Participation.run == run))
+    declared = [Declaration.model_validate(row) for row in told]
+    wanted = [(one.rank, longest_first(one.rank_pattern)) for one in declared] + [(spec.largest_rank, {})]
+    return tuple({adapters.ranks_sha256(*one): one for one in wanted}.values())
+
+
+def _round(tx: Tx, lease: Lease) -> Round:
+    return tx.session.get_one(Round, lease.round_id, populate_existing=True)
+
+
+def _publish(tx: Tx, lease: Lease, result: Result) -> None:
+    run = runs.lock(tx, lease.run)
+    leases.renew(tx, lease, 0)  # the fencing token, compared in the transaction that publishes
+    round_ = _round(tx, lease)
+    adapters.publish(tx, lease.run, lease.number, result.adapter)
+    for rank, pattern, blob in result.slices:
+        adapters.keep_cut(tx, lease.run, lease.number, rank, pattern, blob)
+    energy = [kept.model_dump(mode="json") for kept in engine.energy_over_modules(result.modules)]
+    modules = [module.model_dump(mode="json") for module in result.modules]
+    tx.session.add(RoundModules(round_id=round_.id, energy_kept=energy, modules=modules))
+    round_.aggregation_seconds = result.seconds
+    progress.published(tx, run, round_)

@@ -1,0 +1,28 @@
+"""What all messages have in common, and the field types they share."""
+
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+# Strict mode refuses a JSON list for a tuple; the container alone is lax, its items stay strict.
+Tuple = Annotated[tuple[T, ...], Field(strict=False)]
+
+RunName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=256)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+MetricName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Alpha = Annotated[float, Field(gt=0, le=1e6)]
+Dimension = Annotated[int, Field(ge=1, le=2**24)]
+Count = Annotated[int, Field(ge=1, le=2**48)]
+Metrics = Annotated[dict[MetricName, float], Field(max_length=32)]
+RankPattern = Annotated[dict[TensorName, Rank], Field(max_length=4096)]
+AlphaPattern = Annotated[dict[TensorName, Alpha], Field(max_length=4096)]
+
+
+class Message(BaseModel):
+    """Base of every message: frozen, strict, closed, finite."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)

@@ -1,0 +1,44 @@
+"""How a rank and a rank pattern become one rank a module, and a scaling rule one alpha a module.
+
+The pattern's meaning is PEFT's (`LoraConfig.rank_pattern`): a key names every module that it equals or that ends with
+`.key`. Keys are literal here, never regular expressions: they come from the network. Of several matching keys the longest
+wins, and `adapter_config.json` lists them longest first, so that PEFT's first-match rule resolves the same way.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def lora_scaling(rank: int, alpha: float, use_rslora: bool) -> float:
+    """`alpha / rank`, or `alpha / sqrt(rank)` with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+def matches(module: str, key: str) -> bool:
+    """Whether pattern key `key` names `module`."""
+    return module == key or module.endswith(f".{key}")
+
+
+def by_pattern(module: str, default: T, pattern: Mapping[str, T]) -> T:
+    """The pattern's value for `module`, or `default` where no key names it."""
+    keys = [key for key in pattern if matches(module, key)]
+    return pattern[max(keys, key=len)] if keys else default
+
+
+def module_ranks(modules: Iterable[str], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
+    """The rank of every module."""
+    return {module: by_pattern(module, rank, pattern) for module in modules}
+
+
+def unmatched_keys(modules: Iterable[str], pattern: Mapping[str, object]) -> list[str]:
+    """Pattern keys that name no module: a misspelling that would otherwise be ignored silently."""
+    names = list(modules)
+    return [key for key in pattern if not any(matches(name, key) for name in names)]
+
+
+def longest_first(pattern: Mapping[str, T]) -> dict[str, T]:
+    """The pattern in PEFT's order of precedence; also its canonical form."""
+    return dict(sorted(pattern.items(), key=lambda item: (-len(item[0]), item[0])))

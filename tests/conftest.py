@@ -1,0 +1,61 @@
+"""Fixtures of all tests: migrated databases of both kinds, and a real coordinator on a real socket."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flexlora_server.store import Store
+from sqlalchemy import URL
+
+from tests.databases import create_database, postgres_cluster, postgres_programs
+from tests.kit import Clock, Served, served
+
+_databases = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_socket() -> Iterator[Path]:
+    """A PostgreSQL cluster with a migrated database named `migrated` to copy from."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with postgres_cluster(programs) as socket:
+        store = Store(create_database(socket, "migrated"))
+        store.migrate()
+        store.close()
+        yield socket
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+    """A migrated, empty database of each kind in turn."""
+    if request.param == "postgresql":
+        socket: Path = request.getfixturevalue("postgres_socket")
+        return create_database(socket, f"test{next(_databases)}", "migrated")
+    url = URL.create("sqlite", database=str(tmp_path / "flexlora.db"))
+    store = Store(url)
+    store.migrate()
+    store.close()
+    return url
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The coordinator's time; it stands still unless the test moves it."""
+    return Clock()
+
+
+@pytest.fixture
+def store(database_url: URL, clock: Clock) -> Iterator[Store]:
+    """The door to a migrated, empty database of each kind in turn."""
+    opened = Store(database_url, clock)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def coordinator(store: Store, clock: Clock, tmp_path: Path) -> Iterator[Served]:
+    """A running coordinator on each kind of database in turn."""
+    with served(store, tmp_path / "data", clock) as running:
+        yield running

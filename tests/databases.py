@@ -1,0 +1,53 @@
+"""Real databases for the tests: SQLite files, and a PostgreSQL cluster of our own on a Unix socket."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sqlalchemy import URL, create_engine, text
+
+
+def postgres_programs() -> Path | None:
+    """The folder of `initdb` and `pg_ctl`; None where PostgreSQL is not installed."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = str(debian[-1]) if debian else shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+@contextmanager
+def postgres_cluster(programs: Path) -> Iterator[Path]:
+    """A running PostgreSQL; the folder of its socket. It refuses to run as root, so root runs it as `postgres`."""
+    user = "postgres" if os.geteuid() == 0 else None
+    with TemporaryDirectory(prefix="flexlora-pg-", dir="/tmp") as folder:
+        if user is not None:
+            shutil.chown(folder, user)
+        data = f"{folder}/data"
+        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
+
+        def run(*command: str) -> None:
+            subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
+
+        run(str(programs / "initdb"), "-D", data, "-U", "flexlora", "--auth=trust", "--no-sync")
+        run(str(programs / "pg_ctl"), "-D", data, "-o", options, "-l", f"{folder}/log", "-w", "start")
+        try:
+            yield Path(folder)
+        finally:
+            run(str(programs / "pg_ctl"), "-D", data, "-m", "immediate", "-w", "stop")
+
+
+def postgres_url(socket: Path, database: str) -> URL:
+    """The URL of a database in the cluster."""
+    return URL.create("postgresql+psycopg", "flexlora", database=database, query={"host": str(socket)})
+
+
+def create_database(socket: Path, database: str, template: str = "template1") -> URL:
+    """A new database, a copy of `template`."""
+    admin = create_engine(postgres_url(socket, "postgres"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{database}" TEMPLATE "{template}"'))
+    admin.dispose()
+    return postgres_url(socket, database)

@@ -1,0 +1,209 @@
+"""What the tests stand on: a real coordinator on a real socket, participants that speak the protocol, adapter files."""
+
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from flexlora_server.app import create_app
+from flexlora_server.blobs import BlobStore
+from flexlora_server.settings import Settings
+from flexlora_server.store import Store
+from flexlora_server.worker import Worker
+from flexlora_shared.layout import adapter_shapes
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.ranks import module_ranks
+from safetensors.torch import save
+from torch import Generator, Tensor, float32, randn
+from torch import dtype as Dtype
+
+OPERATOR_KEY = "operator-key-of-the-tests"
+PART = {"Content-Type": "application/partial-upload"}
+
+
+class Clock:
+    """The coordinator's time, moved by the test."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def spec(name: str = "run", **changes: Any) -> dict[str, Any]:
+    """A small run of two modules of different shapes."""
+    return {
+        "name": name,
+        "model": {"id": "tiny"},
+        "modules": [
+            {"name": "layers.0.q_proj", "out_features": 20, "in_features": 24},
+            {"name": "layers.0.up_proj", "out_features": 32, "in_features": 24},
+        ],
+        "ranks": [2, 4, 8],
+        "scaling": {"alpha_per_rank": 2.0},
+        "rounds": 2,
+        "gather_timeout": 0.0,
+        "round_timeout": 100.0,
+        **changes,
+    }
+
+
+def tensors(run: RunSpec, rank: int, pattern: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Tensor]:
+    """Random tensors of exactly the shapes an upload of these ranks must have, float32."""
+    generator = Generator().manual_seed(seed)
+    ranks = module_ranks((module.name for module in run.modules), rank, pattern or {})
+    shapes = adapter_shapes(run.modules, run.extra, ranks)
+    return {key: randn(*shape, generator=generator) for key, shape in shapes.items()}
+
+
+def encode(named: Mapping[str, Tensor], dtype: Dtype = float32) -> bytes:
+    """The tensors as a safetensors file in `dtype`."""
+    return save({key: tensor.to(dtype).contiguous() for key, tensor in named.items()})
+
+
+@dataclass
+class Api:
+    """Calls with one key. `expect` fails the test with the whole answer where the status is another."""
+
+    http: httpx2.Client
+    key: str | None = None
+
+    def call(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        headers = dict(options.pop("headers", {}))
+        if self.key is not None:
+            headers.setdefault("Authorization", f"Bearer {self.key}")
+        return self.http.request(method, path, headers=headers, **options)
+
+    def expect(self, status: int, method: str, path: str, **options: Any) -> Any:
+        response = self.call(method, path, **options)
+        assert response.status_code == status, f"{method} {path}: {response.status_code} {response.text}"
+        return response.json() if response.headers.get("content-type", "").endswith("json") else response
+
+    def problem(self, code: str, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The call must be refused with this problem code; its body."""
+        response = self.call(method, path, **options)
+        assert response.headers.get("content-type") == "application/problem+json", response.text
+        body: dict[str, Any] = response.json()
+        assert body["code"] == code, body
+        assert body["status"] == response.status_code
+        assert body["detail"].endswith("."), body
+        return body
+
+
+@dataclass
+class Participant(Api):
+    """An enrolled client that follows the protocol by hand."""
+
+    client_id: str = ""
+
+    def declare(self, run: str, rank: int, examples: int = 10, pattern: Mapping[str, int] | None = None) -> None:
+        told = {"rank": rank, "examples": examples, "rank_pattern": dict(pattern or {})}
+        self.expect(200, "PUT", f"/v1/runs/{run}/declaration", json=told)
+
+    def task(self, run: str, wait: float = 30) -> dict[str, Any]:
+        task: dict[str, Any] = self.expect(200, "GET", f"/v1/runs/{run}/task", params={"wait": wait})
+        return task
+
+    def announce(self, task: Mapping[str, Any], data: bytes, **told: Any) -> dict[str, Any]:
+        rank = task["rank"]
+        body = {
+            "rank": rank,
+            "rank_pattern": task["rank_pattern"],
+            "alpha": 2.0 * rank,
+            "examples": 10,
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            **told,
+        }
+        status: dict[str, Any] = self.expect(201, "POST", f"/v1/runs/{task['run']}/rounds/{task['round']}/uploads", json=body)
+        return status
+
+    def send(self, upload: str, data: bytes, offset: int = 0) -> None:
+        headers = PART | {"Upload-Offset": str(offset), "Upload-Complete": "?1"}
+        self.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=headers, content=data[offset:])
+
+    def commit(self, upload: str) -> dict[str, Any]:
+        receipt: dict[str, Any] = self.expect(200, "PUT", f"/v1/uploads/{upload}/commit")
+        return receipt
+
+    def upload(self, task: Mapping[str, Any], data: bytes, **told: Any) -> dict[str, Any]:
+        """Announce, send and commit; the receipt."""
+        status = self.announce(task, data, **told)
+        self.send(status["id"], data)
+        return self.commit(status["id"])
+
+    def download(self, task: Mapping[str, Any]) -> bytes:
+        """The slice this task starts from."""
+        content: bytes = self.call("GET", task["adapter"]["href"]).content
+        assert hashlib.sha256(content).hexdigest() == task["adapter"]["sha256"]
+        return content
+
+
+@dataclass
+class Served:
+    """A running coordinator and its store; its worker steps only when the test says so."""
+
+    url: str
+    store: Store
+    settings: Settings
+    clock: Clock
+    http: httpx2.Client
+    operator: Api = field(init=False)
+    worker: Worker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.operator = Api(self.http, OPERATOR_KEY)
+        self.worker = Worker(self.store, BlobStore(self.settings.data_dir), self.settings)
+
+    def enrol(self, name: str = "participant") -> Participant:
+        token = self.operator.expect(201, "POST", "/v1/enrolment-tokens", json={})["token"]
+        given = Api(self.http).expect(201, "POST", "/v1/clients", json={"token": token, "name": name})
+        return Participant(self.http, given["api_key"], given["client_id"])
+
+    def run(self, name: str = "run", **changes: Any) -> RunSpec:
+        """A started run with round 0 published."""
+        detail = self.operator.expect(201, "POST", "/v1/runs", json=spec(name, **changes))
+        self.operator.expect(200, "POST", f"/v1/runs/{name}/start")
+        self.work()
+        return RunSpec.model_validate_json(json.dumps(detail["spec"]))
+
+    def work(self) -> int:
+        """Let the worker aggregate whatever waits; how many rounds it took."""
+        steps = 0
+        while self.worker.step():
+            steps += 1
+        return steps
+
+    def round(self, run: str, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = self.operator.expect(200, "GET", f"/v1/runs/{run}/rounds/{number}")
+        return found
+
+
+@contextmanager
+def served(store: Store, folder: Path, clock: Clock, **settings: Any) -> Iterator[Served]:
+    """A coordinator on a real socket for the block."""
+    values = {"data_dir": folder, "operator_key": OPERATOR_KEY, "aggregation_threads": 1, **settings}
+    chosen = Settings.model_validate(values)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)  # connections wait here until uvicorn is up
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn.Config(create_app(chosen, store), log_config=None, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        with httpx2.Client(base_url=url, timeout=60) as http:
+            yield Served(url, store, chosen, clock, http)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -1,0 +1,110 @@
+"""The register, and what every strategy refuses and promises."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
+from flexlora_server.aggregation.strategy import Aggregate, Strategy, register, strategies, strategy
+from flexlora_server.aggregation.truncate import truncate
+from tests.server.aggregation.cases import random_round
+
+NAMES = ("fedavg", "flexlora", "flexlora-residual")
+
+
+def digest(name: str) -> str:
+    case = random_round([48] * 4 if name == "fedavg" else [4, 16, 32, 48], d=320, k=256)
+    start = replace(case.previous, B=torch.randn(320, 48, generator=torch.Generator().manual_seed(9)))
+    result = strategy(name).aggregate(case.updates, start, torch.bfloat16)
+    data = result.factors.A.numpy().tobytes() + result.factors.B.numpy().tobytes()
+    return hashlib.sha256(data + repr((result.singular_values, result.total_energy)).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_updates_give_the_same_bytes_in_any_thread(name: str) -> None:
+    first = digest(name)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        assert set(pool.map(digest, [name] * 8)) == {first}
+
+
+def test_the_same_updates_give_the_same_bytes_in_any_process() -> None:
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from tests.server.aggregation.test_strategy import NAMES, digest\n"
+        "print(*map(digest, NAMES))"
+    )
+    for threads in ("1", "4"):  # what the process starts with does not matter once torch is told to use one
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": ":".join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.stdout.split() == [digest(name) for name in NAMES], done.stderr
+
+
+def test_built_in_strategies() -> None:
+    assert set(NAMES) <= set(strategies())
+    assert [strategy(name).name for name in NAMES] == list(NAMES)
+
+
+@pytest.mark.parametrize("name", ["flexlora", "flexlora-residual"])
+def test_any_mix_of_ranks_can_be_served(name: str) -> None:
+    strategy(name).check([2, 4, 200])
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(AggregationError, match="choose one of fedavg, flexlora, flexlora-residual"):
+        strategy("fedprox")
+
+
+class Uniform:
+    """What a researcher writes: FlexLoRA that weighs everyone the same."""
+
+    name = "uniform-for-a-test"
+
+    def check(self, ranks: Sequence[int]) -> None:
+        pass
+
+    def aggregate(self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype) -> Aggregate:
+        equal = [replace(update, weight=1 / len(updates)) for update in updates]
+        return truncate(*weighted_stack(equal), previous, dtype)
+
+
+def test_a_new_strategy_is_registered_by_name_once() -> None:
+    uniform: Strategy = Uniform()
+    register(uniform)
+    assert strategy("uniform-for-a-test") is uniform
+    with pytest.raises(AggregationError, match="already registered"):
+        register(Uniform())
+
+
+def changed(update: Update, **fields: object) -> list[Update]:
+    return [replace(update, **fields)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_updates_are_refused(name: str) -> None:
+    case = random_round([6])
+    (good,) = case.updates
+    holed = good.B.clone()
+    holed[3, 2] = float("nan")
+    bad = {
+        "there is no update": [],
+        "lora_B of update 0 holds a NaN": changed(good, B=holed),
+        r"needs \(6, 40\) and \(24, 6\)": changed(good, B=good.B[:-1]),
+        "has rank 7: the global update holds ranks 1 to 6": changed(good, A=torch.ones(7, 40), B=torch.ones(24, 7)),
+        "has scaling 0.0: it must be positive": changed(good, scaling=0.0),
+        "has served_scaling inf": changed(good, served_scaling=float("inf")),
+        "weights must sum to 1, not 0.5": changed(good, weight=0.5),
+        "weights must be finite and not negative": changed(good, weight=float("nan")),
+        "does not fit into float32": changed(good, scaling=1e39),
+    }
+    for message, updates in bad.items():
+        with pytest.raises(AggregationError, match=message):
+            strategy(name).aggregate(updates, case.previous, torch.float32)
+    with pytest.raises(AggregationError, match="cannot be served: choose float32"):
+        strategy(name).aggregate([good], case.previous, torch.float64)
