@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flexlora_server.store import Store
 from sqlalchemy import URL
 
+from flexlora_server.store import Store
 from tests.databases import create_database, postgres_cluster, postgres_programs
 from tests.kit import Clock, Served, served
 

@@ -12,6 +12,10 @@ from typing import Any
 
 import httpx2
 import uvicorn
+from safetensors.torch import save
+from torch import Generator, Tensor, float32, randn
+from torch import dtype as Dtype
+
 from flexlora_server.app import create_app
 from flexlora_server.blobs import BlobStore
 from flexlora_server.settings import Settings
@@ -20,9 +24,6 @@ from flexlora_server.worker import Worker
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
-from safetensors.torch import save
-from torch import Generator, Tensor, float32, randn
-from torch import dtype as Dtype
 
 OPERATOR_KEY = "operator-key-of-the-tests"
 PART = {"Content-Type": "application/partial-upload"}
@@ -126,7 +127,9 @@ class Participant(Api):
             "sha256": hashlib.sha256(data).hexdigest(),
             **told,
         }
-        status: dict[str, Any] = self.expect(201, "POST", f"/v1/runs/{task['run']}/rounds/{task['round']}/uploads", json=body)
+        status: dict[str, Any] = self.expect(
+            201, "POST", f"/v1/runs/{task['run']}/rounds/{task['round']}/uploads", json=body
+        )
         return status
 
     def send(self, upload: str, data: bytes, offset: int = 0) -> None:

@@ -32,7 +32,7 @@ _BY_STATUS = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+class Refusal(Exception):
     """Answer with the problem `code`; `context` goes into the body, `headers` onto the response."""
 
     def __init__(self, code: Code, detail: str, *, headers: Mapping[str, str] | None = None, **context: Any) -> None:
@@ -45,7 +45,7 @@ class StartupError(Exception):
     """The coordinator cannot start; the message says what to do."""
 
 
-class LeaseLost(Exception):  # noqa: N818 - says what happened
+class LeaseLost(Exception):
     """The aggregation was taken over, or its round left AGGREGATING."""
 
 
@@ -113,7 +113,9 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _defect(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)  # the server logs the traceback
+    log.error(
+        "%s %s failed: %s", request.method, request.url.path, type(error).__name__
+    )  # the server logs the traceback
     return problem_response(
         Problem.of(Code.INTERNAL, "The coordinator failed; its log says why. Nothing was accepted.")
     )

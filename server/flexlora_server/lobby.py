@@ -1,7 +1,7 @@
 """Where idle agents and event streams wait: no thread and no database connection each.
 
-One task looks at the database, a few times a second or when poked: it writes who is waiting, moves on the rounds whose time has
-come, reads which runs changed (by their version) and which participants have work, and wakes exactly those.
+One task looks at the database, a few times a second or when poked: it writes who is waiting, moves on the rounds
+whose time has come, reads which runs changed (by their version) and which participants have work, and wakes exactly those.
 """
 
 import asyncio
@@ -47,6 +47,7 @@ class Lobby:
         self._agents: Waiting[tuple[str, str]] = defaultdict(set)
         self._watchers: Waiting[str] = defaultdict(set)
         self._poked = asyncio.Event()
+        self._admitted: set[tuple[str, str]] = set()
         self._arrived: set[tuple[str, str]] = set()
         self._presence_due = 0.0
 
@@ -54,14 +55,23 @@ class Lobby:
         """Look at the database now; to be called in the loop's thread."""
         self._poked.set()
 
-    async def work(self, run: str, client: str, seconds: float) -> None:
-        """Return when this participant may have work or the run is over, at the latest after `seconds`."""
+    def admit(self, run: str, client: str) -> None:
+        """Remember that this participant has declared in the run: a declaration is never taken back."""
+        self._admitted.add((run, client))
+
+    def admitted(self, run: str, client: str) -> bool:
+        """Whether this participant is known to have declared in a run that is not known to be over."""
+        view = self._views.get(run)
+        return view is not None and not view.over and (run, client) in self._admitted
+
+    async def work(self, run: str, client: str, seconds: float) -> bool:
+        """Wait until this participant may have work or the run is over: True; False after `seconds` without either."""
         self._arrived.add((run, client))
         view = self._views.get(run)
         if view is not None and (view.over or client in view.with_work):
-            return
+            return True
         self.poke()
-        await _wait(self._agents, (run, client), seconds)
+        return await _wait(self._agents, (run, client), seconds)
 
     async def change(self, run: str, seconds: float) -> None:
         """Return when the run has changed, at the latest after `seconds`."""
@@ -133,14 +143,15 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def _wait(waiting: Waiting[K], key: K, seconds: float) -> None:
+async def _wait(waiting: Waiting[K], key: K, seconds: float) -> bool:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     waiting[key].add(future)
     try:
         async with asyncio.timeout(seconds):
             await future
+        return True
     except TimeoutError:
-        pass
+        return False
     finally:
         waiting[key].discard(future)
         if not waiting[key]:

@@ -10,5 +10,5 @@ class AggregationError(Exception):
     """Tensors, weights or ranks that cannot become a global update; the message says which and why."""
 
 
-class UnsupportedRun(Exception):  # noqa: N818 - it describes a run the strategy refuses, not a fault
+class UnsupportedRun(Exception):
     """A strategy refuses a run's definition; the message says what to change."""

@@ -82,7 +82,7 @@ def _check_range(header: str | None, size: int) -> None:
 
 def _beyond(first: str | None, last: str | None, size: int) -> bool:
     """Whether a span begins behind the file's end or ends before it begins; the last bytes, `-N`, always exist."""
-    return first is not None and (int(first) >= size or bool(last) and int(last or 0) < int(first))
+    return first is not None and (int(first) >= size or (bool(last) and int(last or 0) < int(first)))
 
 
 @routes.get("/v1/runs/{run}/rounds/{number}/adapter-config", responses=_REFUSALS)

@@ -70,9 +70,12 @@ async def next_task(
 ) -> Task | Response:
     """Wait for work: this also tells the coordinator that the participant is present."""
     coordinator = of(request)
-    await run_in_threadpool(_check, coordinator, name, client)
-    await coordinator.lobby.work(name, client, wait)
-    task = await run_in_threadpool(_task, coordinator, name, client)
+    if not coordinator.lobby.admitted(name, client):
+        await run_in_threadpool(_check, coordinator, name, client)
+        coordinator.lobby.admit(name, client)
+    task = None
+    if await coordinator.lobby.work(name, client, wait):
+        task = await run_in_threadpool(_task, coordinator, name, client)
     return task or Response(status_code=204, headers={"Retry-After": "1"})
 
 
