@@ -16,7 +16,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent's process and where it lives."""
+    """An agent's process, whose standard output is JSON events, and where it lives."""
 
     name: str
     home: Path
@@ -105,15 +105,16 @@ class Cluster:
         self.client("enroll", self.url, "--token", token, "--name", name, home=home)
         return home
 
-    def agent(self, name: str, *arguments: str, cpus: Sequence[int] = ()) -> Agent:
+    def agent(self, name: str, *arguments: str) -> Agent:
         """Start an enrolled participant's agent; `arguments` are those of `flexlora-client run`."""
         home = self.folder / name
         with (home / "agent.log").open("ab") as log:
             process = subprocess.Popen(
-                client_command("run", *arguments), env=self._client_environment(home), stdout=log, stderr=log
+                client_command("run", *arguments, "--json"),
+                env=self._client_environment(home),
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
-        if cpus:
-            os.sched_setaffinity(process.pid, cpus)
         return Agent(name, home, process)
 
 

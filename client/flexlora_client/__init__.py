@@ -1,0 +1,1 @@
+"""The FlexLoRA agent and the command line over the coordinator's REST interface."""

@@ -1,0 +1,194 @@
+"""The agent's loop: declare, wait for a task, download, evaluate, train, upload; until the run is over.
+
+What may go wrong has one of three ends: it is tried again (a coordinator that is away), it costs this round only (late,
+not assigned), or it ends the agent with a sentence.
+"""
+
+from dataclasses import dataclass
+
+from flexlora_client.api import Api, NoTask
+from flexlora_client.download import download
+from flexlora_client.errors import Refused, RunEnded
+from flexlora_client.files import sha256_of
+from flexlora_client.learner import Learner, sendable
+from flexlora_client.reporter import Reporter, figures
+from flexlora_client.slices import Slice, Wanted, of_round, of_task
+from flexlora_client.upload import upload
+from flexlora_client.work import Trained, Work
+from flexlora_shared.messages.clients import Declaration
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Task
+from flexlora_shared.messages.uploads import Evaluation, UploadCreate
+from flexlora_shared.problems import Code
+
+WAIT = 30  # seconds of a long poll
+# The update comes too late or is not wanted: the next round is another chance.
+ROUND_LOST = frozenset({Code.ROUND_CLOSED, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING, Code.ALREADY_ACCEPTED})
+
+
+@dataclass(frozen=True)
+class Agent:
+    """One participant in one run."""
+
+    api: Api
+    spec: RunSpec
+    work: Work
+    learner: Learner
+    declaration: Declaration
+    reporter: Reporter
+    max_rounds: int | None = None  # stop after this many receipts
+
+    def run(self) -> None:
+        """Take part until the run completes, or `max_rounds` updates are accepted.
+
+        Raises:
+            RunEnded: the run was cancelled or failed.
+            Refused: the coordinator does not want this participant, or not such an update.
+            TrainingError, BadInput: something on this side cannot be used.
+        """
+        try:
+            self._declare()
+            self._rounds()
+        except Refused as error:
+            if error.code is not Code.RUN_OVER:
+                raise
+            self._finish()
+
+    def _declare(self) -> None:
+        self.api.declare(self.spec.name, self.declaration)
+        rank, examples = self.declaration.rank, self.declaration.examples
+        self.reporter.step("declared", f"declared rank {rank} and {examples} examples", rank=rank, examples=examples)
+
+    def _rounds(self) -> None:
+        accepted, waiting = 0, False
+        while self.max_rounds is None or accepted < self.max_rounds:
+            task = self._next()
+            if isinstance(task, Task):
+                accepted += self._round(task)
+                waiting = False
+                continue
+            if not waiting:
+                self.reporter.step("waiting", "waiting for work")
+            waiting = True
+            self.api.retry.sleep(task.retry_after)
+        self.reporter.step("stopped", f"{accepted} updates accepted, stopping as asked", accepted=accepted)
+
+    def _next(self) -> Task | NoTask:
+        try:
+            return self.api.task(self.spec.name, WAIT)
+        except Refused as error:
+            if error.code is Code.NOT_DECLARED:  # the coordinator lost what it knew
+                self._declare()
+                return NoTask(0.0)
+            raise
+
+    def _round(self, task: Task) -> bool:
+        """Do one task; whether its update was accepted."""
+        step, number = self.reporter.step, task.round
+        step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
+        wanted = of_task(task)
+        start = self._download(wanted, number)
+        self._report(start, number - 1, wanted)
+        trained = self.work.trained(number, start.sha256)
+        if trained is not None:
+            step("kept", f"round {number}: sending the update trained before the restart", round=number)
+        try:
+            return self._send(trained or self._train(task, wanted, start))
+        except Refused as error:
+            if error.code not in ROUND_LOST:
+                raise
+            self.work.drop_trained()
+            step("lost", f"round {number}: the update does not count: {error}", round=number, code=str(error.code))
+            return False
+
+    def _download(self, wanted: Wanted, number: int) -> Slice:
+        if wanted.sha256 is not None:
+            self.work.slices.keep_only(wanted.sha256)
+        with self.reporter.bytes_bar("downloading") as position:
+            found = download(self.api, self.work.slices, wanted, position)
+        self.reporter.step(
+            "downloaded",
+            f"round {number}: adapter of {found.size} bytes, {found.fetched} over the network",
+            round=number,
+            sha256=found.sha256,
+            bytes=found.fetched,
+        )
+        return found
+
+    def _report(self, served: Slice, published: int, wanted: Wanted) -> None:
+        """Evaluate a served slice once, and tell the coordinator under the round that published it."""
+        heldout = len(self.learner.heldout)
+        if not heldout or self.work.state.evaluated == served.sha256:
+            return
+        metrics = self.learner.evaluate(self.spec, served.folder, generate=True)
+        sentence = f"adapter of round {published} on {heldout} held-out examples: {figures(metrics)}"
+        self.reporter.step("evaluated", sentence, round=published, metrics=metrics)
+        pattern = dict(wanted.rank_pattern)
+        try:
+            if metrics:
+                evaluation = Evaluation(rank=wanted.rank, rank_pattern=pattern, examples=heldout, metrics=metrics)
+                self.api.evaluate(self.spec.name, published, evaluation)
+        except Refused as error:  # the figures are for people; the round goes on without them
+            self.reporter.step("evaluation-refused", f"the evaluation was not taken: {error}", round=published)
+        self.work.set_evaluated(served.sha256)
+
+    def _train(self, task: Task, wanted: Wanted, start: Slice) -> Trained:
+        number, output = task.round, self.work.fresh_output()
+        examples = len(self.learner.train)
+        self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
+        with self.reporter.steps_bar("training") as position:
+            outcome = self.learner.fit(
+                wanted, number, start.folder, output, lambda step, total, loss: position(step, total)
+            )
+        metrics = outcome.metrics
+        if self.learner.heldout:
+            after = self.learner.evaluate(self.spec, outcome.adapter.parent, generate=False)
+            metrics = {**metrics, **{f"heldout_{name}": value for name, value in after.items()}}
+        metrics = sendable(metrics)
+        self.reporter.step("trained", f"round {number}: {figures(metrics)}", round=number, metrics=metrics)
+        trained = Trained(
+            run=task.run,
+            round=number,
+            attempt=task.attempt,
+            adapter=start.sha256,
+            file=str(outcome.adapter.resolve().relative_to(output.resolve())),
+            upload=UploadCreate(
+                rank=task.rank,
+                rank_pattern=task.rank_pattern,
+                alpha=wanted.alpha,
+                alpha_pattern=wanted.alpha_pattern,
+                use_rslora=self.spec.scaling.use_rslora,
+                examples=outcome.examples,
+                size=outcome.adapter.stat().st_size,
+                sha256=sha256_of(outcome.adapter),
+                metrics=metrics,
+            ),
+        )
+        self.work.keep_trained(trained)
+        return trained
+
+    def _send(self, trained: Trained) -> bool:
+        path = self.work.output / trained.file
+        with self.reporter.bytes_bar("uploading") as position:
+            receipt = upload(self.api, trained.run, trained.round, trained.upload, path, position)
+        self.work.drop_trained()
+        size = trained.upload.size
+        self.reporter.step(
+            "accepted",
+            f"round {trained.round}: update of {size} bytes accepted",
+            round=trained.round,
+            bytes=size,
+            sha256=receipt.sha256,
+        )
+        return True
+
+    def _finish(self) -> None:
+        """The run is over: look at the result once more."""
+        status = self.api.run(self.spec.name).status
+        if status.state != "COMPLETED":
+            raise RunEnded(f"run {status.name} is {status.state}: {status.reason or 'no reason was given'}")
+        last, declared = status.rounds_published, self.declaration
+        if self.learner.heldout:
+            wanted = of_round(self.spec, last, declared.rank, declared.rank_pattern)
+            self._report(self._download(wanted, last), last, wanted)
+        self.reporter.step("completed", f"the run is complete after {last} rounds", rounds=last)

@@ -1,0 +1,183 @@
+"""The protocol's calls, one typed method each: messages in, messages out.
+
+Every call is safe to repeat, so each is tried again as `Retry` says; only the parts of a transfer are sent once here,
+because a transfer looks where it stands before it goes on.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self, TypeVar
+from urllib.parse import quote, urlencode
+
+from pydantic import ValidationError
+
+from flexlora_client.errors import Unreachable
+from flexlora_client.http import Answer, Body, Http
+from flexlora_client.retry import Retry
+from flexlora_shared.messages.base import Message
+from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrolment, Token, TokenRequest
+from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
+from flexlora_shared.messages.status import RoundDetail, RoundList
+from flexlora_shared.messages.tasks import Task
+from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Evaluation, Receipt, UploadCreate, UploadStatus
+from flexlora_shared.ranks import longest_first
+
+M = TypeVar("M", bound=Message)
+Action = Literal["start", "pause", "resume", "cancel"]
+POLL_MARGIN = 30.0  # seconds an answer may come later than the wait asked for
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class NoTask:
+    """There was nothing to do; ask again after this many seconds."""
+
+    retry_after: float
+
+
+class Api:
+    """The calls of one coordinator."""
+
+    def __init__(self, http: Http, retry: Retry) -> None:
+        self.http = http
+        self.retry = retry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop the connections."""
+        self.http.__exit__()
+
+    # runs and rounds
+
+    def create_run(self, spec: RunSpec) -> RunDetail:
+        """Define a run, in state DRAFT."""
+        return self._call(RunDetail, "POST", "/v1/runs", spec)
+
+    def runs(self) -> RunList:
+        """Every run, newest first."""
+        return self._call(RunList, "GET", "/v1/runs")
+
+    def run(self, run: str) -> RunDetail:
+        """A run's definition and status."""
+        return self._call(RunDetail, "GET", f"{_run(run)}")
+
+    def change_run(self, run: str, action: Action) -> RunStatus:
+        """Start, pause, resume or cancel."""
+        return self._call(RunStatus, "POST", f"{_run(run)}/{action}")
+
+    def rounds(self, run: str) -> RoundList:
+        """A run's rounds, newest first."""
+        return self._call(RoundList, "GET", f"{_run(run)}/rounds")
+
+    def round(self, run: str, number: int) -> RoundDetail:
+        """One round with its modules."""
+        return self._call(RoundDetail, "GET", f"{_run(run)}/rounds/{number}")
+
+    # taking part
+
+    def declare(self, run: str, declaration: Declaration) -> Declaration:
+        """Say which rank this participant affords, and on how many examples it trains."""
+        return self._call(Declaration, "PUT", f"{_run(run)}/declaration", declaration)
+
+    def task(self, run: str, wait: int) -> Task | NoTask:
+        """What to do now; the coordinator holds the question for up to `wait` seconds (0 to 60)."""
+        path = f"{_run(run)}/task?wait={wait}"
+        answer = self.retry.call(lambda: self.http.request("GET", path, read_timeout=wait + POLL_MARGIN))
+        if answer.status == 204:
+            return NoTask(float(answer.headers.get("retry-after", 1)))
+        return _parsed(Task, answer)
+
+    def adapter_config(self, path: str) -> bytes:
+        """A slice's PEFT `adapter_config.json`."""
+        return self.retry.call(lambda: self.http.request("GET", path)).body
+
+    def evaluate(self, run: str, number: int, evaluation: Evaluation) -> None:
+        """Report metrics of the slice that round `number` published."""
+        self._send("POST", f"{_run(run)}/rounds/{number}/evaluations", evaluation)
+
+    # uploads
+
+    def create_upload(self, run: str, number: int, upload: UploadCreate) -> UploadStatus:
+        """Announce an update; the same announcement again returns the open upload."""
+        return self._call(UploadStatus, "POST", f"{_run(run)}/rounds/{number}/uploads", upload)
+
+    def upload_offset(self, upload: str) -> int:
+        """Bytes of the upload that have arrived; one attempt."""
+        return _offset(self.http.request("HEAD", f"/v1/uploads/{quote(upload, safe='')}"))
+
+    def send_part(self, upload: str, offset: int, length: int, part: Body, *, last: bool) -> int:
+        """Send `length` bytes beginning at `offset`; one attempt. Returns the offset the coordinator confirms."""
+        headers = {
+            "Content-Type": PART_MEDIA_TYPE,
+            "Content-Length": str(length),
+            "Upload-Offset": str(offset),
+            "Upload-Complete": "?1" if last else "?0",
+        }
+        return _offset(self.http.request("PATCH", f"/v1/uploads/{quote(upload, safe='')}", headers=headers, body=part))
+
+    def commit(self, upload: str) -> Receipt:
+        """Have the update counted; one attempt."""
+        return _parsed(Receipt, self.http.request("PUT", f"/v1/uploads/{quote(upload, safe='')}/commit"))
+
+    # keys and clients
+
+    def create_token(self, request: TokenRequest) -> Token:
+        """A one-time enrolment token."""
+        return self._call(Token, "POST", "/v1/enrolment-tokens", request)
+
+    def enrol(self, enrolment: Enrolment) -> Credentials:
+        """Redeem a token."""
+        return self._call(Credentials, "POST", "/v1/clients", enrolment)
+
+    def clients(self) -> ClientList:
+        """Every client ever enrolled."""
+        return self._call(ClientList, "GET", "/v1/clients")
+
+    def revoke(self, client_id: str) -> None:
+        """End a client's key."""
+        self._send("DELETE", f"/v1/clients/{quote(client_id, safe='')}", None)
+
+    def rotate_key(self) -> Credentials:
+        """A new key for this client; one attempt, because the old key ends with the first that arrives."""
+        return _parsed(Credentials, self.http.request("POST", "/v1/clients/me/keys"))
+
+    def _call(self, kind: type[M], method: str, path: str, message: Message | None = None) -> M:
+        return _parsed(kind, self._send(method, path, message))
+
+    def _send(self, method: str, path: str, message: Message | None) -> Answer:
+        body = message.model_dump_json().encode() if message is not None else None
+        headers = JSON if message is not None else None
+        return self.retry.call(lambda: self.http.request(method, path, headers=headers, body=body))
+
+
+def adapter_path(run: str, number: int, rank: int, rank_pattern: Mapping[str, int], *, config: bool = False) -> str:
+    """Where the slice of a published round lies, or with `config` its `adapter_config.json`."""
+    query = {"rank": str(rank)}
+    if rank_pattern:
+        query["pattern"] = json.dumps(longest_first(rank_pattern))
+    return f"{_run(run)}/rounds/{number}/adapter{'-config' if config else ''}?{urlencode(query)}"
+
+
+def _run(run: str) -> str:
+    return f"/v1/runs/{quote(run, safe='')}"
+
+
+def _parsed(kind: type[M], answer: Answer) -> M:
+    try:
+        return kind.model_validate_json(answer.body)
+    except ValidationError as error:
+        wrong = f"{error.error_count()} fields are wrong, the first: {error.errors()[0]['msg']}"
+        raise Unreachable(
+            f"the coordinator's {kind.__name__} is not the one of this version ({wrong}); update the older side",
+            transient=False,
+        ) from None
+
+
+def _offset(answer: Answer) -> int:
+    value = answer.headers.get("upload-offset", "")
+    if not value.isdecimal():
+        raise Unreachable(f"the coordinator sent no usable Upload-Offset ({value!r})", transient=False)
+    return int(value)

@@ -1,0 +1,51 @@
+"""The command line `flexlora-client`. An error is one sentence on stderr and an exit code of `exits`, no traceback."""
+
+import os
+import signal
+import sys
+
+import typer
+
+from flexlora_client.cli import describe, export, operator, participant, watch
+from flexlora_client.errors import ClientError
+from flexlora_client.exits import Exit
+from flexlora_client.training.errors import TrainingError
+
+app = typer.Typer(
+    help="Take part in federated LoRA fine-tuning, watch runs, export results, operate a coordinator.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("enroll")(participant.enroll)
+app.command("describe")(describe.describe)
+app.command("run")(participant.run)
+app.command("status")(watch.status)
+app.command("rounds")(watch.rounds)
+app.command("export")(export.export)
+app.add_typer(operator.runs, name="runs")
+app.add_typer(operator.tokens, name="tokens")
+app.add_typer(operator.clients, name="clients")
+app.add_typer(participant.keys, name="keys")
+
+
+def main() -> None:
+    """Entry point of `flexlora-client`."""
+    # SIGTERM ends the agent like Ctrl-C: what was finished is on disk already
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except ClientError as error:
+        _end(error, error.exit_code)
+    except TrainingError as error:
+        _end(error, Exit.BAD_INPUT)
+    except BrokenPipeError:  # the reader of our output went away
+        os._exit(Exit.OK)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"{place}{error.strerror or error}", Exit.BAD_INPUT)
+
+
+def _end(reason: object, code: Exit) -> None:
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(code)

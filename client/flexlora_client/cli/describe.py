@@ -1,0 +1,77 @@
+"""`describe`: what a run can train of a model, as a table or as a definition ready for `runs create`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flexlora_client import rendering
+from flexlora_client.cli.options import message
+from flexlora_client.errors import BadInput
+from flexlora_shared.messages.runs import RunSpec, TaskType
+
+COLUMNS = ("label", "category")
+
+
+def describe(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of the base model.", metavar="MODEL")],
+    task_type: Annotated[TaskType, typer.Option("--task-type", help="What the model is fine-tuned for.")] = "CAUSAL_LM",
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Name or ending of a layer to train; repeatable. [all linear]")
+    ] = None,
+    labels_from: Annotated[
+        Path | None,
+        typer.Option("--labels-from", help="SEQ_CLS: a .txt or .json list of labels, or a data file that holds them."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Revision of the model on its hub.")] = None,
+    name: Annotated[str, typer.Option("--name", help="Name of the run in the definition.")] = "my-run",
+    rank: Annotated[
+        list[int] | None, typer.Option("--rank", min=1, help="An allowed rank; repeatable. [4 8 16]")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in the definition.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's definition, to be edited.")] = False,
+) -> None:
+    """Show the layers of a model that a run can train, from its configuration alone."""
+    labels = _labels(labels_from) if labels_from else ()
+    from flexlora_client import describe as models  # takes seconds to import
+
+    found = models.describe(model, task_type, target or models.ALL_LINEAR, labels, revision)
+    spec = message(
+        RunSpec,
+        name=name,
+        model=found.model,
+        modules=found.modules,
+        extra=found.extra,
+        ranks=tuple(rank or (4, 8, 16)),
+        rounds=rounds,
+    )
+    if as_json:
+        print(spec.model_dump_json(indent=2))
+    else:
+        rendering.show(spec, rendering.modules(spec), as_json=False)
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    """The classes: lines of a text file, a JSON list, or the distinct labels of a data file in sorted order."""
+    try:
+        if path.suffix == ".txt":
+            labels = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        elif path.suffix == ".json":
+            labels = json.loads(path.read_bytes())
+        else:
+            labels = _of_data(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read labels from {path}: {error}") from None
+    if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
+        raise BadInput(f"{path} holds no list of labels; give texts, one for each class")
+    if len(set(labels)) < len(labels):
+        raise BadInput(f"{path} names a label twice")
+    return tuple(labels)
+
+
+def _of_data(path: Path) -> list[str]:
+    from flexlora_client.training.rows import read_rows
+
+    found = {str(row.fields[column]) for row in read_rows(path) for column in COLUMNS if column in row.fields}
+    return sorted(found)

@@ -1,0 +1,68 @@
+"""Exporting a published adapter as a PEFT folder, whole or not at all."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flexlora_client.api import Api
+from flexlora_client.cli.options import (
+    CaFileOption,
+    HomeOption,
+    JsonOption,
+    KeyFileOption,
+    Place,
+    RankOption,
+    RankPatternOption,
+    RunArgument,
+    UrlOption,
+    as_anyone,
+    rank_pattern,
+)
+from flexlora_client.download import download
+from flexlora_client.errors import BadInput
+from flexlora_client.files import make_folder
+from flexlora_client.reporter import Reporter
+from flexlora_client.slices import Slices, Wanted, of_round
+
+
+def export(
+    run: RunArgument,
+    rank: RankOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; it must not hold anything yet.")],
+    number: Annotated[int | None, typer.Option("--round", min=0, help="Round. [the last published]")] = None,
+    rank_pattern_: RankPatternOption = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Save a published adapter as an ordinary PEFT folder."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(f"{output} exists and is not an empty folder; name another one")
+    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+        detail = api.run(run)
+        chosen = detail.status.rounds_published if number is None else number
+        wanted = of_round(detail.spec, chosen, rank, rank_pattern(rank_pattern_))
+        sha256 = _save(api, wanted, output)
+    if as_json:
+        print(json.dumps({"run": run, "round": chosen, "rank": rank, "folder": str(output), "sha256": sha256}))
+    else:
+        print(f"round {chosen} of {run} at rank {rank} is in {output}")
+
+
+def _save(api: Api, wanted: Wanted, output: Path) -> str:
+    """Download beside `output`, then rename: a cut or a crash leaves no half folder under its name."""
+    make_folder(output.parent)
+    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        with Reporter(wanted.spec.name).bytes_bar("downloading") as position:
+            found = download(api, Slices(beside), wanted, position)
+        found.folder.replace(output)
+        return found.sha256
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,153 @@
+"""The operator's commands over REST: runs, enrolment tokens, clients."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from flexlora_client import rendering
+from flexlora_client.api import Action
+from flexlora_client.cli.options import (
+    CaFileOption,
+    HomeOption,
+    JsonOption,
+    KeyFileOption,
+    Place,
+    RunArgument,
+    UrlOption,
+    as_anyone,
+    as_operator,
+    message,
+    sentence,
+)
+from flexlora_client.errors import BadInput
+from flexlora_shared.messages.clients import TokenRequest
+from flexlora_shared.messages.runs import RunSpec
+
+runs = typer.Typer(help="Define and steer runs.", no_args_is_help=True)
+tokens = typer.Typer(help="Enrolment tokens.", no_args_is_help=True)
+clients = typer.Typer(help="Enrolled clients.", no_args_is_help=True)
+
+
+@runs.command("create")
+def create(
+    file: Annotated[Path, typer.Argument(help="The run's definition, JSON; `describe` prints a start.")],
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Define a run; it waits in DRAFT until it is started."""
+    spec = _spec(file)
+    with as_operator(Place(url, key_file, home, ca_file)) as api:
+        detail = api.create_run(spec)
+    rendering.show(
+        detail, f"run {detail.status.name} is defined; start it: flexlora-client runs start {spec.name}", as_json
+    )
+
+
+def _change(action: Action) -> None:
+    def command(
+        run: RunArgument,
+        url: UrlOption = None,
+        key_file: KeyFileOption = None,
+        home: HomeOption = None,
+        ca_file: CaFileOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        with as_operator(Place(url, key_file, home, ca_file)) as api:
+            status = api.change_run(run, action)
+        rendering.show(status, f"run {status.name} is {status.state}", as_json)
+
+    runs.command(action, help=f"{action.capitalize()} a run.")(command)
+
+
+_change("start")
+_change("pause")
+_change("resume")
+_change("cancel")
+
+
+@runs.command("list")
+def list_runs(
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every run, newest first."""
+    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+        found = api.runs()
+    rendering.show(found, rendering.run_list(found), as_json)
+
+
+@runs.command("show")
+def show(
+    run: RunArgument,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A run's status and definition."""
+    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+        found = api.run(run)
+    rendering.show(found, rendering.run_detail(found), as_json)
+
+
+@tokens.command("create")
+def create_token(
+    expires_in: Annotated[int, typer.Option("--expires-in", min=1, help="Seconds the token is good for.")] = 86_400,
+    note: Annotated[str, typer.Option("--note", help="Who it is for, in your own words.")] = "",
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A token that enrols one participant; shown once."""
+    request = message(TokenRequest, expires_in=expires_in, note=note)
+    with as_operator(Place(url, key_file, home, ca_file)) as api:
+        token = api.create_token(request)
+    rendering.show(token, token.token, as_json)
+
+
+@clients.command("list")
+def list_clients(
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every client ever enrolled."""
+    with as_operator(Place(url, key_file, home, ca_file)) as api:
+        found = api.clients()
+    rendering.show(found, rendering.client_list(found), as_json)
+
+
+@clients.command("revoke")
+def revoke(
+    client: Annotated[str, typer.Argument(help="The client's id.", metavar="CLIENT")],
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+) -> None:
+    """End a client's key at once."""
+    with as_operator(Place(url, key_file, home, ca_file)) as api:
+        api.revoke(client)
+    print(f"client {client} is revoked")
+
+
+def _spec(file: Path) -> RunSpec:
+    try:
+        return RunSpec.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise BadInput(f"cannot read {file}: {error.strerror}") from None
+    except ValidationError as error:
+        raise BadInput(f"{file} defines no run: {sentence(error)}") from None

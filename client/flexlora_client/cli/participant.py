@@ -1,0 +1,128 @@
+"""The participant's commands: enrol, describe a model, take part, change the key."""
+
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from flexlora_client import credentials
+from flexlora_client.cli.options import (
+    CaFileOption,
+    HomeOption,
+    JsonOption,
+    Place,
+    RankOption,
+    RankPatternOption,
+    RunArgument,
+    as_participant,
+    connect,
+    message,
+    rank_pattern,
+)
+from flexlora_client.credentials import Identity
+from flexlora_client.errors import BadInput
+from flexlora_shared.messages.clients import Enrolment
+
+keys = typer.Typer(help="The participant's own API key.", no_args_is_help=True)
+
+
+@keys.callback()
+def _keys() -> None:
+    """Keep `rotate` a subcommand although it is the only one."""
+
+
+def enroll(
+    url: Annotated[str, typer.Argument(help="Address of the coordinator.", metavar="URL")],
+    token: Annotated[str, typer.Option("--token", envvar="FLEXLORA_TOKEN", help="One-time enrolment token.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name the operator sees. [this machine's name]")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Give up the credentials this home holds.")] = False,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Enrol at a coordinator: redeem a token, keep the key in the home folder."""
+    place = Place(home=home, ca_file=ca_file)
+    if credentials.is_enrolled(place.folder) and not replace:
+        raise BadInput(f"{place.folder} holds credentials already; use another --home, or --replace to give them up")
+    if urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
+        print("warning: without https the key travels where others can read it", file=sys.stderr)
+    enrolment = message(Enrolment, token=token, name=name or _machine_name())
+    credentials.see_writable(place.folder)  # the token can be redeemed only once
+    with connect(url, None, ca_file) as api:
+        given = api.enrol(enrolment)
+    identity = Identity(url=url.rstrip("/"), client_id=given.client_id, name=given.name, api_key=given.api_key)
+    path = credentials.save(place.folder, identity)
+    print(f"enrolled as {given.name} ({given.client_id}); credentials in {path}")
+
+
+@keys.command("rotate")
+def rotate(home: HomeOption = None, ca_file: CaFileOption = None) -> None:
+    """Replace this participant's API key; the old one ends at once."""
+    place = Place(home=home, ca_file=ca_file)
+    identity = credentials.load(place.folder)
+    credentials.see_writable(place.folder)
+    with as_participant(place) as api:
+        given = api.rotate_key()
+    path = credentials.save(place.folder, identity.model_copy(update={"api_key": given.api_key}))
+    print(f"new key for {given.name} in {path}")
+
+
+def run(
+    run: RunArgument,
+    rank: RankOption,
+    data: Annotated[Path, typer.Option("--data", help="Training examples: JSONL, CSV or Parquet.")],
+    rank_pattern_: RankPatternOption = None,
+    heldout: Annotated[
+        Path | None, typer.Option("--heldout", help="Held-out examples, in a file of their own.")
+    ] = None,
+    heldout_fraction: Annotated[
+        float | None,
+        typer.Option("--heldout-fraction", help="Share of --data to hold out; 0: no evaluation. [0.1]"),
+    ] = None,
+    answers: Annotated[
+        int, typer.Option("--answers", min=0, help="Held-out prompts answered by generating text, per evaluation.")
+    ] = 50,
+    model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. [the run's id]")] = None,
+    trainer: Annotated[
+        str | None, typer.Option("--trainer", metavar="PKG.MOD:CLASS", help="A training loop of your own.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of training.")] = None,
+    max_rounds: Annotated[
+        int | None, typer.Option("--max-rounds", min=1, help="Stop after this many accepted updates.")
+    ] = None,
+    as_json: JsonOption = False,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Take part in a run until it completes."""
+    if heldout is not None and heldout_fraction is not None:
+        raise typer.BadParameter("give --heldout or --heldout-fraction, not both")
+    from flexlora_client import taking_part  # training libraries take seconds to import
+
+    taking_part.take_part(
+        Place(home=home, ca_file=ca_file),
+        taking_part.Plan(
+            run=run,
+            rank=rank,
+            rank_pattern=rank_pattern(rank_pattern_),
+            data=data,
+            heldout=heldout,
+            heldout_fraction=0.1 if heldout_fraction is None else heldout_fraction,
+            answers=answers,
+            model_path=model,
+            trainer=trainer,
+            device=device,
+            threads=threads,
+            max_rounds=max_rounds,
+        ),
+        as_json=as_json,
+    )
+
+
+def _machine_name() -> str:
+    """The host's name in the characters a participant's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()).lstrip("._-")[:64] or "participant"

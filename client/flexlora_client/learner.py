@@ -1,0 +1,101 @@
+"""The participant's own side of a round: its data, its training loop, its held-out examples.
+
+The loop may be anybody's class, so what it returns is checked here.
+"""
+
+import math
+import re
+import shutil
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexlora_client.errors import BadInput, ClientError
+from flexlora_client.slices import CONFIG, Wanted
+from flexlora_client.training.contract import Job, Outcome, Progress, Trainer
+from flexlora_client.training.errors import TrainingError
+from flexlora_client.training.evaluation import evaluate
+from flexlora_client.training.examples import Example
+from flexlora_client.training.models import Models
+from flexlora_shared.header import HeaderError, TensorError, read_header
+from flexlora_shared.messages.runs import RunSpec
+
+METRICS = 32  # most the protocol takes
+METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a participant brings into a run."""
+
+    trainer: Trainer
+    models: Models  # loaded base models, shared with the trainer where it is the agent's own
+    train: Sequence[Example]
+    heldout: Sequence[Example]  # may be empty: then nothing is evaluated
+    answers: int  # most held-out prompts that an evaluation answers by generating text
+    device: str
+    model_path: str | None
+
+    def fit(self, wanted: Wanted, number: int, adapter: Path, output: Path, progress: Progress) -> Outcome:
+        """Train round `number` from the slice in `adapter` into `output`.
+
+        Raises:
+            TrainingError: the loop says what is wrong.
+            BadInput: the loop failed otherwise, or wrote no adapter of this run.
+        """
+        job = Job(
+            spec=wanted.spec,
+            round=number,
+            adapter=adapter,
+            train=self.train,
+            heldout=self.heldout,
+            output=output,
+            device=self.device,
+            model_path=self.model_path,
+            progress=progress,
+        )
+        try:
+            outcome = self.trainer.train(job)
+        except (ClientError, TrainingError):
+            raise
+        except Exception as error:  # a custom loop may raise anything
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}, line {place.lineno}"
+            raise BadInput(f"training failed in {where}: {type(error).__name__}: {error}") from error
+        _check(outcome, wanted, output)
+        if not (outcome.adapter.parent / CONFIG).exists():
+            shutil.copyfile(adapter / CONFIG, outcome.adapter.parent / CONFIG)
+        return outcome
+
+    def evaluate(self, spec: RunSpec, adapter: Path, *, generate: bool) -> dict[str, float]:
+        """Metrics of the adapter in folder `adapter` on the held-out examples. Raises: TrainingError."""
+        metrics = evaluate(
+            spec,
+            adapter,
+            self.heldout,
+            device=self.device,
+            model_path=self.model_path,
+            models=self.models,
+            answers=self.answers if generate else 0,
+        )
+        return sendable(metrics)
+
+
+def sendable(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that the protocol takes: finite, well named, not too many."""
+    fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME.fullmatch(k) and math.isfinite(v)]
+    return dict(fitting[:METRICS])
+
+
+def _check(outcome: Outcome, wanted: Wanted, output: Path) -> None:
+    path = outcome.adapter
+    if not (path.is_file() and path.resolve().is_relative_to(output.resolve())):
+        raise BadInput(f"the training loop names {path} as its adapter; it must write one inside {output}")
+    if outcome.examples < 1:
+        raise BadInput(f"the training loop reports {outcome.examples} examples; an update needs at least one")
+    try:
+        with path.open("rb") as file:
+            read_header(file, path.stat().st_size, wanted.shapes)
+    except (HeaderError, TensorError) as error:
+        raise BadInput(f"the training loop wrote no adapter of this run: {error}") from None

@@ -1,0 +1,154 @@
+"""Tables and sentences for people; `show` prints those or the message itself as JSON."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from flexlora_shared.messages.base import Message
+from flexlora_shared.messages.clients import ClientList
+from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
+from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary
+
+PIPE_WIDTH = 200  # columns where stdout is no terminal: nothing is folded for the reader behind the pipe
+
+
+def show(message: Message, readable: str | Table, as_json: bool) -> None:
+    """Print the message as one line of JSON, or what people read."""
+    if as_json:
+        print(message.model_dump_json())
+        return
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    console.print(readable, soft_wrap=isinstance(readable, str))
+
+
+def run_list(found: RunList) -> Table:
+    """Every run in a line."""
+    rows = [
+        (
+            r.name,
+            r.state,
+            r.strategy,
+            _ranks(r.ranks),
+            f"{r.rounds_published}/{r.rounds}",
+            r.participants,
+            r.waiting_for,
+        )
+        for r in found.runs
+    ]
+    return _table(("run", "state", "strategy", "ranks", "rounds", "participants", "waiting for"), rows)
+
+
+def run_status(status: RunStatus) -> Table:
+    """One run, a field in a line."""
+    current = "-" if status.current_round is None else f"{status.current_round} ({status.round_state})"
+    rows = [
+        ("run", status.name),
+        ("state", status.state),
+        ("rounds published", f"{status.rounds_published} of {status.rounds}"),
+        ("current round", current),
+        ("waiting for", status.waiting_for),
+        ("participants", status.participants),
+        ("ranks", _ranks(status.ranks)),
+        ("strategy", status.strategy),
+        ("model", status.model),
+        ("created", status.created_at),
+    ]
+    if status.reason:
+        rows.append(("reason", status.reason))
+    return _table(None, rows)
+
+
+def run_detail(detail: RunDetail) -> str:
+    """The run's state, and its definition as JSON."""
+    status = detail.status
+    return f"run {status.name} is {status.state}: {status.waiting_for}\n{detail.spec.model_dump_json(indent=2)}"
+
+
+def round_list(found: RoundList) -> Table:
+    """A run's rounds."""
+    columns = (
+        "round",
+        "attempt",
+        "state",
+        "accepted",
+        "assigned",
+        "train loss",
+        "evaluation",
+        "energy kept",
+        "waiting for",
+    )
+    return _table(columns, [_round(summary) for summary in found.rounds])
+
+
+def round_detail(detail: RoundDetail) -> Table:
+    """One round: its figures, then its participants where they may be seen, then its modules."""
+    s = detail.summary
+    rows: list[tuple[object, object]] = [
+        ("round", f"{s.number}, attempt {s.attempt}"),
+        ("state", s.state),
+        ("waiting for", s.waiting_for),
+        ("opened", s.opened_at),
+        ("deadline", s.deadline or "-"),
+        ("published", s.published_at or "-"),
+        ("accepted", f"{s.participants.accepted} of {s.participants.assigned} assigned"),
+        ("participants", ", ".join(f"{c.participants} of rank {c.rank}" for c in s.by_rank) or "-"),
+        ("bytes received", s.bytes_received),
+        ("training", _figures(s.train_metrics)),
+        *((f"{e.metric} at rank {e.rank}", f"{e.value:.4f} ({e.participants} participants)") for e in s.evaluations),
+        *((f"energy kept at rank {e.rank}", f"{e.share:.4f}") for e in s.energy_kept),
+    ]
+    for p in detail.participants or ():
+        rows.append((f"participant {p.name}", f"rank {p.rank}, {p.state}, {p.bytes_received} bytes"))
+    for m in detail.modules:
+        rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))
+    return _table(None, rows)
+
+
+def modules(spec: RunSpec) -> Table:
+    """What a run trains: its linear layers and the tensors beside them."""
+    rows: list[tuple[object, ...]] = [(m.name, m.out_features, m.in_features) for m in spec.modules]
+    rows += [(t.name, "x".join(map(str, t.shape)), "in full") for t in spec.extra]
+    return _table(("module", "out", "in"), rows)
+
+
+def client_list(found: ClientList) -> Table:
+    """Every client in a line."""
+    rows = [(c.client_id, c.name, c.enrolled_at, c.revoked_at or "-") for c in found.clients]
+    return _table(("client", "name", "enrolled", "revoked"), rows)
+
+
+def _round(s: RoundSummary) -> tuple[object, ...]:
+    losses = [f"{e.rank}: {e.value:.3f}" for e in s.evaluations if e.metric == "loss"]
+    kept = [f"{e.rank}: {e.share:.3f}" for e in s.energy_kept]
+    loss = s.train_metrics.get("train_loss")
+    return (
+        s.number,
+        s.attempt,
+        s.state,
+        s.participants.accepted,
+        s.participants.assigned,
+        "-" if loss is None else f"{loss:.4f}",
+        ", ".join(losses) or "-",
+        ", ".join(kept) or "-",
+        s.waiting_for,
+    )
+
+
+def _ranks(ranks: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(ranks)))
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "-"
+
+
+def _table(columns: Sequence[str] | None, rows: Iterable[tuple[object, ...]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=columns is not None)
+    for name in columns or ("", ""):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    return table

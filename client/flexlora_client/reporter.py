@@ -1,0 +1,63 @@
+"""What the agent tells people and programs: a line per step on stderr, progress bars there, JSON events on stdout."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
+
+Field = str | int | float | bool | None | Mapping[str, float]
+Position = Callable[[int, int], None]  # done so far, in all (0: not known)
+
+
+class Reporter:
+    """Writes each step as it happens; `as_json` adds one JSON object a step on stdout."""
+
+    def __init__(self, run: str, *, as_json: bool = False) -> None:
+        self._run = run
+        self._as_json = as_json
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def step(self, kind: str, sentence: str, **fields: Field) -> None:
+        """One step: `kind` names it for programs, the sentence is for people."""
+        now = datetime.now(UTC)
+        self._console.print(f"{now.astimezone():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
+        if self._as_json:
+            at = now.isoformat(timespec="milliseconds")
+            print(json.dumps({"at": at, "event": kind, "run": self._run, **fields}), flush=True)
+
+    @contextmanager
+    def bytes_bar(self, label: str) -> Iterator[Position]:
+        """A bar of bytes, drawn on terminals only; call what it yields as the work goes on."""
+        with self._bar(label, DownloadColumn()) as position:
+            yield position
+
+    @contextmanager
+    def steps_bar(self, label: str) -> Iterator[Position]:
+        """A bar of training steps, used like `bytes_bar`."""
+        with self._bar(label, MofNCompleteColumn()) as position:
+            yield position
+
+    @contextmanager
+    def _bar(self, label: str, amount: ProgressColumn) -> Iterator[Position]:
+        columns = ("{task.description}", BarColumn(), amount, TimeRemainingColumn())
+        hidden = not self._console.is_terminal
+        # what others print stays where they print it: stdout may be read by a program
+        bar = Progress(
+            *columns,
+            console=self._console,
+            transient=True,
+            disable=hidden,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+def figures(metrics: Mapping[str, float]) -> str:
+    """Metrics in a line: `loss 1.234, accuracy 0.5`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

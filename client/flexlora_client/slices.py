@@ -1,0 +1,134 @@
+"""The slices kept on disk, by digest, and what to ask the coordinator for.
+
+A slice is a folder named by its SHA-256 with PEFT's two files, `adapter_model.safetensors` and `adapter_config.json`;
+while it grows it is `DIGEST.partial`.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexlora_client.api import adapter_path
+from flexlora_client.errors import Corrupted
+from flexlora_client.files import make_folder, sha256_of
+from flexlora_shared.layout import adapter_shapes
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Task
+from flexlora_shared.ranks import by_pattern, module_ranks
+
+MODEL = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A slice to fetch: where it lies, what it must hold, and its digest where that is known beforehand."""
+
+    path: str
+    config_path: str
+    spec: RunSpec
+    rank: int
+    rank_pattern: Mapping[str, int]
+    sha256: str | None = None
+    size: int | None = None  # bytes
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor the file must hold, by key."""
+        names = [module.name for module in self.spec.modules]
+        return adapter_shapes(self.spec.modules, self.spec.extra, module_ranks(names, self.rank, self.rank_pattern))
+
+    @property
+    def alpha(self) -> float:
+        """`lora_alpha` at this rank."""
+        return self.spec.scaling.alpha_of(self.rank)
+
+    @property
+    def alpha_pattern(self) -> dict[str, float]:
+        """Alphas of the modules that `rank_pattern` names; empty where one alpha holds for every rank."""
+        scaling = self.spec.scaling
+        if scaling.alpha is not None:
+            return {}
+        return {key: scaling.alpha_of(rank) for key, rank in self.rank_pattern.items()}
+
+
+def of_task(task: Task) -> Wanted:
+    """The slice a task starts from."""
+    adapter = task.adapter
+    ranks = (task.rank, task.rank_pattern)
+    return Wanted(adapter.href, adapter.config_href, task.spec, *ranks, adapter.sha256, adapter.size)
+
+
+def of_round(spec: RunSpec, number: int, rank: int, rank_pattern: Mapping[str, int]) -> Wanted:
+    """The slice of `rank` that a round published."""
+    path, config_path = (adapter_path(spec.name, number, rank, rank_pattern, config=c) for c in (False, True))
+    return Wanted(path, config_path, spec, rank, rank_pattern)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A complete, checked slice on disk."""
+
+    folder: Path
+    sha256: str
+    size: int  # bytes of its safetensors file
+    fetched: int  # bytes that crossed the network for it just now
+
+    @classmethod
+    def at(cls, folder: Path, fetched: int) -> "Slice":
+        """The slice kept in `folder`."""
+        return cls(folder, folder.name, (folder / MODEL).stat().st_size, fetched)
+
+
+class Slices:
+    """The slices kept in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_folder(folder)
+
+    def kept(self, sha256: str) -> Path | None:
+        """The folder of a complete slice whose bytes still have their digest, if there is one."""
+        folder = self.folder / sha256
+        whole = (folder / CONFIG).exists() and (folder / MODEL).exists() and sha256_of(folder / MODEL) == sha256
+        return folder if whole else None
+
+    def digests(self) -> list[str]:
+        """Of every complete slice."""
+        return sorted(path.name for path in self.folder.iterdir() if self.kept(path.name))
+
+    def keep_only(self, sha256: str) -> None:
+        """Delete every other slice, whole or partial."""
+        for path in self.folder.iterdir():
+            if path.name.removesuffix(".partial") != sha256:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def check_config(config: bytes, wanted: Wanted) -> None:
+    """See that an `adapter_config.json` says what the run's definition says: a wrong scaling would go unnoticed.
+
+    Raises:
+        Corrupted: it does not.
+    """
+    try:
+        given = json.loads(config)
+        agrees = (
+            given["peft_type"] == "LORA"
+            and bool(given.get("use_rslora", False)) == wanted.spec.scaling.use_rslora
+            and all(_agrees(given, wanted, module.name) for module in wanted.spec.modules)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Corrupted(f"the coordinator's adapter_config.json is none of LoRA: {error!r}") from None
+    if not agrees:
+        raise Corrupted("the coordinator's adapter_config.json does not agree with the run's ranks and scaling")
+
+
+def _agrees(given: dict[str, Any], wanted: Wanted, module: str) -> bool:
+    rank = by_pattern(module, given["r"], given.get("rank_pattern") or {})
+    alpha = by_pattern(module, given["lora_alpha"], given.get("alpha_pattern") or {})
+    return rank == by_pattern(module, wanted.rank, wanted.rank_pattern) and math.isclose(
+        alpha, by_pattern(module, wanted.alpha, wanted.alpha_pattern)
+    )

@@ -1,0 +1,129 @@
+"""Puts an agent together from what the command line says: connection, data, training loop, hardware; and runs it."""
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from flexlora_client import credentials
+from flexlora_client.agent import Agent
+from flexlora_client.api import Api
+from flexlora_client.cli.options import Place, message
+from flexlora_client.errors import BadInput, ClientError
+from flexlora_client.http import Http
+from flexlora_client.learner import Learner
+from flexlora_client.reporter import Reporter
+from flexlora_client.retry import PATIENT, Retry
+from flexlora_client.training.data import Split, load, split
+from flexlora_client.training.devices import resolve
+from flexlora_client.training.models import Models
+from flexlora_client.training.plugin import load_trainer
+from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.work import Work
+from flexlora_shared.messages.clients import Declaration, Hardware
+from flexlora_shared.messages.runs import RunSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a participant takes part, as given on the command line."""
+
+    run: str
+    rank: int
+    rank_pattern: Mapping[str, int]
+    data: Path
+    heldout: Path | None
+    heldout_fraction: float
+    answers: int
+    model_path: str | None
+    trainer: str | None
+    device: str
+    threads: int | None
+    max_rounds: int | None
+
+
+def take_part(place: Place, plan: Plan, *, as_json: bool) -> None:
+    """Run an agent until its run is over.
+
+    Raises:
+        ClientError, TrainingError: what ends it, as a sentence.
+    """
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
+    reporter = Reporter(plan.run, as_json=as_json)
+    try:
+        with _patient(place, reporter) as api:
+            _agent(place, plan, api, reporter)
+    except KeyboardInterrupt:
+        reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
+        raise
+
+
+def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter) -> None:
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    device = resolve(plan.device)
+    spec = api.run(plan.run).spec
+    learner = _learner(plan, spec, str(device))
+    declaration = message(
+        Declaration,
+        rank=plan.rank,
+        rank_pattern=dict(plan.rank_pattern),
+        examples=len(learner.train),
+        hardware=hardware(device),
+    )
+    work = Work(place.folder, spec.name)
+    work.lock()
+    try:
+        Agent(api, spec, work, learner, declaration, reporter, plan.max_rounds).run()
+    finally:
+        work.release()
+
+
+def _patient(place: Place, reporter: Reporter) -> Api:
+    def on_wait(error: ClientError, delay: float) -> None:
+        reporter.step("retrying", f"{error}; trying again in {delay:.1f} s", seconds=round(delay, 1))
+
+    identity = credentials.load(place.folder)
+    http = Http(identity.url, identity.api_key, place.ca_file)
+    return Api(http, Retry(PATIENT, on_wait=on_wait))
+
+
+def _learner(plan: Plan, spec: RunSpec, device: str) -> Learner:
+    if plan.model_path is not None and not Path(plan.model_path).exists():
+        raise BadInput(f"there is no base model at {plan.model_path}; --model takes a folder on this machine")
+    models = Models()
+    trainer = load_trainer(plan.trainer) if plan.trainer else StandardTrainer(models)
+    data = _data(plan, spec)
+    return Learner(trainer, models, data.train, data.heldout, plan.answers, device, plan.model_path)
+
+
+def _data(plan: Plan, spec: RunSpec) -> Split:
+    examples = load(plan.data, spec.model)
+    if plan.heldout is not None:
+        return Split(examples, load(plan.heldout, spec.model))
+    return split(examples, plan.heldout_fraction, spec.seed)
+
+
+def hardware(device: torch.device) -> Hardware:
+    """What the operator gets to see of this machine."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+    else:
+        name, memory = f"{device.type}, {torch.get_num_threads()} threads", _memory()
+    software = ", ".join(f"{part} {importlib.metadata.version(part)}" for part in ("torch", "transformers", "peft"))
+    return Hardware(device=name[:100], memory_bytes=memory, software=software[:200])
+
+
+def _memory() -> int:
+    """Bytes of main memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

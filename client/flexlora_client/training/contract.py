@@ -1,0 +1,60 @@
+"""What the agent and a training loop say to each other: the plug-in point of local training.
+
+A training loop is a class without constructor arguments and with one method, `train(job) -> Outcome`:
+
+    class MyTrainer:
+        def train(self, job: Job) -> Outcome:
+            ...  # start from the adapter in job.adapter, write job.output / "adapter_model.safetensors"
+
+Name it as `package.module:MyTrainer` (see `plugin`). It must write exactly the tensors of the slice served
+(`flexlora_shared.layout.adapter_shapes`), in `job.spec.upload_dtype`; one instance serves every round of a run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from flexlora_client.training.examples import Example
+from flexlora_shared.messages.runs import RunSpec
+
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+class Progress(Protocol):
+    """Called after every optimizer step; raise here to stop training, then no output is written."""
+
+    def __call__(self, step: int, total: int, loss: float) -> None:
+        """Step `step` (from 1) of `total` is done; `loss` is its mean loss."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One round of local training."""
+
+    spec: RunSpec
+    round: int
+    adapter: Path  # directory with adapter_model.safetensors and adapter_config.json: the slice served, the start
+    train: Sequence[Example]
+    heldout: Sequence[Example]  # may be empty
+    output: Path  # directory that takes the same two files, trained; made if need be
+    device: str  # "cpu", "cuda", "cuda:1", "mps" or "auto"
+    model_path: str | None  # where the participant keeps the base model, instead of spec.model.id
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training made."""
+
+    adapter: Path  # the adapter_model.safetensors written
+    examples: int  # distinct examples trained on: the update's weight
+    metrics: dict[str, float]  # by metric name of the protocol, e.g. train_loss
+
+
+class Trainer(Protocol):
+    """A training loop."""
+
+    def train(self, job: Job) -> Outcome:
+        """Train one round from `job.adapter`. Raises: TrainingError with a sentence for the participant."""

@@ -1,0 +1,35 @@
+"""Choosing the device to train on, and the number format of the base model there."""
+
+import torch
+
+from flexlora_client.training.errors import DeviceError
+
+
+def resolve(name: str) -> torch.device:
+    """The device called `name`; "auto" takes CUDA, else Apple's MPS, else the CPU. Raises: DeviceError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{name!r} is no device; write auto, cpu, cuda, cuda:1 or mps.") from error
+    if not _present(device):
+        raise DeviceError(
+            f"there is no device {name!r} here; write auto or cpu, or install its driver and torch build."
+        )
+    return device
+
+
+def base_dtype(device: torch.device, stored: torch.dtype | None) -> torch.dtype:
+    """The base model's dtype: float32, but bfloat16 for a model stored in 16 bits on a GPU that computes in it.
+
+    The adapter is always trained in float32.
+    """
+    half = stored in (torch.float16, torch.bfloat16)
+    return torch.bfloat16 if half and device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _present(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    return device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())

@@ -1,0 +1,135 @@
+"""Putting a slice into a base model with PEFT, and taking the trained tensors out again.
+
+The meaning is that of `PeftModel.from_pretrained(base, directory, is_trainable=True)`, with three things made sure that
+PEFT passes over or only warns of: every tensor of the file is in the model, no other tensor is trained, and every
+module's rank and scaling are those the protocol's rules give.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from flexlora_client.training.errors import AdapterError
+from flexlora_client.training.slices import Slice, SliceConfig
+from flexlora_shared.messages.runs import RunSpec
+
+ADAPTER = "default"  # PEFT's name of the one adapter in the model
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A base model wrapped for slices of one configuration."""
+
+    model: PeftModel
+    config: SliceConfig
+    dropout: float
+
+
+def place(part: Slice, base: PreTrainedModel, spec: RunSpec, before: Placed | None) -> Placed:
+    """The base model with the slice in it, its trainable tensors in float32.
+
+    `before` is what the same base model was wrapped as last: kept where the configuration is the same, else taken off.
+
+    Raises:
+        AdapterError: the base model lacks a module or a tensor of the slice, or has it in another shape.
+    """
+    dropout = spec.training.lora_dropout
+    if before is None or (before.config, before.dropout) != (part.config, dropout):
+        if before is not None:
+            before.model.unload()
+        _check_base(base, spec)
+        before = Placed(_wrapped(part.config, base, spec), part.config, dropout)
+    for parameter in before.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    try:
+        set_peft_model_state_dict(before.model, dict(part.tensors), ADAPTER)
+    except (KeyError, RuntimeError) as error:
+        raise AdapterError(
+            f"PEFT cannot put the slice into the base model ({str(error)[:200]}); the run's extra tensors must be those "
+            "of the modules that the slice's modules_to_save names, and of classifier and score, which PEFT saves whole."
+        ) from error
+    _check_placed(before, part)
+    return before
+
+
+def trained_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by their keys in `adapter_model.safetensors`, extra tensors included."""
+    return dict(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
+
+
+def _wrapped(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftModel:
+    targets = [base.get_submodule(name) for name in config.target_modules]
+    options = LoraConfig(
+        task_type=spec.model.task_type,
+        r=config.r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # annotated int; PEFT divides, so a float is as good
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        use_rslora=config.use_rslora,
+        target_modules=list(config.target_modules),
+        modules_to_save=list(config.modules_to_save) if config.modules_to_save else None,
+        lora_dropout=spec.training.lora_dropout,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets),
+    )
+    with warnings.catch_warnings():
+        # PEFT asks transformers under the attribute's former name; nothing a participant could do about it
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        model = get_peft_model(base, options, ADAPTER)
+    assert isinstance(model, PeftModel)  # a mixed model only where asked for
+    return model
+
+
+def _check_base(base: PreTrainedModel, spec: RunSpec) -> None:
+    modules, parameters = dict(base.named_modules()), dict(base.named_parameters())
+    for module in spec.modules:
+        found = modules.get(module.name)
+        if not isinstance(found, torch.nn.Linear | Conv1D):
+            raise AdapterError(f"the base model has no linear layer {module.name}; use the model the run names.")
+        shape = tuple(found.weight.shape)
+        if isinstance(found, Conv1D):
+            shape = shape[::-1]  # stores (in_features, out_features)
+        if shape != (module.out_features, module.in_features):
+            wanted = [module.out_features, module.in_features]
+            raise AdapterError(
+                f"the base model's {module.name} is {list(shape)}, the run's {wanted}; use the run's model."
+            )
+    for tensor in spec.extra:
+        if tensor.name not in parameters:
+            raise AdapterError(f"the base model has no tensor {tensor.name}; use the model the run names.")
+        shape = tuple(parameters[tensor.name].shape)
+        if shape != tensor.shape:
+            raise AdapterError(f"the base model's {tensor.name} is {list(shape)}, the run's {list(tensor.shape)}.")
+
+
+def _check_placed(placed: Placed, part: Slice) -> None:
+    state = trained_tensors(placed.model)
+    odd = sorted(state.keys() ^ part.tensors.keys())
+    if odd:
+        raise AdapterError(
+            f"the base model and the slice do not hold the same tensors ({odd[0]}); use the run's model."
+        )
+    for name, tensor in part.tensors.items():
+        if not torch.equal(state[name].cpu(), tensor.float()):
+            raise AdapterError(
+                f"PEFT did not take over tensor {name!r}; use the versions this agent was released with."
+            )
+    trainable = sum(parameter.numel() for parameter in placed.model.parameters() if parameter.requires_grad)
+    if trainable != sum(tensor.numel() for tensor in state.values()):
+        raise AdapterError("PEFT trains tensors besides the slice's; use the versions this agent was released with.")
+    layers = dict(placed.model.get_base_model().named_modules())
+    for name in part.config.target_modules:
+        layer = layers[name]
+        assert isinstance(layer, LoraLayer)  # by the tensors' names
+        if not math.isclose(layer.scaling[ADAPTER], part.config.scaling_of(name), rel_tol=1e-9):
+            raise AdapterError(
+                f"PEFT scales {name} by {layer.scaling[ADAPTER]}, the protocol by {part.config.scaling_of(name)}; "
+                "its pattern's keys are ambiguous, the run's operator must change them."
+            )

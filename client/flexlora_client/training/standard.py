@@ -1,0 +1,75 @@
+"""The agent's own training loop, for causal language models and sequence classification."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from flexlora_client.training.contract import Job, Outcome
+from flexlora_client.training.encoding import Encoded, Encoder
+from flexlora_client.training.errors import DataError, DeviceError
+from flexlora_client.training.examples import Example, Labelled
+from flexlora_client.training.loop import Fitted, fit, plan
+from flexlora_client.training.models import Loaded, Models
+from flexlora_client.training.placing import trained_tensors
+from flexlora_client.training.slices import read_slice, write_slice
+
+
+class StandardTrainer:
+    """Trains a slice with AdamW; keeps the base model loaded from round to round.
+
+    Give it the `Models` that `evaluate` uses too, and one base model serves both. The number of CPU threads is the
+    caller's choice (`torch.set_num_threads`). On the CPU, the same job gives the same bytes.
+    """
+
+    def __init__(self, models: Models | None = None) -> None:
+        self._models = models or Models()
+
+    def train(self, job: Job) -> Outcome:
+        """Train one round; see `contract.Trainer`.
+
+        Metrics: train_loss (mean over all predicted tokens, or examples of a classifier, as they were trained),
+        train_steps, train_predictions, train_seconds (without loading).
+
+        Raises:
+            DataError: no examples, or some that do not suit the run's task or have nothing to learn.
+            ModelError, AdapterError, DeviceError: see `Models.with_slice`.
+            DivergedError: a loss or a trained tensor is not finite.
+        """
+        check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
+        part = read_slice(job.adapter, job.spec)
+        loaded = self._models.with_slice(part, job.spec, job.device, job.model_path)
+        steps = plan([example.characters for example in job.train], job.spec.training, job.round)
+        used = sorted({index for step in steps for index in step})
+        encoder = Encoder(loaded.tokenizer, loaded.max_length)
+        encoded = {index: encoder.encode(job.train[index]) for index in used}
+        began = time.monotonic()
+        fitted = _fit_seeded(loaded, encoded, steps, job)
+        seconds = time.monotonic() - began
+        adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
+        metrics = {"train_loss": fitted.loss, "train_steps": float(len(steps)), "train_seconds": seconds}
+        return Outcome(adapter, len(used), metrics | {"train_predictions": float(fitted.predictions)})
+
+
+def check_task(examples: Sequence[Example], classifies: bool) -> None:
+    """Refuse examples of the other task. Raises: DataError."""
+    if not examples:
+        raise DataError("there are no examples; give a data file with at least one.")
+    if any(isinstance(example, Labelled) != classifies for example in examples):
+        wanted = "text and label" if classifies else "prompt and completion, messages or text"
+        raise DataError(f"the examples are of another task than the run's; it learns from {wanted}.")
+
+
+def _fit_seeded(loaded: Loaded, encoded: dict[int, Encoded], steps: Sequence[Sequence[int]], job: Job) -> Fitted:
+    """Dropout draws from the global generators: seed them for this round, then put them back as they were."""
+    training = job.spec.training
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(training.seed + 1_000_003 * job.round)
+        try:
+            return fit(loaded, encoded, steps, training, job.progress)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{loaded.device} has too little memory for batches of {training.batch_size} examples of up to "
+                f"{loaded.max_length} tokens; declare a lower rank, or ask the operator for smaller batches."
+            ) from error

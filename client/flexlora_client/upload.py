@@ -1,0 +1,103 @@
+"""Sending an update: announce, parts from disk, commit; after a cut it goes on where the coordinator says it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flexlora_client.api import Api
+from flexlora_client.errors import BadInput, Refused, Unreachable
+from flexlora_client.files import sha256_of
+from flexlora_client.reporter import Position
+from flexlora_shared.messages.uploads import Receipt, UploadCreate
+from flexlora_shared.problems import Code
+
+PART = 8 * 1024 * 1024  # bytes
+CHUNK = 256 * 1024  # bytes read from disk at once
+DAMAGED_ATTEMPTS = 3
+
+
+def upload(api: Api, run: str, number: int, announced: UploadCreate, file: Path, position: Position) -> Receipt:
+    """Send `file` to round `number` and have it counted.
+
+    Raises:
+        Refused: the coordinator does not take it (late, not assigned, a tensor it cannot accept ...).
+        Unreachable: it cannot be reached, once trying again is over.
+        BadInput: the file changed since it was announced.
+    """
+    return _Upload(api, run, number, announced, file, position).run()
+
+
+class _Upload:
+    """One update on its way: the upload's id and offset as far as they are known."""
+
+    def __init__(
+        self, api: Api, run: str, number: int, announced: UploadCreate, file: Path, position: Position
+    ) -> None:
+        self._api, self._run, self._number = api, run, number
+        self._announced, self._file, self._position = announced, file, position
+        self._id: str | None = None
+        self._offset: int | None = None
+        self._attempts = api.retry.start()
+        self._damaged = 0
+
+    def run(self) -> Receipt:
+        while True:
+            try:
+                upload = self._id or self._create()
+                self._send(upload)
+                return self._api.commit(upload)
+            except Refused as error:
+                self._after(error)
+            except Unreachable as error:
+                self._offset = None
+                self._attempts.failed(error)
+
+    def _create(self) -> str:
+        status = self._api.create_upload(self._run, self._number, self._announced)
+        self._id = status.id
+        self._offset = status.size if status.state == "ACCEPTED" else status.offset
+        return status.id
+
+    def _send(self, upload: str) -> None:
+        offset = self._api.upload_offset(upload) if self._offset is None else self._offset
+        size = self._announced.size
+        while offset < size:
+            length = min(PART, size - offset)
+            part = self._part(offset, length)
+            confirmed = self._api.send_part(upload, offset, length, part, last=offset + length == size)
+            if confirmed > offset:
+                self._attempts.progressed()
+            self._offset = offset = confirmed
+        self._offset = offset
+
+    def _part(self, offset: int, length: int) -> Iterator[bytes]:
+        end = offset + length
+        with self._file.open("rb") as file:
+            file.seek(offset)
+            while offset < end:
+                chunk = file.read(min(CHUNK, end - offset))
+                if not chunk:
+                    raise BadInput(f"{self._file} became shorter while it was sent")
+                yield chunk
+                offset += len(chunk)
+                self._position(offset, self._announced.size)
+
+    def _after(self, error: Refused) -> None:
+        """Adjust to what the coordinator says and wait, or raise `error` when nothing can be adjusted."""
+        self._offset = None
+        if error.code is Code.OFFSET_MISMATCH:
+            told = error.problem.context.get("offset")
+            self._offset = told if isinstance(told, int) and 0 <= told <= self._announced.size else None
+        elif error.code is Code.UPLOAD_NOT_FOUND:
+            self._id = None
+        elif error.code is Code.DIGEST_MISMATCH:
+            self._id = None
+            self._damaged += 1
+            self._see_the_file_is_sound()
+        elif error.code is not Code.UPLOAD_INCOMPLETE:
+            self._attempts.failed(error)
+            return
+        self._attempts.failed(error, recoverable=self._damaged < DAMAGED_ATTEMPTS)
+
+    def _see_the_file_is_sound(self) -> None:
+        if sha256_of(self._file) != self._announced.sha256:
+            raise BadInput(f"{self._file} changed after it was announced; start again to train anew") from None

@@ -1,0 +1,101 @@
+"""The work folder of one run: cached slices, the trained update kept until its receipt, and where things stand.
+
+`state.json` is replaced as a whole after the update is on disk, so an agent that dies between training and receipt
+sends what it trained; one that dies while training finds no update and trains again.
+"""
+
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from flexlora_client.errors import BadInput
+from flexlora_client.files import make_folder, sha256_of, sync_file, write_whole
+from flexlora_client.slices import Slices
+from flexlora_shared.messages.base import Message, RunName, Sha256
+from flexlora_shared.messages.uploads import UploadCreate
+
+
+class Trained(Message):
+    """A trained update that has no receipt yet: what it was trained from and how it is announced."""
+
+    run: RunName
+    round: int
+    attempt: int
+    adapter: Sha256  # of the slice it started from
+    file: str  # name inside the output folder
+    upload: UploadCreate
+
+
+class State(Message):
+    """Where this participant stands in the run."""
+
+    evaluated: Sha256 | None = None  # the last slice whose evaluation was reported
+    trained: Trained | None = None
+
+
+class Work:
+    """One run's folder under the participant's home."""
+
+    def __init__(self, home: Path, run: str) -> None:
+        self.folder = make_folder(make_folder(home, 0o700) / "runs" / run)
+        self.slices = Slices(self.folder / "slices")
+        self.output = self.folder / "output"
+        self._path = self.folder / "state.json"
+        self._lock = FileLock(self.folder / "lock")
+        self.state = self._load()
+
+    def lock(self) -> None:
+        """Keep a second agent out of this folder.
+
+        Raises:
+            BadInput: one is at work in it.
+        """
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise BadInput(f"another agent is at work in {self.folder}; give this one its own --home") from None
+
+    def release(self) -> None:
+        """Let the next agent in."""
+        self._lock.release()
+
+    def fresh_output(self) -> Path:
+        """An empty folder to train into; what lay there is forgotten."""
+        self._save(State(evaluated=self.state.evaluated))
+        shutil.rmtree(self.output, ignore_errors=True)
+        return make_folder(self.output)
+
+    def trained(self, round_: int, adapter: str) -> Trained | None:
+        """The update already trained for this round from this slice, if its file is still sound."""
+        found = self.state.trained
+        if found is None or (found.round, found.adapter) != (round_, adapter):
+            return None
+        path = self.output / found.file
+        return found if path.is_file() and sha256_of(path) == found.upload.sha256 else None
+
+    def keep_trained(self, trained: Trained) -> None:
+        """Remember an update; its file is forced to disk before the state names it."""
+        sync_file(self.output / trained.file)
+        self._save(State(evaluated=self.state.evaluated, trained=trained))
+
+    def drop_trained(self) -> None:
+        """Forget the update: it has its receipt, or its round no longer takes it."""
+        self._save(State(evaluated=self.state.evaluated))
+        shutil.rmtree(self.output, ignore_errors=True)
+
+    def set_evaluated(self, sha256: str) -> None:
+        """Remember which slice was evaluated and reported."""
+        self._save(State(evaluated=sha256, trained=self.state.trained))
+
+    def _load(self) -> State:
+        """The state as saved; a damaged file counts as none, at worst something is done twice."""
+        try:
+            return State.model_validate_json(self._path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return State()
+
+    def _save(self, state: State) -> None:
+        write_whole(self._path, state.model_dump_json(indent=2).encode())
+        self.state = state

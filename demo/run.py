@@ -1,0 +1,222 @@
+"""The demo: a coordinator, four agents with ranks 2, 4, 8 and 16 and a task each, rounds of FlexLoRA, and what came of it."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
+
+from demo.cluster import Agent, Cluster, agents, cluster
+from demo.tasks import write_tasks
+from demo.texts import show_texts
+from demo.watch import Record, events
+from flexlora_client.describe import describe, skeleton
+from flexlora_client.training.data import load, split
+from flexlora_client.training.evaluation import evaluate
+from flexlora_client.training.examples import Example
+from flexlora_client.training.models import Models
+from flexlora_shared.messages.runs import RunSpec
+
+RUN = "demo"
+RANKS = (2, 4, 8, 16)
+MODEL = Path(__file__).parent / "model"
+HELD_OUT = 0.1  # of a data file given by the user
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A participant of the demo: its rank, its data, and what it holds out (None: a tenth of the data)."""
+
+    name: str
+    rank: int
+    data: Path
+    heldout: Path | None
+
+
+def definition(model: str, rounds: int, *, small: bool) -> dict[str, Any]:
+    """The run's definition; `small` has the hyper-parameters of the demo's own model."""
+    training = {"learning_rate": 2e-4, "epochs": 1, "batch_size": 8, "max_length": 512}
+    if small:
+        training = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 16, "max_length": 64}
+    return {
+        "name": RUN,
+        **skeleton(describe(model)),
+        "ranks": list(RANKS),
+        "scaling": {"alpha_per_rank": 2.0},
+        "rounds": rounds,
+        "min_clients": len(RANKS),
+        "min_updates": len(RANKS),
+        "round_timeout": 3600.0,
+        "training": training,
+    }
+
+
+def participants(folder: Path, data: Sequence[Path]) -> list[Participant]:
+    """One for each rank: the demo's tasks, or the user's files in turn."""
+    if data:
+        files = [data[number % len(data)] for number in range(len(RANKS))]
+        return [Participant(f"{path.stem}-{rank}", rank, path, None) for rank, path in zip(RANKS, files, strict=True)]
+    written, _ = write_tasks(folder / "tasks", seed=0)
+    return [
+        Participant(files.task.name, rank, files.train, files.heldout)
+        for rank, files in zip(RANKS, written, strict=True)
+    ]
+
+
+def start(made: Cluster, participant: Participant) -> Agent:
+    """Enrol a participant and start its agent."""
+    made.enrol(participant.name)
+    heldout = ["--heldout", str(participant.heldout)] if participant.heldout else ["--heldout-fraction", str(HELD_OUT)]
+    rank, data = str(participant.rank), str(participant.data)
+    return made.agent(participant.name, RUN, "--rank", rank, "--data", data, *heldout, "--threads", "1")
+
+
+def watch(started: Sequence[Agent], ranks: dict[str, int]) -> dict[str, Record]:
+    """Show the agents' steps until all have ended; what each reported."""
+    records = {agent.name: Record() for agent in started}
+    begun = time.monotonic()
+    for agent, event in events(started):
+        records[agent.name].take(event)
+        shown = _line(event)
+        if shown:
+            console.print(f"{time.monotonic() - begun:6.1f} s  rank {ranks[agent.name]:>2}  {agent.name:<12} {shown}")
+    for agent in started:
+        if agent.process.wait() != 0:
+            sys.exit(
+                f"the agent {agent.name} ended with code {agent.process.returncode}; see {agent.home / 'agent.log'}"
+            )
+    return records
+
+
+def _line(event: dict[str, Any]) -> str | None:
+    metrics = {name: f"{value:.3f}" for name, value in event.get("metrics", {}).items()}
+    match event["event"]:
+        case "trained":
+            return f"round {event['round']}: trained, loss {metrics['train_loss']}"
+        case "accepted":
+            return f"round {event['round']}: update of {event['bytes']:,} bytes accepted"
+        case "evaluated":
+                exact = f", exact match {metrics['exact_match']}" if "exact_match" in metrics else ""
+            return f"adapter of round {event['round']}: loss {metrics['loss']}{exact}"
+        case "declared" | "completed":
+            return str(event["event"])
+    return None
+
+
+def participants_table(people: Sequence[Participant], records: dict[str, Record], rounds: int) -> Table:
+    """Each participant's traffic, and its own held-out data before and after."""
+    table = Table(title="Participants: held-out data of their own, served at their own rank")
+    for column in (
+        "participant",
+        "rank",
+        "bytes up",
+        "bytes down",
+        "loss before",
+        "after",
+        "exact match before",
+        "after",
+    ):
+        table.add_column(column, justify="left" if column == "participant" else "right")
+    for person in people:
+        record = records[person.name]
+        before, after = record.evaluations.get(0, {}), record.evaluations.get(rounds, {})  # none without held-out data
+        table.add_row(
+            person.name,
+            str(person.rank),
+            f"{record.uploaded:,}",
+            f"{record.downloaded:,}",
+            *(f"{one['loss']:.3f}" if one else "-" for one in (before, after)),
+            *(f"{one['exact_match']:.0%}" if "exact_match" in one else "-" for one in (before, after)),
+        )
+    return table
+
+
+def mix_table(made: Cluster, spec: RunSpec, mix: Sequence[Example], folder: Path) -> Table:
+    """The global adapter on a mix of all tasks, before training and after, at every rank."""
+    table = Table(title=f"Global adapter: a mix of all tasks, {len(mix)} held-out examples")
+    for column in ("rank", "loss", "exact match", "energy kept"):
+        table.add_column(column, justify="right")
+    detail = json.loads(made.client("rounds", RUN, str(spec.rounds), "--json"))
+    kept = {one["rank"]: one["share"] for one in detail["summary"]["energy_kept"]}
+    models = Models()
+    for rank, number in [(RANKS[0], 0), *((rank, spec.rounds) for rank in RANKS)]:
+        target = folder / (f"rank-{rank}" if number else "before")
+        made.client("export", RUN, "--rank", str(rank), "--round", str(number), "-o", str(target))
+        found = evaluate(spec, target, mix, device="cpu", models=models)
+        label, share = (str(rank), f"{kept[rank]:.1%}") if number else ("before", "")
+        exact = f"{found['exact_match']:.0%}" if "exact_match" in found else "-"
+        table.add_row(label, f"{found['loss']:.3f}", exact, share)
+    return table
+
+
+def mixed(people: Sequence[Participant], spec: RunSpec) -> list[Example]:
+    """At most 24 held-out examples of every participant."""
+    return [
+        example
+        for person in people
+        for example in (
+            load(person.heldout, spec.model)
+            if person.heldout
+            else split(load(person.data, spec.model), HELD_OUT, spec.seed).heldout
+        )[:24]
+    ]
+
+
+def demo(folder: Path, model: str, data: Sequence[Path], rounds: int) -> None:
+    """The whole demo in `folder`."""
+    people = participants(folder, data)
+    spec = definition(model, rounds, small=not data and model == str(MODEL))
+    with cluster(folder) as made:
+        console.print(f"Coordinator at {made.url}; its data and the agents' are in {folder}")
+        made.create_run(spec)
+        console.print(f"Run {RUN!r} started: {rounds} rounds, ranks {', '.join(map(str, RANKS))}, strategy flexlora")
+        with agents([start(made, person) for person in people]) as started:
+            records = watch(started, {person.name: person.rank for person in people})
+        console.print(participants_table(people, records, rounds))
+        checked = RunSpec.model_validate_json(json.dumps(spec))
+        mix = mixed(people, checked)
+        exported = folder / "exported"
+        console.print(mix_table(made, checked, mix, exported))
+        show_texts(console, model, exported / f"rank-{RANKS[-1]}", mix)
+        console.print(f"The rank-{RANKS[-1]} adapter is an ordinary PEFT folder: {exported / f'rank-{RANKS[-1]}'}")
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument(
+        "--model", default=str(MODEL), help="base model: a folder, or a hub id (default: the demo's own)"
+    )
+    parser.add_argument(
+        "--data", type=Path, nargs="+", default=[], help="data files, dealt to the four participants in turn"
+    )
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument(
+        "--folder", type=Path, help="where everything lies (default: a temporary folder, deleted at the end)"
+    )
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
+    if (asked.model != str(MODEL)) != bool(asked.data):
+        parser.error("--model and --data go together: the demo's own tasks ask about the demo's own world")
+    if asked.folder is not None:
+        if asked.folder.exists() and any(asked.folder.iterdir()):
+            parser.error(f"{asked.folder} is not empty; name another folder")
+        demo(asked.folder.resolve(), asked.model, asked.data, asked.rounds)
+        return
+    with TemporaryDirectory(prefix="flexlora-demo-") as folder:
+        demo(Path(folder), asked.model, asked.data, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A coordinator on SQLite with a worker that aggregates by itself, and an agent's environment free of the developer's own."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from flexlora_server.store import Store
+from sqlalchemy import URL
+
+from tests.kit import Clock, Served, served
+
+VARIABLES = ("FLEXLORA_HOME", "FLEXLORA_URL", "FLEXLORA_OPERATOR_KEY", "FLEXLORA_TOKEN", "FLEXLORA_CA_FILE")
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Served]:
+    """A running coordinator whose rounds are aggregated as they come."""
+    clock = Clock()
+    store = Store(URL.create("sqlite", database=str(tmp_path / "flexlora.db")), clock)
+    store.migrate()
+    with served(store, tmp_path / "coordinator", clock) as running, _working(running):
+        yield running
+    store.close()
+
+
+@contextmanager
+def _working(running: Served) -> Iterator[None]:
+    """Let the coordinator's worker aggregate for the block."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(0.01):
+            running.work()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,30 @@
+"""An agent's connection whose waits are written down instead of waited."""
+
+from dataclasses import dataclass, field
+
+from flexlora_client.api import Api
+from flexlora_client.errors import ClientError
+from flexlora_client.http import Http
+from flexlora_client.retry import Backoff, Retry
+
+
+@dataclass
+class Waits:
+    """The waits asked for, in seconds, and why."""
+
+    slept: list[float] = field(default_factory=list)
+    reasons: list[ClientError] = field(default_factory=list)
+
+    def retry(self, backoff: Backoff) -> Retry:
+        """Retries at the longest waits that the jitter may draw."""
+        return Retry(
+            backoff,
+            sleep=self.slept.append,
+            uniform=lambda low, high: high,
+            on_wait=lambda error, delay: self.reasons.append(error),
+        )
+
+
+def connect(url: str, waits: Waits, attempts: int | None = 5, key: str = "a-key") -> Api:
+    """The calls of a coordinator; no wait takes time."""
+    return Api(Http(url, key), waits.retry(Backoff(base=1.0, cap=8.0, attempts=attempts)))

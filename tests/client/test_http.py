@@ -1,0 +1,173 @@
+"""One exchange: refusals, transport faults, and answers of something that is no coordinator."""
+
+import shutil
+import ssl
+import subprocess
+import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from flexlora_client.errors import BadInput, Refused, Unreachable
+from flexlora_client.http import Http
+from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code
+from tests.client.misbehaving import Asked, Planned, answer, cut, hang_up, misbehaving, problem
+
+
+def refused_by(planned: Planned) -> Refused | Unreachable:
+    with misbehaving(planned) as server, Http(server.url, "a-key") as http:
+        with pytest.raises((Refused, Unreachable)) as caught:
+            http.request("GET", "/v1/runs")
+    assert isinstance(caught.value, Refused | Unreachable)
+    return caught.value
+
+
+def test_the_key_is_sent_and_the_answer_returned() -> None:
+    with misbehaving(answer(200, b"hello", X_Found="yes")) as server, Http(server.url + "/", "a-key") as http:
+        found = http.request("GET", "/v1/runs")
+        assert (found.status, found.body, found.headers["x-found"]) == (200, b"hello", "yes")
+        assert server.asked[0].headers["authorization"] == "Bearer a-key"
+        assert server.asked[0].path == "/v1/runs"
+
+
+def test_a_coordinator_behind_a_path_prefix() -> None:
+    with misbehaving(answer(200)) as server, Http(server.url + "/flexlora/", "a-key") as http:
+        http.request("GET", "/v1/runs")
+        assert server.asked[0].path == "/flexlora/v1/runs"
+
+
+def test_a_problem_becomes_a_refusal() -> None:
+    error = refused_by(problem(Code.OFFSET_MISMATCH, offset=7))
+    assert isinstance(error, Refused)
+    assert (error.code, error.problem.context, error.transient) == (Code.OFFSET_MISMATCH, {"offset": 7}, False)
+    assert str(error) == "Planned offset-mismatch. (offset-mismatch)"
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 507])
+def test_a_proxy_whose_coordinator_is_away_is_asked_again(status: int) -> None:
+    error = refused_by(answer(status, b"<html>", Retry_After="7"))
+    assert isinstance(error, Unreachable)
+    assert error.transient
+    assert error.retry_after == 7
+
+
+def test_a_web_server_that_is_no_coordinator_is_not_asked_again() -> None:
+    error = refused_by(answer(404, b"<html>"))
+    assert not error.transient
+    assert "no answer of a FlexLoRA coordinator" in str(error)
+
+
+def test_a_problem_this_version_does_not_know() -> None:
+    body = b'{"type": "x", "title": "x", "status": 400, "detail": "x", "code": "brand-new"}'
+    assert isinstance(refused_by(answer(400, body, Content_Type=PROBLEM_MEDIA_TYPE)), Unreachable)
+
+
+def test_a_redirect_names_the_address_to_use() -> None:
+    error = refused_by(answer(301, Location="https://elsewhere.example/"))
+    assert not error.transient
+    assert "points to https://elsewhere.example/" in str(error)
+
+
+def test_retry_after_as_a_date() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+    waited = refused_by(answer(503, Retry_After=soon)).retry_after
+    assert waited is not None
+    assert 7000 < waited <= 7200
+    past = format_datetime(datetime.now(UTC) - timedelta(hours=2), usegmt=True)
+    assert refused_by(answer(503, Retry_After=past)).retry_after == 0
+    assert refused_by(answer(503, Retry_After="soon")).retry_after is None
+
+
+@pytest.mark.parametrize("planned", [hang_up, cut(b"x" * 100, after=10)])
+def test_a_cut_connection_is_a_passing_trouble(planned: Planned) -> None:
+    error = refused_by(planned)
+    assert isinstance(error, Unreachable)
+    assert error.transient
+
+
+def test_nobody_listens() -> None:
+    with misbehaving() as server:
+        pass
+    with Http(server.url) as http, pytest.raises(Unreachable, match="no answer from http://127") as caught:
+        http.request("GET", "/")
+    assert caught.value.transient
+
+
+def test_a_silent_coordinator_times_out() -> None:
+    released = threading.Event()
+
+    def silent(handler: BaseHTTPRequestHandler, asked: Asked) -> None:
+        released.wait()
+        handler.close_connection = True
+
+    with misbehaving(silent) as server, Http(server.url) as http:
+        with pytest.raises(Unreachable) as caught:
+            http.request("GET", "/", read_timeout=0.05)
+        released.set()
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("path", ["//elsewhere.example/v1", "https://elsewhere.example/v1", "v1"])
+def test_the_key_never_goes_to_another_host(path: str) -> None:
+    with misbehaving() as server, Http(server.url, "a-key") as http:
+        with pytest.raises(Unreachable, match="no path on itself"):
+            http.request("GET", path)
+        assert server.asked == []
+
+
+@pytest.mark.parametrize("url", ["coordinator", "ftp://host", "http://", "http://[::1", ""])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(BadInput, match="no address"):
+        Http(url)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel", ""])
+def test_a_key_that_is_none(key: str) -> None:
+    with pytest.raises(BadInput, match="API key"):
+        Http("http://localhost", key)
+
+
+def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot read certificates"):
+        Http("https://localhost", ca_file=tmp_path / "missing.pem")
+    (tmp_path / "empty.pem").write_text("nothing\n")
+    with pytest.raises(BadInput, match="cannot read certificates"):
+        Http("https://localhost", ca_file=tmp_path / "empty.pem")
+
+
+def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *new.split(), *names], check=True, capture_output=True)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the tests' output clean."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"https://localhost:{server.server_address[1]}"
+    try:
+        with Http(url, ca_file=certificate) as trusting:
+            assert trusting.request("GET", "/").status == 204
+        with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"):
+            doubting.request("GET", "/")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,176 @@
+"""Uploads over a line that cuts: nothing acknowledged is sent twice, nothing is lost."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from flexlora_client.errors import BadInput, Refused, Unreachable
+from flexlora_client.upload import DAMAGED_ATTEMPTS, PART, upload
+from flexlora_shared.messages.uploads import Receipt, UploadCreate, UploadStatus
+from flexlora_shared.problems import Code
+from tests.client.connecting import Waits, connect
+from tests.client.misbehaving import Asked, Misbehaving, Planned, answer, hang_up, message, misbehaving, problem
+
+DATA = bytes(range(256)) * 40_000  # more than one part
+SHA256 = hashlib.sha256(DATA).hexdigest()
+TOLD = UploadCreate(rank=4, alpha=8.0, examples=10, size=len(DATA), sha256=SHA256)
+RECEIPT = Receipt(upload_id="u1", run="run", round=1, sha256=SHA256, accepted_at="2030-01-01T00:00:00Z")
+CREATE, HEAD, PATCH = "POST /v1/runs/run/rounds/1/uploads", "HEAD /v1/uploads/u1", "PATCH /v1/uploads/u1"
+COMMIT = "PUT /v1/uploads/u1/commit"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(DATA)
+    return path
+
+
+def created(offset: int = 0, state: str = "OPEN", name: str = "u1") -> Planned:
+    fields = {"id": name, "run": "run", "round": 1, "state": state, "offset": offset, "size": len(DATA), "sha256": SHA256}
+    return message(UploadStatus.model_validate(fields), 201)
+
+
+def at(offset: int) -> Planned:
+    return answer(204, Upload_Offset=str(offset))
+
+
+def send(server: Misbehaving, file: Path, attempts: int | None = 5) -> Receipt:
+    with connect(server.url, Waits(), attempts) as api:
+        return upload(api, "run", 1, TOLD, file, lambda done, total: None)
+
+
+def parts(server: Misbehaving) -> list[tuple[int, int, str]]:
+    """Offset, length and completeness of each part sent."""
+    return [
+        (int(asked.headers["upload-offset"]), len(asked.body), asked.headers["upload-complete"])
+        for asked in server.asked
+        if asked.method == "PATCH"
+    ]
+
+
+def test_parts_are_at_most_eight_mebibytes_and_carry_the_file(file: Path) -> None:
+    with misbehaving(created(), at(PART), at(len(DATA)), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls == [CREATE, PATCH, PATCH, COMMIT]
+        assert UploadCreate.model_validate_json(server.asked[0].body) == TOLD
+        assert parts(server) == [(0, PART, "?0"), (PART, len(DATA) - PART, "?1")]
+        assert b"".join(asked.body for asked in server.asked if asked.method == "PATCH") == DATA
+        assert server.asked[1].headers["content-type"] == "application/partial-upload"
+
+
+def test_a_cut_is_followed_by_a_look_and_only_the_rest_is_sent(file: Path) -> None:
+    with misbehaving(created(), hang_up, at(1000), at(1000 + PART), at(len(DATA)), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls == [CREATE, PATCH, HEAD, PATCH, PATCH, COMMIT]
+        assert parts(server)[1] == (1000, PART, "?0")
+        assert server.asked[3].body == DATA[1000 : 1000 + PART]
+
+
+def test_the_coordinators_offset_is_followed(file: Path) -> None:
+    stray = problem(Code.OFFSET_MISMATCH, offset=5000)
+    with misbehaving(created(), stray, at(5000 + PART), at(len(DATA)), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert [offset for offset, _, _ in parts(server)] == [0, 5000, 5000 + PART]
+
+
+@pytest.mark.parametrize("told", [-1, 10**12, "7", None])
+def test_an_offset_that_cannot_be_is_asked_for_again(file: Path, told: object) -> None:
+    with misbehaving(
+        created(), problem(Code.OFFSET_MISMATCH, offset=told), at(PART), at(len(DATA)), message(RECEIPT)
+    ) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls == [CREATE, PATCH, HEAD, PATCH, COMMIT]
+
+
+def test_an_upload_found_open_goes_on_from_its_offset(file: Path) -> None:
+    with misbehaving(created(offset=PART), at(len(DATA)), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert parts(server) == [(PART, len(DATA) - PART, "?1")]
+
+
+def test_an_upload_found_accepted_needs_only_its_receipt(file: Path) -> None:
+    with misbehaving(created(state="ACCEPTED"), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls == [CREATE, COMMIT]
+
+
+def test_a_lost_receipt_is_asked_for_again(file: Path) -> None:
+    with misbehaving(created(offset=PART), at(len(DATA)), hang_up, at(len(DATA)), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls == [CREATE, PATCH, COMMIT, HEAD, COMMIT]
+
+
+def test_a_commit_that_misses_bytes_sends_them(file: Path) -> None:
+    missing = problem(Code.UPLOAD_INCOMPLETE, offset=PART)
+    with misbehaving(
+        created(offset=PART), at(len(DATA)), missing, at(PART), at(len(DATA)), message(RECEIPT)
+    ) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls == [CREATE, PATCH, COMMIT, HEAD, PATCH, COMMIT]
+
+
+def test_an_upload_that_is_gone_is_created_anew(file: Path) -> None:
+    with misbehaving(
+        created(), problem(Code.UPLOAD_NOT_FOUND), created(offset=PART, name="u2"), at(len(DATA)), message(RECEIPT)
+    ) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls[-2:] == ["PATCH /v1/uploads/u2", "PUT /v1/uploads/u2/commit"]
+
+
+def test_a_busy_upload_is_waited_for(file: Path) -> None:
+    waits = Waits()
+    with misbehaving(
+        created(offset=PART), problem(Code.UPLOAD_BUSY, retry_after=2), at(PART), at(len(DATA)), message(RECEIPT)
+    ) as server:
+        with connect(server.url, waits, None) as api:
+            assert upload(api, "run", 1, TOLD, file, lambda done, total: None) == RECEIPT
+        assert waits.slept == [3.0]
+
+
+@pytest.mark.parametrize(
+    "code", [Code.ROUND_CLOSED, Code.NOT_ASSIGNED, Code.INVALID_TENSOR, Code.RUN_OVER, Code.ALREADY_ACCEPTED]
+)
+def test_what_the_coordinator_will_not_take_ends_at_once(file: Path, code: Code) -> None:
+    with misbehaving(created(offset=PART), at(len(DATA)), problem(code)) as server:
+        with pytest.raises(Refused) as caught:
+            send(server, file, attempts=None)
+        assert caught.value.code is code
+        assert server.calls == [CREATE, PATCH, COMMIT]
+
+
+def test_bytes_damaged_on_the_way_are_sent_again_from_the_start(file: Path) -> None:
+    damaged = problem(Code.DIGEST_MISMATCH)
+    plan = [created(offset=PART), at(len(DATA)), damaged, created(), at(PART), at(len(DATA)), message(RECEIPT)]
+    with misbehaving(*plan) as server:
+        assert send(server, file) == RECEIPT
+        assert [offset for offset, _, _ in parts(server)] == [PART, 0, PART]
+
+
+def test_even_a_patient_agent_gives_up_on_a_line_that_always_damages(file: Path) -> None:
+    round_trip = [created(offset=PART), at(len(DATA)), problem(Code.DIGEST_MISMATCH)]
+    with misbehaving(*round_trip * DAMAGED_ATTEMPTS) as server:
+        with pytest.raises(Refused):
+            send(server, file, attempts=None)
+        assert server.plan == []
+
+
+def test_a_file_that_changed_meanwhile_is_not_sent_again(file: Path) -> None:
+    def change(handler: object, asked: Asked) -> None:
+        file.write_bytes(b"!" + DATA[1:])
+        problem(Code.DIGEST_MISMATCH)(handler, asked)  # type: ignore[arg-type]  # passed through
+
+    with misbehaving(created(offset=PART), at(len(DATA)), change) as server:
+        with pytest.raises(BadInput, match="changed after it was announced"):
+            send(server, file)
+
+
+def test_a_coordinator_that_stays_away_ends_a_command(file: Path) -> None:
+    with misbehaving(created(), *[hang_up] * 5) as server, pytest.raises(Unreachable):
+        send(server, file, attempts=5)
+
+
+def test_an_answer_without_an_offset_is_no_coordinator(file: Path) -> None:
+    with misbehaving(created(), answer(204)) as server, pytest.raises(Unreachable, match="Upload-Offset"):
+        send(server, file, attempts=None)

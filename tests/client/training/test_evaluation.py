@@ -1,0 +1,137 @@
+"""Evaluation on small real models, against transformers' own figures."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexlora_client.training.encoding import IGNORED, Encoder
+from flexlora_client.training.errors import DataError, DivergedError
+from flexlora_client.training.evaluation import SPARE_TOKENS, evaluate, generate
+from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.models import Models
+from flexlora_client.training.slices import read_slice
+from flexlora_client.training.standard import StandardTrainer
+from flexlora_shared.messages.runs import TrainingSpec
+from tests.client.training.making import load_peft, make_job, make_run, make_slice, make_tokenizer, scale_tensors
+
+QUESTIONS: list[Example] = [
+    Prompted("Who sings? ", "The bird."),
+    Prompted("Who swims under it, far away? ", "A fish."),
+    Prompted("Who stands there? ", "The tall tree."),
+]
+
+
+def test_loss_is_the_mean_over_response_tokens_that_transformers_gives(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TrainingSpec(batch_size=2, max_length=64))
+    served = make_slice(tmp_path / "served", llama, spec)
+    encoder, model = Encoder(make_tokenizer(), 64), load_peft(llama, spec, served)
+    total, count = 0.0, 0
+    for example in QUESTIONS:
+        encoded = encoder.encode(example)
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([encoded.ids]), labels=torch.tensor([encoded.targets])).loss.item()
+        tokens = sum(target != IGNORED for target in encoded.targets)
+        total, count = total + loss * tokens, count + tokens
+    found = evaluate(spec, served, QUESTIONS, device="cpu", answers=0)
+    assert found == {"loss": pytest.approx(total / count, rel=1e-5)}
+
+
+def test_answers_generated_in_a_batch_are_those_generated_alone(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TrainingSpec(max_length=100))
+    served = make_slice(tmp_path / "served", llama, spec)
+    loaded = Models().with_slice(read_slice(served, spec), spec, "cpu")
+    tokenizer, model = make_tokenizer(), load_peft(llama, spec, served)
+    encoder = Encoder(tokenizer, 100)
+    questions = [encoder.question(example) for example in QUESTIONS if isinstance(example, Prompted)]
+    assert len({len(question.ids) for question in questions}) == 3  # so that two of them are padded
+    longest = max(len(tokenizer(question.answer, add_special_tokens=False).input_ids) for question in questions)
+    alone = []
+    for question in questions:
+        ids = torch.tensor([question.ids])
+        options = {"max_new_tokens": longest + SPARE_TOKENS, "do_sample": False, "pad_token_id": 1}
+        made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)  # type: ignore[no-untyped-call]
+        alone.append(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    assert generate(loaded, questions) == alone
+    assert len(set(alone)) == 3
+
+
+def test_what_was_learned_by_heart_matches_exactly(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TrainingSpec(learning_rate=0.01, epochs=60, batch_size=3, max_length=64))
+    served = make_slice(tmp_path / "served", llama, spec, rank=8)
+    models = Models()
+    before = evaluate(spec, served, QUESTIONS, device="cpu", models=models)
+    StandardTrainer(models).train(make_job(spec, served, QUESTIONS, tmp_path / "out"))
+    after = evaluate(spec, tmp_path / "out", QUESTIONS, device="cpu", models=models)
+    assert before["exact_match"] == 0
+    assert (after["exact_match"], after["rouge_l"]) == (1, 1)
+    assert after["loss"] < 1 < before["loss"]  # the random output layer, which is frozen, allows 0.58
+    wrong = [Prompted(QUESTIONS[0].prompt, "Nobody at all.")]  # type: ignore[union-attr]
+    assert evaluate(spec, tmp_path / "out", wrong, device="cpu", models=models)["exact_match"] == 0
+
+
+def test_evaluation_changes_nothing(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama)
+    served = make_slice(tmp_path / "served", llama, spec)
+    models = Models()
+    trainer = StandardTrainer(models)
+    job = make_job(spec, served, QUESTIONS, tmp_path / "out")
+    first = trainer.train(job).adapter.read_bytes()
+    once = evaluate(spec, tmp_path / "out", QUESTIONS, device="cpu", models=models)
+    assert evaluate(spec, tmp_path / "out", QUESTIONS, device="cpu") == once
+    assert trainer.train(job).adapter.read_bytes() == first
+
+
+def test_conversations_are_asked_for_their_last_answer(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama)
+    served = make_slice(tmp_path / "served", llama, spec)
+    talk = Chat((Turn("user", "hello"), Turn("assistant", "good day")))
+    assert evaluate(spec, served, [talk], device="cpu").keys() == {"loss", "exact_match", "rouge_l"}
+
+
+def test_plain_text_has_no_answers(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama)
+    served = make_slice(tmp_path / "served", llama, spec)
+    metrics = evaluate(spec, served, [Plain("The bird sings.")], device="cpu")
+    assert metrics.keys() == {"loss"}
+    assert metrics["loss"] > math.log(2)
+
+
+def test_prompts_longer_than_the_model_are_asked_by_their_end(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TrainingSpec(max_length=1024))  # the model takes 128
+    served = make_slice(tmp_path / "served", llama, spec)
+    metrics = evaluate(spec, served, [Prompted("q" * 500, "z" * 500), Prompted("q" * 500, "z")], device="cpu")
+    assert metrics["exact_match"] == 0
+
+
+def test_accuracy_and_loss_of_a_classifier(bert: Path, tmp_path: Path) -> None:
+    spec = make_run(bert, "SEQ_CLS", training=TrainingSpec(batch_size=2, max_length=64))
+    served = make_slice(tmp_path / "served", bert, spec)
+    model, tokenizer = load_peft(bert, spec, served), make_tokenizer()
+    texts = ["sings", "swims under the long, long bridge", "grows", "flies over it", "stands"]
+    ids = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+    with torch.no_grad():
+        logits = torch.cat([model(input_ids=row).logits for row in ids])
+    classes = logits.argmax(-1).tolist()
+    wrong = [*classes[:3], (classes[3] + 1) % 3, (classes[4] + 1) % 3]
+    found = evaluate(spec, served, [Labelled(text, n) for text, n in zip(texts, wrong, strict=True)], device="cpu")
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(wrong)).item()
+    assert found == {"loss": pytest.approx(expected, rel=1e-5), "accuracy": 0.6}
+
+
+def test_nothing_to_evaluate_on(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama)
+    served = make_slice(tmp_path / "served", llama, spec)
+    with pytest.raises(DataError, match="no examples"):
+        evaluate(spec, served, [], device="cpu")
+    with pytest.raises(DataError, match="another task"):
+        evaluate(spec, served, [Labelled("a", 0)], device="cpu")
+
+
+def test_a_diverged_adapter_has_no_metrics(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama)
+    served = make_slice(tmp_path / "served", llama, spec)
+    scale_tensors(served, 1e25)
+    with pytest.raises(DivergedError, match="has diverged"):
+        evaluate(spec, served, QUESTIONS, device="cpu", answers=0)

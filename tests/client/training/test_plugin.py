@@ -1,0 +1,60 @@
+"""Custom training loops by name."""
+
+from pathlib import Path
+
+import pytest
+
+from flexlora_client.training.errors import PluginError
+from flexlora_client.training.plugin import load_trainer
+from flexlora_client.training.standard import StandardTrainer
+
+CODE = """
+class Good:
+    def train(self, job):
+        return job
+
+class Demanding:
+    def __init__(self, more):
+        pass
+    def train(self, job):
+        pass
+
+class Idle:
+    pass
+
+def train(job):
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_training.py").write_text(CODE)
+    (tmp_path / "broken_training.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_class_with_train_is_made() -> None:
+    trainer = load_trainer("own_training:Good")
+    assert type(trainer).__name__ == "Good"
+    standard = load_trainer("flexlora_client.training.standard:StandardTrainer")
+    assert isinstance(standard, StandardTrainer)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_training", "write package.module:Class"),
+        (":Good", "write package.module:Class"),
+        ("own_training:", "write package.module:Class"),
+        ("no_such_training:Good", "ModuleNotFoundError.*PYTHONPATH"),
+        ("broken_training:Good", "ZeroDivisionError"),
+        ("own_training:Missing", "no class Missing with a method train"),
+        ("own_training:Idle", "no class Idle with a method train"),
+        ("own_training:train", "no class train with a method train"),
+        ("own_training:Demanding", "cannot be made without arguments"),
+    ],
+)
+def test_what_is_no_training_loop(name: str, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        load_trainer(name)
