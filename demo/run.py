@@ -106,7 +106,7 @@ def _line(event: dict[str, Any]) -> str | None:
         case "accepted":
             return f"round {event['round']}: update of {event['bytes']:,} bytes accepted"
         case "evaluated":
-                exact = f", exact match {metrics['exact_match']}" if "exact_match" in metrics else ""
+            exact = f", exact match {metrics['exact_match']}" if "exact_match" in metrics else ""
             return f"adapter of round {event['round']}: loss {metrics['loss']}{exact}"
         case "declared" | "completed":
             return str(event["event"])

@@ -43,6 +43,10 @@ def _faults(spec: RunSpec) -> list[str]:
     for extra in spec.extra:
         if "." not in extra.name:
             faults.append(f"extra tensor {extra.name!r} must be named MODULE.PARAMETER, for example classifier.weight.")
+        if extra.name.endswith((".lora_A.weight", ".lora_B.weight")):
+            faults.append(
+                f"extra tensor {extra.name!r} has the name of a LoRA factor; name its module under modules instead."
+            )
     if not spec.min_updates <= spec.min_clients:
         faults.append(
             f"the quorum min_updates {spec.min_updates} exceeds min_clients {spec.min_clients}; it could be missed for ever."

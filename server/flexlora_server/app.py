@@ -45,7 +45,6 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         version="1",
         description=DESCRIPTION,
         lifespan=_lifespan,
-        max_body_size=settings.max_json_body,
     )
     app.state.coordinator = coordinator
     errors.install(app)

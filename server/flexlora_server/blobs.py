@@ -6,8 +6,9 @@ A blob appears whole or not at all: written to a temporary file, synced, renamed
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -45,6 +46,10 @@ class BlobStore:
         """The bytes of a complete upload, whether or not a commit that was cut short has moved them already."""
         return self.partial(upload) if self.partial(upload).exists() else self.path(sha256)
 
+    def partials(self) -> list[str]:
+        """The uploads that have bytes on their way."""
+        return [path.name for path in self._partial.iterdir()]
+
     def drop(self, upload: str) -> None:
         """Delete an upload's bytes."""
         self.partial(upload).unlink(missing_ok=True)
@@ -73,6 +78,13 @@ class BlobStore:
         self._publish(path, sha256)
         return Blob(sha256, size)
 
+    def drop_temporary(self, seconds: float) -> None:
+        """Delete what a process that died was writing: files untouched for so long."""
+        for path in self._temporary.iterdir():
+            with suppress(FileNotFoundError):  # finished or deleted meanwhile
+                if time.time() - path.stat().st_mtime > seconds:
+                    path.unlink()
+
     def check_writable(self) -> None:
         """Raise OSError when the storage does not take writes."""
         with self.writing() as file:
@@ -90,7 +102,11 @@ class BlobStore:
 
 def append(path: Path, offset: int) -> BinaryIO:
     """Open an upload's bytes for writing at `offset`; what was written beyond it but never acknowledged is cut off."""
-    file = path.open("r+b" if path.exists() else "x+b")
+    if path.exists():
+        file = path.open("r+b")
+    else:
+        file = path.open("x+b")
+        _sync_folder(path.parent)
     file.truncate(offset)
     file.seek(offset)
     return file

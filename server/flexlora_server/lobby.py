@@ -73,8 +73,11 @@ class Lobby:
         self.poke()
         return await _wait(self._agents, (run, client), seconds)
 
-    async def change(self, run: str, seconds: float) -> None:
-        """Return when the run has changed, at the latest after `seconds`."""
+    async def change(self, run: str, version: int, seconds: float) -> None:
+        """Return when the run has changed since `version`, at the latest after `seconds`."""
+        view = self._views.get(run)
+        if view is not None and view.version > version:
+            return
         await _wait(self._watchers, run, seconds)
 
     async def keep(self) -> None:

@@ -20,6 +20,7 @@ def cancel(tx: Tx, run: Run) -> None:
     runs.act(tx, run, "cancel")
     round_ = rounds.current(tx, run.name)
     if round_ is not None and round_.state in {"OPEN", "COLLECTING", "AGGREGATING"}:
+        uploads.cancel_open(tx, round_)
         rounds.move(tx, run, round_, "ABANDONED", "the run was cancelled")
 
 

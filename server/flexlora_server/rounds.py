@@ -157,14 +157,14 @@ def admit(
             Code.ALREADY_ACCEPTED,
             f"Your update with SHA-256 {accepted_sha256} was accepted in this round; wait for the next task.",
         )
+    if round_.state == "OPEN":  # nobody is assigned yet
+        return Refuse(
+            Code.ROUND_NOT_COLLECTING, f"Round {round_.number} is still gathering participants; ask for a task."
+        )
     if not assigned:
         return Refuse(
             Code.NOT_ASSIGNED,
             f"You have no assignment in round {round_.number}, attempt {round_.attempt}; ask for a task first.",
-        )
-    if round_.state == "OPEN":
-        return Refuse(
-            Code.ROUND_NOT_COLLECTING, f"Round {round_.number} is still gathering participants; ask for a task."
         )
     if round_.run_state in OVER:
         return Refuse(Code.ROUND_CLOSED, f"The run is {round_.run_state.lower()}; this update no longer counts.")

@@ -99,7 +99,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         round_ = tx.session.get_one(Round, row.round_id)
         if row.state == "ACCEPTED":
             return uploads.receipt(row, round_)
-        uploads.require_open(row)
+        uploads.require_open(tx, row)
         run = runs.get(tx, round_.run)
         _admit(tx, run, round_, client, row.sha256)
     if row.offset != row.size:
@@ -144,7 +144,7 @@ def _accept(store: Store, settings: Settings, upload: str, client: str) -> Recei
         round_ = tx.session.get_one(Round, row.round_id, populate_existing=True)
         if row.state == "ACCEPTED":
             return uploads.receipt(row, round_)
-        uploads.require_open(row)
+        uploads.require_open(tx, row)
         _admit(tx, run, round_, client, row.sha256)
         uploads.accept(tx, row)
         progress.accepted(tx, run, round_, settings.presence_window)

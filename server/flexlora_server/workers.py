@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 
 import torch
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flexlora_server.blobs import BlobStore
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
+from flexlora_server.sweep import EVERY, sweep
 from flexlora_server.worker import Worker
 
 log = logging.getLogger("flexlora.worker")
@@ -38,10 +40,14 @@ def run_worker(settings: Settings, *, attached: bool) -> None:
     signal.signal(signal.SIGINT, ask)
     if attached:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    worker = Worker(store, BlobStore(settings.data_dir), settings)
+    blobs, sweep_due = BlobStore(settings.data_dir), 0.0
+    worker = Worker(store, blobs, settings)
     while not stop.is_set():
         try:
             busy = worker.step()
+            if not busy and time.monotonic() >= sweep_due:
+                sweep_due = time.monotonic() + EVERY
+                sweep(store, blobs)
         except (SQLAlchemyError, OSError):
             log.exception("the database or the storage failed; trying again")
             busy = False

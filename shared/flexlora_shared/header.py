@@ -66,20 +66,34 @@ def _entries(file: BinaryIO, size: int, limit: int) -> list[tuple[str, Any]]:
     raw = file.read(length)
     if len(raw) < length:
         raise HeaderError(f"the header claims {length} bytes, the file ends after {len(raw)}")
-    try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_pairs)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise HeaderError(f"the header is not JSON: {error}") from None
-    if not isinstance(entries, dict):
-        raise HeaderError("the header is not a JSON object")
+    entries = _json_object(raw)
     _metadata(entries.pop("__metadata__", {}))
     tensors = [(name, entry) for name, entry in entries.items()]
     _contiguous(tensors, size - 8 - length)
     return tensors
 
 
+def _json_object(raw: bytes) -> dict[str, Any]:
+    """The header as JSON, no looser than the safetensors library reads it: it begins with a brace, -0 is no offset."""
+    if not raw.startswith(b"{"):
+        raise HeaderError("the header is not a JSON object")
+    try:
+        entries: dict[str, Any] = json.loads(raw.decode("utf-8"), object_pairs_hook=_pairs, parse_int=_whole)
+    except HeaderError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, a number of thousands of digits
+        raise HeaderError(f"the header is not JSON: {error}") from None
+    return entries
+
+
+def _whole(digits: str) -> int | float:
+    return -0.0 if digits == "-0" else int(digits)
+
+
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    for name in found:
+        _text(name)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
@@ -87,10 +101,18 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _text(text: str) -> None:
+    """Refuse half a surrogate pair: Python reads it from JSON, UTF-8 cannot hold it."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise HeaderError(f"{text[:100]!r} is not Unicode text")
+
+
 def _metadata(metadata: Any) -> None:
     texts = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     if not texts:
         raise HeaderError("__metadata__ must map texts to texts")
+    for value in metadata.values():
+        _text(value)
 
 
 def _natural(value: Any) -> bool:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from flexlora_server.store import Store
 from sqlalchemy import URL
 
+from flexlora_server.store import Store
 from tests.kit import Clock, Served, served
 
 VARIABLES = ("FLEXLORA_HOME", "FLEXLORA_URL", "FLEXLORA_OPERATOR_KEY", "FLEXLORA_TOKEN", "FLEXLORA_CA_FILE")

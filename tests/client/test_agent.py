@@ -125,6 +125,7 @@ class Interrupted(Exception):
 
 def test_what_was_trained_before_the_end_is_sent_after_the_start(site: Served, tmp_path: Path) -> None:
     run, trainer, key = site.run(rounds=1), Nudge(), site.enrol().key
+
     class DiesBeforeTheUpload(Listening):
         """The first upload finds the process gone."""
 
@@ -133,9 +134,8 @@ def test_what_was_trained_before_the_end_is_sent_after_the_start(site: Served, t
                 raise Interrupted
             return super().bytes_bar(label)
 
-    with agent(site, run, tmp_path, trainer, DiesBeforeTheUpload("run"), key) as working:
-        with pytest.raises(Interrupted):
-            working.run()
+    with agent(site, run, tmp_path, trainer, DiesBeforeTheUpload("run"), key) as working, pytest.raises(Interrupted):
+        working.run()
     reporter = Listening("run")
     with agent(site, run, tmp_path, trainer, reporter, key) as working:
         working.run()
@@ -175,9 +175,8 @@ def test_an_agent_that_ended_while_training_trains_again(site: Served, tmp_path:
     ],
 )
 def test_a_training_loop_that_fails_ends_the_agent(site: Served, tmp_path: Path, trainer: Trainer, reason: str) -> None:
-    with agent(site, site.run(), tmp_path, trainer, Listening("run")) as working:
-        with pytest.raises(BadInput, match=reason):
-            working.run()
+    with agent(site, site.run(), tmp_path, trainer, Listening("run")) as working, pytest.raises(BadInput, match=reason):
+        working.run()
 
 
 def test_a_refused_tensor_ends_the_agent_with_its_name(site: Served, tmp_path: Path) -> None:
@@ -189,9 +188,8 @@ def test_a_refused_tensor_ends_the_agent_with_its_name(site: Served, tmp_path: P
 
 
 def test_a_rank_the_run_does_not_allow(site: Served, tmp_path: Path) -> None:
-    with agent(site, site.run(), tmp_path, Nudge(), Listening("run"), rank=3) as working:
-        with pytest.raises(Refused) as caught:
-            working.run()
+    with agent(site, site.run(), tmp_path, Nudge(), Listening("run"), rank=3) as working, pytest.raises(Refused) as caught:
+        working.run()
     assert caught.value.code is Code.RANK_NOT_ALLOWED
 
 

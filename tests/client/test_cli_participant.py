@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flexlora_server.adapters.config import adapter_config
 from safetensors.torch import load_file
 
 from flexlora_client import credentials
 from flexlora_client.exits import Exit
+from flexlora_server.adapters.config import adapter_config
 from tests.client.command import Result, call, start
 from tests.kit import OPERATOR_KEY, Served
 
@@ -40,7 +40,18 @@ def token(site: Served) -> str:
 
 def taking_part(env: dict[str, str], data: Path, *more: str | Path, trainer: str = NUDGE, rank: int = 4) -> Result:
     return call(
-        "run", "run", "--rank", str(rank), "--data", data, "--heldout-fraction", "0", "--trainer", trainer, *more, env=env
+        "run",
+        "run",
+        "--rank",
+        str(rank),
+        "--data",
+        data,
+        "--heldout-fraction",
+        "0",
+        "--trainer",
+        trainer,
+        *more,
+        env=env,
     )
 
 
@@ -198,13 +209,9 @@ def test_signals_end_the_agent_cleanly(
 ) -> None:
     site.run(rounds=1)
     env = home | {"KILLED_MARK": str(tmp_path / "mark"), "KILLED_SIGNAL": sent}
-    options = ["--rank", "4", "--data", data, "--heldout-fraction", "0", "--trainer", "tests.client.trainers:Killed"]
-    with start("run", "run", *options, env=env) as ended:
-        out, err = ended.communicate()
-    assert ended.returncode == Exit.INTERRUPTED, err
-    assert "Traceback" not in err
-    assert err.splitlines()[-1].endswith("interrupted; what is finished is kept for the next start")
-    assert out == ""
+    result = taking_part(env, data, trainer="tests.client.trainers:Killed")
+    assert result.code == Exit.INTERRUPTED
+    assert result.err.splitlines()[-1].endswith("interrupted; what is finished is kept for the next start")
 
 
 def test_exporting_a_peft_folder(site: Served, home: dict[str, str], data: Path, tmp_path: Path) -> None:
@@ -231,7 +238,11 @@ def test_exporting_a_peft_folder(site: Served, home: dict[str, str], data: Path,
 
 @pytest.mark.parametrize(
     ("more", "part"),
-    [(["--round", "7"], "(adapter-not-published)"), (["--rank-pattern", "typo=2"], "typo"), (["--rank", "3"], "(rank-not")],
+    [
+        (["--round", "7"], "(adapter-not-published)"),
+        (["--rank-pattern", "typo=2"], "typo"),
+        (["--rank", "3"], "(rank-not"),
+    ],
 )
 def test_a_refused_export_leaves_nothing(
     site: Served, home: dict[str, str], tmp_path: Path, more: list[str], part: str

@@ -28,7 +28,15 @@ def file(tmp_path: Path) -> Path:
 
 
 def created(offset: int = 0, state: str = "OPEN", name: str = "u1") -> Planned:
-    fields = {"id": name, "run": "run", "round": 1, "state": state, "offset": offset, "size": len(DATA), "sha256": SHA256}
+    fields = {
+        "id": name,
+        "run": "run",
+        "round": 1,
+        "state": state,
+        "offset": offset,
+        "size": len(DATA),
+        "sha256": SHA256,
+    }
     return message(UploadStatus.model_validate(fields), 201)
 
 
@@ -104,9 +112,7 @@ def test_a_lost_receipt_is_asked_for_again(file: Path) -> None:
 
 def test_a_commit_that_misses_bytes_sends_them(file: Path) -> None:
     missing = problem(Code.UPLOAD_INCOMPLETE, offset=PART)
-    with misbehaving(
-        created(offset=PART), at(len(DATA)), missing, at(PART), at(len(DATA)), message(RECEIPT)
-    ) as server:
+    with misbehaving(created(offset=PART), at(len(DATA)), missing, at(PART), at(len(DATA)), message(RECEIPT)) as server:
         assert send(server, file) == RECEIPT
         assert server.calls == [CREATE, PATCH, COMMIT, HEAD, PATCH, COMMIT]
 

@@ -21,7 +21,9 @@ class Nudge:
         trained = {key: tensor + 0.01 for key, tensor in load_file(job.adapter / ADAPTER_FILE).items()}
         save_file(trained, job.output / ADAPTER_FILE)
         job.progress(1, 1, 0.5)
-        return Outcome(job.output / ADAPTER_FILE, len(job.train), {"train_loss": 0.5, "Odd Name": 1.0, "nan": float("nan")})
+        return Outcome(
+            job.output / ADAPTER_FILE, len(job.train), {"train_loss": 0.5, "Odd Name": 1.0, "nan": float("nan")}
+        )
 
 
 class Raises:

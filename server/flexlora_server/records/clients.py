@@ -74,8 +74,14 @@ def _issue(tx: Tx, client: Client) -> Credentials:
 
 
 def rotate(tx: Tx, client_id: str) -> Credentials:
-    """A new key; the client's other keys end with this transaction."""
-    client = get(tx, client_id)
+    """A new key; the client's other keys end with this transaction.
+
+    Raises:
+        Refusal: UNAUTHENTICATED where the client was revoked while it asked.
+    """
+    client = get(tx, client_id, lock=True)
+    if client.revoked_at is not None:
+        raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enrol it again.")
     _end_keys(tx, client_id)
     return _issue(tx, client)
 
@@ -89,13 +95,13 @@ def authenticate(tx: Tx, secret: str) -> str | None:
     return row.client_id
 
 
-def get(tx: Tx, client_id: str) -> Client:
-    """An enrolled client.
+def get(tx: Tx, client_id: str, *, lock: bool = False) -> Client:
+    """An enrolled client; `lock` lets changes of its keys queue up.
 
     Raises:
         Refusal: CLIENT_NOT_FOUND.
     """
-    client = tx.session.get(Client, client_id)
+    client = tx.session.get(Client, client_id, with_for_update=lock or None)
     if client is None:
         raise Refusal(
             Code.CLIENT_NOT_FOUND, f"No client has the id {client_id[:64]!r}; `flexlora-client clients list` shows all."
@@ -110,7 +116,7 @@ def every(tx: Tx) -> Sequence[Client]:
 
 def revoke(tx: Tx, client_id: str) -> None:
     """End a client's keys; again is no error. Updates it had accepted before still count."""
-    client = get(tx, client_id)
+    client = get(tx, client_id, lock=True)
     if client.revoked_at is None:
         client.revoked_at = tx.now
         _end_keys(tx, client_id)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from flexlora_server.errors import Refusal
 from flexlora_server.records import events
@@ -19,11 +20,12 @@ def create(tx: Tx, spec: RunSpec) -> Run:
     Raises:
         Refusal: RUN_EXISTS.
     """
-    if tx.session.get(Run, spec.name) is not None:
-        raise Refusal(Code.RUN_EXISTS, f"A run named {spec.name!r} exists; choose another name.")
     run = Run(name=spec.name, spec=spec.model_dump(mode="json"), state="DRAFT", version=0, created_at=tx.now)
     tx.session.add(run)
-    tx.session.flush()
+    try:
+        tx.session.flush()
+    except IntegrityError:  # the key decides, not a look beforehand: two may ask at once
+        raise Refusal(Code.RUN_EXISTS, f"A run named {spec.name!r} exists; choose another name.") from None
     events.record(tx, run, "run-created", f"strategy {spec.strategy}, {spec.rounds} rounds, ranks {list(spec.ranks)}")
     return run
 

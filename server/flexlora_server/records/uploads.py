@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import func, select, update
 
@@ -60,15 +61,17 @@ def owned(tx: Tx, upload: str, client: str) -> Upload:
     return row
 
 
-def require_open(row: Upload) -> None:
-    """Refuse bytes for an upload that is over.
+def require_open(tx: Tx, row: Upload) -> None:
+    """Refuse to go on with an upload that is over.
 
     Raises:
-        Refusal: ALREADY_ACCEPTED or UPLOAD_NOT_FOUND.
+        Refusal: ALREADY_ACCEPTED, ROUND_CLOSED where the round's end cancelled it, else UPLOAD_NOT_FOUND.
     """
     if row.state == "ACCEPTED":
         raise Refusal(Code.ALREADY_ACCEPTED, "This upload was accepted; commit it again for its receipt.")
     if row.state == "CANCELLED":
+        if tx.session.get_one(Round, row.round_id).state != "COLLECTING":
+            raise Refusal(Code.ROUND_CLOSED, "The round of this upload has ended; ask for the next task.")
         raise Refusal(Code.UPLOAD_NOT_FOUND, "This upload was cancelled; create another one.")
 
 
@@ -80,13 +83,30 @@ def advance(tx: Tx, upload: str, before: int, after: int) -> bool:
 
 def accept(tx: Tx, row: Upload) -> None:
     """The update counts from now on."""
-    row.state, row.accepted_at = "ACCEPTED", tx.now
-    tx.session.flush()
+    _end(tx, row, state="ACCEPTED", accepted_at=tx.now)
 
 
 def cancel(tx: Tx, row: Upload) -> None:
     """The upload is over without counting."""
-    row.state = "CANCELLED"
+    _end(tx, row, state="CANCELLED")
+
+
+def _end(tx: Tx, row: Upload, **values: Any) -> None:
+    """End an open upload: compare-and-set, since a commit and a cancellation may race.
+
+    Raises:
+        Refusal: as `require_open`.
+    """
+    ending = update(Upload).where(Upload.id == row.id, Upload.state == "OPEN").values(**values).returning(Upload.id)
+    ended = tx.session.execute(ending).first() is not None
+    tx.session.refresh(row)
+    if not ended:
+        require_open(tx, row)
+
+
+def open_ids(tx: Tx) -> frozenset[str]:
+    """Every upload that is on its way."""
+    return frozenset(tx.session.scalars(select(Upload.id).where(Upload.state == "OPEN")))
 
 
 def inputs(tx: Tx, round_: Round) -> Sequence[Upload]:
@@ -101,10 +121,10 @@ def in_round(tx: Tx, round_: Round) -> Sequence[Upload]:
     return tx.session.scalars(wanted.order_by(Upload.client_id)).all()
 
 
-def cancel_open(tx: Tx, round_: Round) -> list[str]:
-    """Cancel what is still open in a round that has ended; the ids, whose bytes may go."""
-    ending = update(Upload).where(Upload.round_id == round_.id, Upload.state == "OPEN").values(state="CANCELLED")
-    return [row.id for row in tx.session.execute(ending.returning(Upload.id))]
+def cancel_open(tx: Tx, round_: Round) -> None:
+    """Cancel what is still open in a round that has ended; `sweep` deletes the bytes."""
+    ending = update(Upload).where(Upload.round_id == round_.id, Upload.state == "OPEN")
+    tx.session.execute(ending.values(state="CANCELLED"))
 
 
 def bytes_received(tx: Tx, round_: Round) -> int:

@@ -22,7 +22,7 @@ from flexlora_shared.problems import Code
 routes = router("adapters")
 RankQuery = Annotated[int, Query(ge=1, le=4096, description="an allowed rank", examples=[8])]
 PatternQuery = Annotated[str, Query(max_length=65_536, description="JSON: module-name suffixes to ranks")]
-_SPAN = re.compile(r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{0,18})|-[0-9]{1,18}")
+_SPAN = re.compile(r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{0,18})|-0{0,17}[1-9][0-9]{0,17}")
 _PATTERN = TypeAdapter[dict[str, int]](RankPattern)
 _REFUSALS = problems(Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED)
 
@@ -71,7 +71,7 @@ def _check_range(header: str | None, size: int) -> None:
         return
     spans = [_SPAN.fullmatch(span.strip()) for span in header.removeprefix("bytes=").split(",")]
     for span in spans:
-        if span is None or _beyond(span["first"], span["last"], size):
+        if span is None or (span["first"] is not None and _beyond(span["first"], span["last"], size)):
             raise Refusal(
                 Code.RANGE_NOT_SATISFIABLE,
                 f"Range {header[:100]!r} does not fit a file of {size} bytes; ask for bytes=FIRST-LAST within it.",
@@ -80,9 +80,9 @@ def _check_range(header: str | None, size: int) -> None:
             )
 
 
-def _beyond(first: str | None, last: str | None, size: int) -> bool:
-    """Whether a span begins behind the file's end or ends before it begins; the last bytes, `-N`, always exist."""
-    return first is not None and (int(first) >= size or (bool(last) and int(last or 0) < int(first)))
+def _beyond(first: str, last: str, size: int) -> bool:
+    """Whether a span begins behind the file's end or ends before it begins."""
+    return int(first) >= size or (last != "" and int(last) < int(first))
 
 
 @routes.get("/v1/runs/{run}/rounds/{number}/adapter-config", responses=_REFUSALS)

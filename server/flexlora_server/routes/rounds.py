@@ -60,21 +60,22 @@ async def watch_events(
     """Every state change as a server-sent event, from the run's beginning or behind `Last-Event-ID`; ends with the run."""
     coordinator = of(request)
     while True:
-        found, over = await run_in_threadpool(_events, coordinator, run, last)
+        found, version, over = await run_in_threadpool(_events, coordinator, run, last)
         for event in found:
             last = event.id
             yield ServerSentEvent(data=event, event=event.kind, id=str(event.id))
         if over and not found:
             return
         if not found:
-            await coordinator.lobby.change(run, 10)
+            await coordinator.lobby.change(run, version, 10)
 
 
-def _events(coordinator: Coordinator, run: str, last: int) -> tuple[list[Event], bool]:
+def _events(coordinator: Coordinator, name: str, last: int) -> tuple[list[Event], int, bool]:
+    """The events behind `last`; and of the run, read before them: its version, and whether it is over."""
     with coordinator.store.reading() as tx:
-        over = runs.get(tx, run).state in OVER
-        rows = events.after(tx, run, last)
-        return [
+        run = runs.get(tx, name)
+        found = [
             Event(id=row.id, run=row.run, at=rfc3339(row.at), kind=row.kind, round=row.round, detail=row.detail)
-            for row in rows
-        ], over
+            for row in events.after(tx, name, last)
+        ]
+        return found, run.version, run.state in OVER

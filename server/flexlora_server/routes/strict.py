@@ -1,12 +1,13 @@
-"""What all routes share: JSON without NaN or duplicate keys, bounded path parameters, documented problems."""
+"""What all routes share: bounded JSON without NaN or duplicate keys, bounded path parameters, documented problems."""
 
 import json
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, HTTPException, Path, Request, Response
 from fastapi.routing import APIRoute
 
+from flexlora_server.coordinator import of
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, Code, Problem
 
 RunPath = Annotated[
@@ -18,11 +19,25 @@ ClientPath = Annotated[str, Path(alias="client", pattern=r"^[0-9a-f]{16}$", desc
 
 
 class StrictRequest(Request):
-    """A request whose JSON may say every thing once, and numbers only."""
+    """A request whose body is bounded, and whose JSON may say every thing once, and numbers only."""
+
+    async def body(self) -> bytes:
+        """The whole body. (The framework's own limit answers in plain text, and would hold for parts of uploads too.)"""
+        if not hasattr(self, "_body"):
+            most, received = of(self).settings.max_json_body, bytearray()
+            async for chunk in self.stream():
+                received += chunk
+                if len(received) > most:
+                    raise HTTPException(413)
+            self._body = bytes(received)
+        return self._body
 
     async def json(self) -> Any:
         """The body, refused where JSON is ambiguous: duplicate keys, NaN, infinities (RFC 8259, sections 4 and 6)."""
-        return json.loads(await self.body(), object_pairs_hook=_pairs, parse_constant=_constant)
+        try:
+            return json.loads(await self.body(), object_pairs_hook=_pairs, parse_constant=_constant)
+        except (UnicodeDecodeError, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+            raise json.JSONDecodeError(str(error), "", 0) from None
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

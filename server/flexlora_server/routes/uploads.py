@@ -71,8 +71,8 @@ def _progress(offset: int, size: int) -> dict[str, str]:
     openapi_extra={"requestBody": {"required": True, "content": {PART_MEDIA_TYPE: {}}}},
     responses=_OWN
     | problems(
-        Code.OFFSET_MISMATCH, Code.UPLOAD_INCOMPLETE, Code.UPLOAD_BUSY, Code.ALREADY_ACCEPTED, Code.TOO_LARGE,
-        Code.UNSUPPORTED_MEDIA_TYPE, Code.TOO_SLOW, Code.STORAGE_FULL,
+        Code.OFFSET_MISMATCH, Code.UPLOAD_INCOMPLETE, Code.UPLOAD_BUSY, Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED,
+        Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.TOO_SLOW, Code.STORAGE_FULL,
     ),
 )  # fmt: skip
 async def send_part(
@@ -98,7 +98,7 @@ async def send_part(
 def _writable(coordinator: Coordinator, upload: str, client: str, offset: int) -> Upload:
     with coordinator.store.reading() as tx:
         row = uploads.owned(tx, upload, client)
-    uploads.require_open(row)
+        uploads.require_open(tx, row)
     if offset != row.offset:
         raise Refusal(
             Code.OFFSET_MISMATCH,
@@ -111,12 +111,21 @@ def _writable(coordinator: Coordinator, upload: str, client: str, offset: int) -
 
 async def _receive(request: Request, coordinator: Coordinator, row: Upload) -> int:
     """Stream the part to the disk and acknowledge what arrived, also where it was cut; where the upload ends now."""
+    if row.offset == row.size:  # the bytes may be a blob already, by a commit that was cut short: touch nothing
+        await _nothing(request)
+        return row.size
     file = await run_in_threadpool(append, coordinator.blobs.partial(row.id), row.offset)
     try:
         await _stream(request, file, min(PART_LIMIT, row.size - row.offset), coordinator.settings.min_upload_rate)
     finally:
         end = await asyncio.shield(run_in_threadpool(_acknowledge, coordinator, row, file))
     return end
+
+
+async def _nothing(request: Request) -> None:
+    async for chunk in request.stream():
+        if chunk:
+            raise Refusal(Code.TOO_LARGE, "All bytes that were announced have arrived; commit the upload.")
 
 
 async def _stream(request: Request, file: BinaryIO, room: int, least_rate: int) -> None:
@@ -156,18 +165,19 @@ def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
         end = file.tell()
     with coordinator.store.transaction() as tx:
         if not uploads.advance(tx, row.id, row.offset, end):
-            raise Refusal(Code.UPLOAD_NOT_FOUND, "This upload was cancelled or replaced while the part arrived.")
+            uploads.require_open(tx, tx.session.get_one(Upload, row.id))
+            raise Refusal(Code.UPLOAD_BUSY, "Another request wrote to this upload; ask for its offset and go on.")
     return end
 
 
-@routes.delete("/v1/uploads/{upload}", status_code=204, responses=_OWN | problems(Code.ALREADY_ACCEPTED))
+@routes.delete(
+    "/v1/uploads/{upload}", status_code=204, responses=_OWN | problems(Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED)
+)
 def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> None:
     """Cancel an open upload; its bytes are deleted."""
     coordinator = of(request)
     with coordinator.store.transaction() as tx:
-        row = uploads.owned(tx, upload, client)
-        uploads.require_open(row)
-        uploads.cancel(tx, row)
+        uploads.cancel(tx, uploads.owned(tx, upload, client))
     coordinator.blobs.drop(upload)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flexlora_shared.messages.base import Count, Message, Rank, RankPattern
+from flexlora_shared.messages.base import Count, Line, Message, Rank, RankPattern
 
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 
@@ -13,7 +13,7 @@ class TokenRequest(Message):
     """Ask for a one-time enrolment token."""
 
     expires_in: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400  # seconds
-    note: Annotated[str, Field(max_length=200)] = ""  # who it is for; the operator's own words
+    note: Annotated[Line, Field(max_length=200)] = ""  # who it is for; the operator's own words
 
 
 class Token(Message):
@@ -26,7 +26,7 @@ class Token(Message):
 class Enrolment(Message):
     """Redeem a token."""
 
-    token: Annotated[str, Field(max_length=200)]
+    token: Annotated[Line, Field(max_length=200)]
     name: ClientName
 
 
