@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
@@ -23,6 +24,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from flexlora_server.errors import StartupError
+
+# One consistent state for all that a reading transaction asks: SQLite's snapshots, PostgreSQL's REPEATABLE READ.
+_READING: dict[str, dict[str, Any]] = {
+    "sqlite": {"flexlora_read_only": True},
+    "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
+}
 
 
 @dataclass
@@ -41,10 +48,12 @@ class Store:
     """
 
     def __init__(self, url: URL, clock: Callable[[], float] | None = None) -> None:
+        if url.get_backend_name() not in _READING:
+            raise StartupError(f"the database must be SQLite or PostgreSQL, not {url.get_backend_name()}")
         self.url = url
         self._clock = clock
         self._writing = _engine(url)
-        self._reading = self._writing.execution_options(flexlora_read_only=True)
+        self._reading = self._writing.execution_options(**_READING[url.get_backend_name()])
         self.on_change: Callable[[], None] = lambda: None
 
     @contextmanager

@@ -26,5 +26,11 @@ def adapter_config(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> dict
         "lora_dropout": spec.training.lora_dropout,
         "bias": "none",
         "target_modules": [module.name for module in spec.modules],
-        "modules_to_save": sorted({extra.name.rpartition(".")[0] for extra in spec.extra}) or None,
+        "modules_to_save": sorted({_saved_module(extra.name) for extra in spec.extra}) or None,
     }
+
+
+def _saved_module(name: str) -> str:
+    """The module PEFT must keep whole for this tensor: it always wraps a head, `classifier` or `score`, as one module."""
+    head = name.partition(".")[0]
+    return head if head in {"classifier", "score"} else name.rpartition(".")[0]

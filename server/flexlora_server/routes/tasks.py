@@ -70,11 +70,11 @@ async def next_task(
 ) -> Task | Response:
     """Wait for work: this also tells the coordinator that the participant is present."""
     coordinator = of(request)
-    if not coordinator.lobby.admitted(name, client):
+    if wait == 0 or not coordinator.lobby.admitted(name, client):
         await run_in_threadpool(_check, coordinator, name, client)
         coordinator.lobby.admit(name, client)
     task = None
-    if await coordinator.lobby.work(name, client, wait):
+    if await coordinator.lobby.work(name, client, wait) or wait == 0:  # who does not wait is told what is true now
         task = await run_in_threadpool(_task, coordinator, name, client)
     return task or Response(status_code=204, headers={"Retry-After": "1"})
 
