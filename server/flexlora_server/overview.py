@@ -48,7 +48,7 @@ def _waiting_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window: 
     if run.state == "DRAFT":
         return "Waiting for the operator to start it."
     if round_ is None or run.state in machine.OVER:
-        return "Nothing."
+        return f"Nothing: the run is {run.state.lower()}."
     present = len(rounds.present(tx, run.name, window)) if round_.state == "OPEN" else 0
     return machine.waiting_for(spec, rounds.view(tx, run, round_), present, tx.now)
 

@@ -21,7 +21,8 @@ def adapter_config(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> dict
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": pattern,
-        "alpha_pattern": {key: own for key, own in alphas.items() if own != alpha},
+        # all or none: of two keys that match a module PEFT takes the first, so none may be left out
+        "alpha_pattern": alphas if set(alphas.values()) - {alpha} else {},
         "use_rslora": spec.scaling.use_rslora,
         "lora_dropout": spec.training.lora_dropout,
         "bias": "none",
