@@ -17,7 +17,7 @@ from torch import Tensor
 from flexlora_server.adapters.inspection import upload_scaling
 from flexlora_server.adapters.slices import served_dtype, served_scaling
 from flexlora_server.adapters.stored import StoredAdapter, StoredWriter
-from flexlora_server.aggregation.diagnostics import energy_kept
+from flexlora_server.aggregation.diagnostics import effective_rank, energy_kept
 from flexlora_server.aggregation.extra import initial_extra, weighted_average
 from flexlora_server.aggregation.factors import Update, initial_factors
 from flexlora_server.aggregation.strategy import Aggregate, strategy
@@ -110,6 +110,7 @@ def _metrics(spec: RunSpec, module: ModuleSpec, aggregate: Aggregate) -> ModuleM
         name=module.name,
         singular_values=aggregate.singular_values,
         total_energy=aggregate.total_energy,
+        effective_rank=effective_rank(aggregate.singular_values),
         energy_kept=tuple(EnergyKept(rank=rank, share=share) for rank, share in kept),
     )
 

@@ -23,12 +23,6 @@ def energy_kept(aggregate: Aggregate, ranks: Sequence[int]) -> tuple[tuple[int, 
     return tuple((rank, min(1.0, max(0.0, blocks[rank - 1] / aggregate.total_energy))) for rank in ranks)
 
 
-def tail_share(aggregate: Aggregate, smallest_rank: int) -> float:
-    """The share of W's energy above the smallest served rank; it sinks to 0 as the rank collapses."""
-    ((_, kept),) = energy_kept(aggregate, [smallest_rank])
-    return 1.0 - kept
-
-
 def effective_rank(singular_values: Sequence[float]) -> float:
     """exp of the entropy of the singular values' shares, 0 for W = 0 (Roy and Vetterli 2007, EUSIPCO).
 

@@ -49,13 +49,6 @@ class GlobalFactors:
     A: Tensor
 
 
-def lora_scaling(rank: int, alpha: float, use_rslora: bool) -> float:
-    """alpha / r (LoRA), or alpha / sqrt(r) (rsLoRA: Kalajdzievski 2023, arXiv 2312.03732)."""
-    if rank < 1 or not (math.isfinite(alpha) and alpha > 0):
-        raise AggregationError(f"rank {rank} and alpha {alpha}: rank must be at least 1, alpha positive and finite")
-    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
-
-
 def slice_factors(global_: GlobalFactors, rank: int, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """One rank's slice as served: A (rank, k), B (d, rank) in `dtype`; `scaling * B @ A` is W at that rank.
 

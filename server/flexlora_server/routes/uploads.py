@@ -68,7 +68,6 @@ def _progress(offset: int, size: int) -> dict[str, str]:
 @routes.patch(
     "/v1/uploads/{upload}",
     status_code=204,
-    max_body_size=2 * PART_LIMIT,  # the parts' own limit answers first, and keeps what arrived
     openapi_extra={"requestBody": {"required": True, "content": {PART_MEDIA_TYPE: {}}}},
     responses=_OWN
     | problems(

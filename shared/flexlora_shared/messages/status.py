@@ -35,7 +35,8 @@ class ModuleMetrics(Message):
 
     name: str
     singular_values: tuple[float, ...]
-    total_energy: float
+    total_energy: float  # squared Frobenius norm
+    effective_rank: float  # exp of the entropy of the singular values' shares; 0 where the aggregate is 0
     energy_kept: tuple[EnergyKept, ...]
 
 

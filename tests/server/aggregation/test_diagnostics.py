@@ -1,10 +1,10 @@
-"""Energy kept, tail share and effective rank, against the oracle and by hand."""
+"""Energy kept and effective rank, against the oracle and by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from flexlora_server.aggregation.diagnostics import effective_rank, energy_kept, tail_share
+from flexlora_server.aggregation.diagnostics import effective_rank, energy_kept
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.aggregation.fedavg import FedAvg
@@ -23,7 +23,6 @@ def test_energy_kept_matches_the_oracle() -> None:
     assert [rank for rank, _ in kept] == ranks
     assert [share for _, share in kept] == pytest.approx(expected, rel=1e-6)
     assert kept[-1][1] < 1
-    assert tail_share(result, 2) == pytest.approx(1 - expected[0], rel=1e-6)
 
 
 def test_energy_kept_of_factors_that_are_not_orthonormal() -> None:
@@ -36,7 +35,6 @@ def test_energy_kept_of_factors_that_are_not_orthonormal() -> None:
 def test_nothing_is_lost_of_nothing() -> None:
     zero = Aggregate(GlobalFactors(torch.zeros(4, 2), torch.eye(2, 5)), (0.0, 0.0), 0.0)
     assert energy_kept(zero, [1, 2]) == ((1, 1.0), (2, 1.0))
-    assert tail_share(zero, 1) == 0.0
 
 
 @pytest.mark.parametrize("rank", [0, 3])

@@ -1,4 +1,4 @@
-"""Scalings, slices and the initial factors."""
+"""Slices and the initial factors."""
 
 import math
 
@@ -7,20 +7,9 @@ import pytest
 import torch
 
 from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.factors import GlobalFactors, initial_factors, lora_scaling, slice_factors
+from flexlora_server.aggregation.factors import GlobalFactors, initial_factors, slice_factors
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, random_round
-
-
-def test_scaling() -> None:
-    assert lora_scaling(4, 16, use_rslora=False) == 4.0
-    assert lora_scaling(4, 16, use_rslora=True) == 8.0
-
-
-@pytest.mark.parametrize(("rank", "alpha"), [(0, 16.0), (4, 0.0), (4, -1.0), (4, math.nan), (4, math.inf)])
-def test_scaling_refuses(rank: int, alpha: float) -> None:
-    with pytest.raises(AggregationError, match="rank must be at least 1, alpha positive and finite"):
-        lora_scaling(rank, alpha, use_rslora=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
