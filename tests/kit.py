@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch import dtype as Dtype
 
 from flexlora_server.app import create_app
 from flexlora_server.blobs import BlobStore
+from flexlora_server.records import uploads
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
+from flexlora_server.sweep import sweep
 from flexlora_server.worker import Worker
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
@@ -89,7 +92,8 @@ class Api:
     def expect(self, status: int, method: str, path: str, **options: Any) -> Any:
         response = self.call(method, path, **options)
         assert response.status_code == status, f"{method} {path}: {response.status_code} {response.text}"
-        return response.json() if response.headers.get("content-type", "").endswith("json") else response
+        told = response.content and response.headers.get("content-type", "").endswith("json")
+        return response.json() if told else response
 
     def problem(self, code: str, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The call must be refused with this problem code; its body."""
@@ -153,6 +157,33 @@ class Participant(Api):
         return content
 
 
+def raw_request(url: str, head: str, key: str | None = None) -> socket.socket:
+    """A connection that has sent the head of a request, for tests that send its body by hand, or cut it."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    line, *headers = head.splitlines()
+    headers += ["Host: coordinator", *([f"Authorization: Bearer {key}"] if key else [])]
+    connection.sendall("\r\n".join([f"{line} HTTP/1.1", *headers, "", ""]).encode("latin-1"))
+    return connection
+
+
+def part_head(upload: str, length: int, offset: int = 0) -> str:
+    """The head of a PATCH that announces `length` bytes."""
+    return (
+        f"PATCH /v1/uploads/{upload}\nContent-Type: application/partial-upload\n"
+        f"Upload-Offset: {offset}\nContent-Length: {length}"
+    )
+
+
+def raw_answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON body of the answer on a connection made by `raw_request`; closes it."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    body = answer.read()
+    connection.close()
+    return answer.status, json.loads(body) if body else {}
+
+
 @dataclass
 class Served:
     """A running coordinator and its store; its worker steps only when the test says so."""
@@ -163,11 +194,13 @@ class Served:
     clock: Clock
     http: httpx2.Client
     operator: Api = field(init=False)
+    blobs: BlobStore = field(init=False)
     worker: Worker = field(init=False)
 
     def __post_init__(self) -> None:
         self.operator = Api(self.http, OPERATOR_KEY)
-        self.worker = Worker(self.store, BlobStore(self.settings.data_dir), self.settings)
+        self.blobs = BlobStore(self.settings.data_dir)
+        self.worker = Worker(self.store, self.blobs, self.settings)
 
     def enrol(self, name: str = "participant") -> Participant:
         token = self.operator.expect(201, "POST", "/v1/enrolment-tokens", json={})["token"]
@@ -180,6 +213,26 @@ class Served:
         self.operator.expect(200, "POST", f"/v1/runs/{name}/start")
         self.work()
         return RunSpec.model_validate_json(json.dumps(detail["spec"]))
+
+    def spec(self, name: str) -> RunSpec:
+        detail = self.operator.expect(200, "GET", f"/v1/runs/{name}")
+        return RunSpec.model_validate_json(json.dumps(detail["spec"]))
+
+    def working(self, rank: int = 8, **changes: Any) -> tuple[Participant, dict[str, Any], bytes]:
+        """A run with one participant in its first round: the participant, its task, and an update it may upload."""
+        run = self.run(**changes)
+        participant = self.enrol()
+        participant.declare("run", rank)
+        return participant, participant.task("run"), encode(tensors(run, rank))
+
+    def check_storage(self) -> None:
+        """After a sweep, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
+        sweep(self.store, self.blobs)
+        with self.store.reading() as tx:
+            assert set(self.blobs.partials()) <= uploads.open_ids(tx)
+        assert list((self.settings.data_dir / "temporary").iterdir()) == []
+        for path in (self.settings.data_dir / "blobs").glob("*/*"):
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
 
     def work(self) -> int:
         """Let the worker aggregate whatever waits; how many rounds it took."""

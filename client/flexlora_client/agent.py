@@ -61,16 +61,20 @@ class Agent:
 
     def _rounds(self) -> None:
         accepted, waiting = 0, False
+        lost: tuple[int, int] | None = None  # the coordinator may name a round once more before it sees that it is over
         while self.max_rounds is None or accepted < self.max_rounds:
             task = self._next()
-            if isinstance(task, Task):
-                accepted += self._round(task)
+            if isinstance(task, Task) and (task.round, task.attempt) != lost:
                 waiting = False
+                if self._round(task):
+                    accepted += 1
+                else:
+                    lost = (task.round, task.attempt)
                 continue
             if not waiting:
                 self.reporter.step("waiting", "waiting for work")
             waiting = True
-            self.api.retry.sleep(task.retry_after)
+            self.api.retry.sleep(task.retry_after if isinstance(task, NoTask) else 1.0)
         self.reporter.step("stopped", f"{accepted} updates accepted, stopping as asked", accepted=accepted)
 
     def _next(self) -> Task | NoTask:

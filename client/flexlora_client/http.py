@@ -56,8 +56,8 @@ class Http:
             raise BadInput("the API key holds characters no key has; copy it again")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         timeout = httpx2.Timeout(IO_TIMEOUT, connect=CONNECT_TIMEOUT)
-        verify = True if ca_file is None else _trusting(ca_file)
-        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
+        trust = _trust(self.url, ca_file)
+        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=trust)
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +111,7 @@ class Http:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: httpx2.RequestError) -> Unreachable:
-        reason = str(error) or type(error).__name__
+        reason = str(error).rstrip(".") or type(error).__name__
         certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
         advice = "; check the certificate, or name its authority with --ca-file" if certificate else ""
         return Unreachable(f"no answer from {self.url}: {reason}{advice}")
@@ -136,10 +136,14 @@ def _checked(url: str) -> str:
         raise BadInput(f"{url!r} is no address: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise BadInput(f"{url!r} is no address of a coordinator; give one like https://flexlora.example.org")
-    return url.rstrip("/")
+    return str(parsed).rstrip("/")  # with its scheme in lower case
 
 
-def _trusting(ca_file: Path) -> ssl.SSLContext:
+def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
+    """Whose certificates are believed: `ca_file`'s, else the system's (True)."""
+    if ca_file is None:
+        # loading the system's takes longer than a call; without TLS an empty context, which believes nobody, does
+        return True if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:

@@ -67,9 +67,12 @@ def principal(request: Request) -> Principal:
         if hmac.compare_digest(clients.sha256(secret), coordinator.operator_sha256):
             return Principal(None)
         with coordinator.store.reading() as tx:
-            client_id = clients.authenticate(tx, secret)
-        if client_id is not None:
-            return Principal(client_id)
+            key = clients.authenticate(tx, secret)
+        if key is not None:
+            if key.used_at is None:
+                with coordinator.store.transaction() as tx:
+                    clients.first_use(tx, key)
+            return Principal(key.client_id)
     raise Refusal(
         Code.UNAUTHENTICATED,
         "Send your API key as `Authorization: Bearer KEY`; an unknown or revoked key is refused.",

@@ -105,7 +105,7 @@ async def _database(request: Request, error: Exception) -> JSONResponse:
 async def _storage(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
     log.error("storage failed: %s", error)
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         code, detail = Code.STORAGE_FULL, "The coordinator's disk is full; nothing was accepted. Try again later."
     else:
         code, detail = Code.UNAVAILABLE, "The coordinator's storage does not answer; nothing was accepted. Try again."

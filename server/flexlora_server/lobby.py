@@ -64,10 +64,13 @@ class Lobby:
         view = self._views.get(run)
         return view is not None and not view.over and (run, client) in self._admitted
 
-    async def work(self, run: str, client: str, seconds: float) -> bool:
-        """Wait until this participant may have work or the run is over: True; False after `seconds` without either."""
+    async def work(self, run: str, client: str, seconds: float, *, known: bool = True) -> bool:
+        """Wait until this participant may have work or the run is over: True; False after `seconds` without either.
+
+        Without `known`, what the lobby knows already does not count.
+        """
         self._arrived.add((run, client))
-        view = self._views.get(run)
+        view = self._views.get(run) if known else None
         if view is not None and (view.over or client in view.with_work):
             return True
         self.poke()

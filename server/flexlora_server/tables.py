@@ -97,6 +97,7 @@ class ApiKey(Table):
     client_id: Mapped[str] = mapped_column(ForeignKey("clients.id"), index=True)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]  # for the first time; the client's earlier keys end then
     revoked_at: Mapped[datetime | None]
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from flexlora_server.blobs import BlobStore
 from flexlora_server.store import Store
+from flexlora_server.worker import Worker
 from tests.kit import Clock, Served, served
 
 VARIABLES = ("FLEXLORA_HOME", "FLEXLORA_URL", "FLEXLORA_OPERATOR_KEY", "FLEXLORA_TOKEN", "FLEXLORA_CA_FILE")
@@ -35,10 +37,21 @@ def site(tmp_path: Path) -> Iterator[Served]:
     store.close()
 
 
+class OneAtATime(Worker):
+    """A worker that the test and the thread below can both ask to step: each waits until the other's step is done."""
+
+    _lock = threading.Lock()
+
+    def step(self) -> bool:
+        with self._lock:
+            return super().step()
+
+
 @contextmanager
 def _working(running: Served) -> Iterator[None]:
     """Let the coordinator's worker aggregate for the block."""
     stop = threading.Event()
+    running.worker = OneAtATime(running.store, BlobStore(running.settings.data_dir), running.settings)
 
     def loop() -> None:
         while not stop.wait(0.01):

@@ -93,6 +93,7 @@ def misbehaving(*plan: Planned) -> Iterator[Misbehaving]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def _answer(self) -> None:
             length = int(self.headers.get("Content-Length", 0))

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from flexlora_client import credentials
 from flexlora_client.agent import Agent
 from flexlora_client.api import Api
-from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, Refused, RunEnded
 from flexlora_client.http import Http
 from flexlora_client.learner import Learner
@@ -59,6 +57,13 @@ def agent(
         yield Agent(api, run, Work(home, run.name), learner, declaration, reporter)
 
 
+def refused(working: Agent) -> Refused:
+    """The refusal that ends the agent."""
+    with pytest.raises(Refused) as caught:
+        working.run()
+    return caught.value
+
+
 def test_it_takes_part_until_the_run_completes(site: Served, tmp_path: Path) -> None:
     run, trainer, reporter = site.run(rounds=3), Nudge(), Listening("run")
     with agent(site, run, tmp_path / "home", trainer, reporter) as working:
@@ -97,9 +102,9 @@ def test_a_cancelled_run_ends_the_agent(site: Served, tmp_path: Path) -> None:
         if kind == "trained":
             site.operator.expect(200, "POST", "/v1/runs/run/cancel")
 
-    with agent(site, run, tmp_path, Nudge(), Listening("run", cancel)) as working:
-        with pytest.raises(RunEnded, match="run run is CANCELLED"):
-            working.run()
+    ended = pytest.raises(RunEnded, match="run run is CANCELLED")
+    with agent(site, run, tmp_path, Nudge(), Listening("run", cancel)) as working, ended:
+        working.run()
 
 
 def test_a_late_update_costs_the_round_and_no_more(site: Served, tmp_path: Path) -> None:
@@ -181,14 +186,17 @@ def test_a_training_loop_that_fails_ends_the_agent(site: Served, tmp_path: Path,
 
 def test_a_refused_tensor_ends_the_agent_with_its_name(site: Served, tmp_path: Path) -> None:
     run = site.run(norm_bound=1e-6)
-    with agent(site, run, tmp_path, Nudge(), Listening("run")) as working, pytest.raises(Refused) as caught:
-        working.run()
-    assert caught.value.code is Code.INVALID_TENSOR
-    assert "q_proj" in str(caught.value)
+    with agent(site, run, tmp_path, Nudge(), Listening("run")) as working:
+        caught = refused(working)
+    assert caught.code is Code.INVALID_TENSOR
+    assert "q_proj" in str(caught)
 
 
 def test_a_rank_the_run_does_not_allow(site: Served, tmp_path: Path) -> None:
-    with agent(site, site.run(), tmp_path, Nudge(), Listening("run"), rank=3) as working, pytest.raises(Refused) as caught:
+    with (
+        agent(site, site.run(), tmp_path, Nudge(), Listening("run"), rank=3) as working,
+        pytest.raises(Refused) as caught,
+    ):
         working.run()
     assert caught.value.code is Code.RANK_NOT_ALLOWED
 
@@ -202,12 +210,5 @@ def test_a_revoked_participant_stops(site: Served, tmp_path: Path) -> None:
             assert site.operator.call("DELETE", f"/v1/clients/{participant.client_id}").status_code == 204
 
     with agent(site, run, tmp_path, Nudge(), Listening("run", revoke), participant.key) as working:
-        with pytest.raises(Refused) as caught:
-            working.run()
-    assert caught.value.code is Code.UNAUTHENTICATED
-
-
-def test_identities_round_trip(tmp_path: Path) -> None:
-    identity = Identity(url="http://host", client_id="c", name="n", api_key="k")
-    credentials.save(tmp_path, identity)
-    assert credentials.load(tmp_path) == identity
+        caught = refused(working)
+    assert caught.code is Code.UNAUTHENTICATED

@@ -125,10 +125,10 @@ def test_definitions_that_define_no_run(operator: dict[str, str], tmp_path: Path
     ended(call("runs", "create", definition(tmp_path), env=operator), Exit.REFUSED, "(run-exists)")
 
 
-@pytest.mark.parametrize("name", ["none", "a/b", "../x", "UPPER", "ä"])
-def test_runs_that_are_not_there(operator: dict[str, str], name: str) -> None:
-    assert call("status", name, env=operator).code == Exit.REFUSED
-    assert call("rounds", name, env=operator).code == Exit.REFUSED
+def test_runs_that_are_not_there(operator: dict[str, str]) -> None:
+    for name in ("none", "a/b", "../x", "UPPER", "ä"):
+        ended(call("status", name, env=operator), Exit.REFUSED, "error: ")
+        ended(call("rounds", name, env=operator), Exit.REFUSED, "error: ")
 
 
 def test_no_coordinator_at_the_address(operator: dict[str, str]) -> None:
@@ -141,8 +141,8 @@ def test_no_coordinator_at_the_address(operator: dict[str, str]) -> None:
     "arguments",
     [["unknown"], ["runs"], ["runs", "create"], ["rounds", "one", "x"], ["tokens", "create", "--expires-in", "0"]],
 )
-def test_wrong_command_lines(arguments: list[str], operator: dict[str, str]) -> None:
-    assert call(*arguments, env=operator).code == Exit.USAGE
+def test_wrong_command_lines(arguments: list[str]) -> None:
+    assert call(*arguments).code == Exit.USAGE
 
 
 def test_watching_imports_nothing_heavy() -> None:

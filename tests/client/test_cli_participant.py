@@ -158,10 +158,7 @@ def test_what_ends_an_agent(
 @pytest.mark.parametrize(
     ("more", "code", "part"),
     [
-        (["--rank-pattern", "q_proj"], Exit.USAGE, "MODULE=RANK"),
         (["--rank-pattern", "q_proj=0"], Exit.USAGE, "rank_pattern"),
-        (["--heldout", "h.jsonl"], Exit.USAGE, "not both"),
-        (["--threads", "0"], Exit.USAGE, "threads"),
         (["--device", "abacus"], Exit.BAD_INPUT, "no device"),
         (["--model", "nowhere"], Exit.BAD_INPUT, "no base model at nowhere"),
         (["--rank-pattern", "typo=4"], Exit.REFUSED, "typo"),
@@ -173,6 +170,22 @@ def test_options_that_cannot_be(
     site.run()
     result = taking_part(home, data, *more)
     assert result.code == code
+    assert part in " ".join(result.err.split())
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        (["--rank-pattern", "q_proj"], "MODULE=RANK"),
+        (["--heldout", "h.jsonl"], "not both"),
+        (["--threads", "0"], "threads"),
+        (["--rank", "0"], "rank"),
+        (["--max-rounds", "none"], "max-rounds"),
+    ],
+)
+def test_options_that_mean_nothing(data: Path, more: list[str], part: str) -> None:
+    result = taking_part({}, data, *more)
+    assert result.code == Exit.USAGE
     assert part in " ".join(result.err.split())
 
 
@@ -191,8 +204,8 @@ def test_an_agent_killed_while_training_trains_again(
 ) -> None:
     site.run(rounds=1)
     env = home | {"KILLED_MARK": str(tmp_path / "mark")}
-    options = ["--rank", "4", "--data", data, "--heldout-fraction", "0", "--trainer", "tests.client.trainers:Killed"]
-    with start("run", "run", *options, env=env) as killed:
+    options = ["--rank", "4", "--heldout-fraction", "0", "--trainer", "tests.client.trainers:Killed"]
+    with start("run", "run", "--data", data, *options, env=env) as killed:
         assert killed.wait() == -signal.SIGKILL
     assert Path(env["KILLED_MARK"]).exists()
     result = taking_part(env, data, "--json", trainer="tests.client.trainers:Killed")

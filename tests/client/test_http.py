@@ -18,7 +18,11 @@ from tests.client.misbehaving import Asked, Planned, answer, cut, hang_up, misbe
 
 
 def refused_by(planned: Planned) -> Refused | Unreachable:
-    with misbehaving(planned) as server, Http(server.url, "a-key") as http, pytest.raises((Refused, Unreachable)) as caught:
+    with (
+        misbehaving(planned) as server,
+        Http(server.url, "a-key") as http,
+        pytest.raises((Refused, Unreachable)) as caught,
+    ):
         http.request("GET", "/v1/runs")
     assert isinstance(caught.value, Refused | Unreachable)
     return caught.value

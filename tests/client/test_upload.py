@@ -1,6 +1,7 @@
 """Uploads over a line that cuts: nothing acknowledged is sent twice, nothing is lost."""
 
 import hashlib
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -163,13 +164,13 @@ def test_even_a_patient_agent_gives_up_on_a_line_that_always_damages(file: Path)
 
 
 def test_a_file_that_changed_meanwhile_is_not_sent_again(file: Path) -> None:
-    def change(handler: object, asked: Asked) -> None:
+    def change(handler: BaseHTTPRequestHandler, asked: Asked) -> None:
         file.write_bytes(b"!" + DATA[1:])
-        problem(Code.DIGEST_MISMATCH)(handler, asked)  # type: ignore[arg-type]  # passed through
+        problem(Code.DIGEST_MISMATCH)(handler, asked)
 
-    with misbehaving(created(offset=PART), at(len(DATA)), change) as server:
-        with pytest.raises(BadInput, match="changed after it was announced"):
-            send(server, file)
+    ended = pytest.raises(BadInput, match="changed after it was announced")
+    with misbehaving(created(offset=PART), at(len(DATA)), change) as server, ended:
+        send(server, file)
 
 
 def test_a_coordinator_that_stays_away_ends_a_command(file: Path) -> None:

@@ -60,7 +60,7 @@ def enroll(
 
 @keys.command("rotate")
 def rotate(home: HomeOption = None, ca_file: CaFileOption = None) -> None:
-    """Replace this participant's API key; the old one ends at once."""
+    """Replace this participant's API key; the old one ends when the new one is first used."""
     place = Place(home=home, ca_file=ca_file)
     identity = credentials.load(place.folder)
     credentials.see_writable(place.folder)

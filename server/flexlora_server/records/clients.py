@@ -74,7 +74,7 @@ def _issue(tx: Tx, client: Client) -> Credentials:
 
 
 def rotate(tx: Tx, client_id: str) -> Credentials:
-    """A new key; the client's other keys end with this transaction.
+    """A new key. The old one ends when the new one is first used: an answer that was lost locks nobody out.
 
     Raises:
         Refusal: UNAUTHENTICATED where the client was revoked while it asked.
@@ -82,17 +82,25 @@ def rotate(tx: Tx, client_id: str) -> Credentials:
     client = get(tx, client_id, lock=True)
     if client.revoked_at is not None:
         raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enrol it again.")
-    _end_keys(tx, client_id)
     return _issue(tx, client)
 
 
-def authenticate(tx: Tx, secret: str) -> str | None:
-    """The id of the client whose key this is; None for an unknown or revoked one."""
+def authenticate(tx: Tx, secret: str) -> ApiKey | None:
+    """The client's key that this is; None for an unknown or revoked one."""
     public = _public_id(secret, CLIENT_PREFIX)
     row = tx.session.get(ApiKey, public) if public else None
     if row is None or not hmac.compare_digest(row.sha256, sha256(secret)) or row.revoked_at is not None:
         return None
-    return row.client_id
+    return row
+
+
+def first_use(tx: Tx, key: ApiKey) -> None:
+    """A key has arrived with its client: the client's other keys end."""
+    get(tx, key.client_id, lock=True)
+    row = tx.session.get_one(ApiKey, key.id, populate_existing=True)
+    if row.used_at is None and row.revoked_at is None:
+        _end_keys(tx, key.client_id, but=key.id)
+        row.used_at = tx.now
 
 
 def get(tx: Tx, client_id: str, *, lock: bool = False) -> Client:
@@ -122,6 +130,6 @@ def revoke(tx: Tx, client_id: str) -> None:
         _end_keys(tx, client_id)
 
 
-def _end_keys(tx: Tx, client_id: str) -> None:
-    ending = update(ApiKey).where(ApiKey.client_id == client_id, ApiKey.revoked_at.is_(None))
+def _end_keys(tx: Tx, client_id: str, but: str = "") -> None:
+    ending = update(ApiKey).where(ApiKey.client_id == client_id, ApiKey.id != but, ApiKey.revoked_at.is_(None))
     tx.session.execute(ending.values(revoked_at=tx.now))

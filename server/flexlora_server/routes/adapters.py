@@ -101,6 +101,7 @@ def get_adapter_config(
 @routes.post(
     "/v1/runs/{run}/rounds/{number}/evaluations",
     status_code=204,
+    response_class=Response,
     responses=problems(
         Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED, Code.NOT_DECLARED
     ),

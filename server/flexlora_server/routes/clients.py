@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Body, Request
+from fastapi import Body, Request, Response
 
 from flexlora_server.auth import ClientId, Operator
 from flexlora_server.coordinator import of
@@ -48,7 +48,12 @@ def list_clients(request: Request, who: Operator) -> ClientList:
         )
 
 
-@routes.delete("/v1/clients/{client}", status_code=204, responses=problems(Code.FORBIDDEN, Code.CLIENT_NOT_FOUND))
+@routes.delete(
+    "/v1/clients/{client}",
+    status_code=204,
+    response_class=Response,
+    responses=problems(Code.FORBIDDEN, Code.CLIENT_NOT_FOUND),
+)
 def revoke_client(request: Request, client: ClientPath, who: Operator) -> None:
     """End a client's keys. Updates it had accepted still count."""
     with of(request).store.transaction() as tx:
@@ -57,6 +62,6 @@ def revoke_client(request: Request, client: ClientPath, who: Operator) -> None:
 
 @routes.post("/v1/clients/me/keys", status_code=201, responses=problems(Code.FORBIDDEN))
 def rotate_key(request: Request, client: ClientId) -> Credentials:
-    """A new API key; the old one ends with this answer."""
+    """A new API key; the old one ends when the new one is first used."""
     with of(request).store.transaction() as tx:
         return clients.rotate(tx, client)

@@ -1,5 +1,6 @@
 """A participant's side of a run: declare a rank, wait for a task."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Annotated
@@ -73,9 +74,12 @@ async def next_task(
     if wait == 0 or not coordinator.lobby.admitted(name, client):
         await run_in_threadpool(_check, coordinator, name, client)
         coordinator.lobby.admit(name, client)
-    task = None
-    if await coordinator.lobby.work(name, client, wait) or wait == 0:  # who does not wait is told what is true now
-        task = await run_in_threadpool(_task, coordinator, name, client)
+    task = await run_in_threadpool(_task, coordinator, name, client) if wait == 0 else None
+    clock = asyncio.get_running_loop().time
+    until = clock() + wait
+    known = True  # what the lobby knows may be older than what the database says: then wait for news
+    while task is None and await coordinator.lobby.work(name, client, until - clock(), known=known):
+        task, known = await run_in_threadpool(_task, coordinator, name, client), False
     return task or Response(status_code=204, headers={"Retry-After": "1"})
 
 
@@ -91,7 +95,7 @@ def _task(coordinator: Coordinator, name: str, client: str) -> Task | None:
         run = runs.get(tx, name)
         refuse_over(run)
         spec, round_ = runs.spec_of(run), rounds.current(tx, name)
-        if round_ is None or round_.state != "COLLECTING":
+        if round_ is None or round_.deadline is None or round_.state != "COLLECTING" or round_.deadline <= tx.now:
             return None
         place = rounds.assignment(tx, round_, client)
         if place is None or uploads.accepted(tx, round_, client) is not None:

@@ -171,7 +171,10 @@ def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
 
 
 @routes.delete(
-    "/v1/uploads/{upload}", status_code=204, responses=_OWN | problems(Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED)
+    "/v1/uploads/{upload}",
+    status_code=204,
+    response_class=Response,
+    responses=_OWN | problems(Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED),
 )
 def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> None:
     """Cancel an open upload; its bytes are deleted."""

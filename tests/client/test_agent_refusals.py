@@ -1,0 +1,97 @@
+"""The agent's loop against answers that a sound coordinator rarely gives."""
+
+import json
+from pathlib import Path
+
+from flexlora_client.agent import Agent
+from flexlora_client.learner import Learner
+from flexlora_client.reporter import Reporter
+from flexlora_client.training.examples import Plain
+from flexlora_client.training.models import Models
+from flexlora_client.work import Work
+from flexlora_shared.messages.clients import Declaration
+from flexlora_shared.messages.runs import RunDetail, RunStatus
+from flexlora_shared.messages.tasks import AdapterRef, Task
+from flexlora_shared.problems import Code
+from tests.client.connecting import Waits, connect
+from tests.client.misbehaving import Misbehaving, Planned, answer, message, misbehaving, problem
+from tests.client.served_slices import DATA, RANK, RUN, SHA256, config, wanted, whole
+from tests.client.trainers import Nudge
+
+DECLARE, TASK = "PUT /v1/runs/run/declaration", "GET /v1/runs/run/task"
+DECLARATION = Declaration(rank=RANK, examples=1)
+
+
+def task() -> Planned:
+    asked = wanted()
+    adapter = AdapterRef(href=asked.path, config_href=asked.config_path, sha256=SHA256, size=len(DATA))
+    return message(
+        Task(
+            run="run",
+            round=1,
+            attempt=1,
+            rank=RANK,
+            rank_pattern={},
+            deadline="2030-01-01T00:00:00Z",
+            adapter=adapter,
+            spec=RUN,
+        )
+    )
+
+
+def over() -> list[Planned]:
+    """The run is complete."""
+    fields = {
+        "name": "run",
+        "state": "COMPLETED",
+        "strategy": "flexlora",
+        "model": "tiny",
+        "ranks": [2, 4, 8],
+        "rounds": 2,
+        "rounds_published": 2,
+        "current_round": None,
+        "round_state": None,
+        "waiting_for": "Nothing.",
+        "participants": 1,
+        "created_at": "2030-01-01T00:00:00Z",
+        "reason": None,
+    }
+    status = RunStatus.model_validate_json(json.dumps(fields))
+    return [problem(Code.RUN_OVER, state="COMPLETED"), message(RunDetail(status=status, spec=RUN))]
+
+
+def take_part(server: Misbehaving, home: Path, waits: Waits) -> Nudge:
+    trainer = Nudge()
+    learner = Learner(trainer, Models(), (Plain("one"),), (), 0, "cpu", None)
+    with connect(server.url, waits) as api:
+        Agent(api, RUN, Work(home, "run"), learner, DECLARATION, Reporter("run")).run()
+    assert server.plan == []
+    return trainer
+
+
+def test_a_lost_round_named_once_more_is_not_trained_again(tmp_path: Path) -> None:
+    waits = Waits()
+    declared = message(DECLARATION)
+    lost = problem(Code.ROUND_CLOSED)
+    with misbehaving(declared, task(), whole(), config(), lost, task(), task(), *over()) as server:
+        assert len(take_part(server, tmp_path, waits).jobs) == 1
+    assert waits.slept == [1.0, 1.0]
+
+
+def test_a_declaration_the_coordinator_lost_is_made_again(tmp_path: Path) -> None:
+    declared = message(DECLARATION)
+    with misbehaving(declared, problem(Code.NOT_DECLARED), declared, *over()) as server:
+        take_part(server, tmp_path, Waits())
+        assert server.calls[:4] == [DECLARE, TASK, DECLARE, TASK]
+
+
+def test_the_pause_the_coordinator_asks_for_is_kept(tmp_path: Path) -> None:
+    waits = Waits()
+    with misbehaving(message(DECLARATION), answer(204, Retry_After="7"), *over()) as server:
+        take_part(server, tmp_path, waits)
+    assert waits.slept == [7.0]
+
+
+def test_a_run_that_is_over_before_the_start_is_no_error(tmp_path: Path) -> None:
+    with misbehaving(*over()) as server:
+        assert take_part(server, tmp_path, Waits()).jobs == []
