@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,9 +71,18 @@ class Cluster:
 
     def stop(self) -> None:
         """Ask the coordinator to end, and wait for it."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """`kill -9` the coordinator; its workers end by themselves."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, by: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(by)  # does nothing to a process that has ended
             self.process.wait()
+            assert self.process.stdout is not None
+            self.process.stdout.close()
 
     def client(self, *arguments: str, home: Path | None = None) -> str:
         """One command of the agent's command line; its standard output."""
