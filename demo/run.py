@@ -47,7 +47,7 @@ def definition(model: str, rounds: int, *, small: bool) -> dict[str, Any]:
     """The run's definition; `small` has the hyper-parameters of the demo's own model."""
     training = {"learning_rate": 2e-4, "epochs": 1, "batch_size": 8, "max_length": 512}
     if small:
-        training = {"learning_rate": 2e-3, "epochs": 2, "batch_size": 16, "max_length": 64}
+        training = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 16, "max_length": 64}
     return {
         "name": RUN,
         **skeleton(describe(model)),

@@ -1,8 +1,9 @@
 """The demo's text tasks: questions about the world, one kind of fact for each participant.
 
-A base model that has read the narrative holds every answer, but has never seen a question answered: what fine-tuning
-teaches is to answer. The people in the held-out files occur in no training file of any task, so an exact match there
-is a fact that the base model had read, called up by what was learned about other people.
+A base model that has read the narrative holds every answer but has never seen the question's form: about half the time
+it happens on the answer, and it always tells on instead of stopping. Fine-tuning teaches it to answer, and to stop. The
+people in the held-out files occur in no training file of any task, so an exact match there is a fact that the base
+model had read, called up by what was learned about other people.
 """
 
 import json
