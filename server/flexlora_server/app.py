@@ -66,5 +66,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     coordinator.store.on_change = poke
     keeper = asyncio.create_task(coordinator.lobby.keep())
     yield
-    keeper.cancel()
-    await asyncio.gather(keeper, return_exceptions=True)
+    coordinator.lobby.close()
+    await keeper  # to its end: cancelling would leave its thread behind with a database connection

@@ -116,6 +116,6 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
     log.error(
         "%s %s failed: %s", request.method, request.url.path, type(error).__name__
     )  # the server logs the traceback
-    return problem_response(
-        Problem.of(Code.INTERNAL, "The coordinator failed; its log says why. Nothing was accepted.")
-    )
+    detail = "The coordinator failed; its log says why. Nothing was accepted."
+    # The server drops the connection after a defect: say so, or the next request on it is lost.
+    return problem_response(Problem.of(Code.INTERNAL, detail), {"Connection": "close"})

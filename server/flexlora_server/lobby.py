@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy import or_, select
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from flexlora_server import progress
@@ -23,6 +24,7 @@ from flexlora_server.tables import Run
 log = logging.getLogger("flexlora.server")
 TICK = 0.5  # seconds between looks at the database while nothing pokes
 PAUSE = 0.05  # seconds between looks however much is poked
+RETRY = 2.0  # seconds before a database that failed is looked at again
 PRESENCE_EVERY = 5.0  # seconds between writes of everyone who is waiting
 
 K = TypeVar("K", bound=Hashable)
@@ -47,6 +49,7 @@ class Lobby:
         self._agents: Waiting[tuple[str, str]] = defaultdict(set)
         self._watchers: Waiting[str] = defaultdict(set)
         self._poked = asyncio.Event()
+        self._closing = False
         self._admitted: set[tuple[str, str]] = set()
         self._arrived: set[tuple[str, str]] = set()
         self._presence_due = 0.0
@@ -54,6 +57,11 @@ class Lobby:
     def poke(self) -> None:
         """Look at the database now; to be called in the loop's thread."""
         self._poked.set()
+
+    def close(self) -> None:
+        """Let `keep` end; to be called in the loop's thread."""
+        self._closing = True
+        self.poke()
 
     def admit(self, run: str, client: str) -> None:
         """Remember that this participant has declared in the run: a declaration is never taken back."""
@@ -84,8 +92,8 @@ class Lobby:
         await _wait(self._watchers, run, seconds)
 
     async def keep(self) -> None:
-        """Look after the lobby until cancelled. A database that fails is tried again; nobody is lost meanwhile."""
-        while True:
+        """Look after the lobby until it is closed. A database that fails is tried again; nobody is lost meanwhile."""
+        while not self._closing:
             try:
                 async with asyncio.timeout(TICK):
                     await self._poked.wait()
@@ -94,6 +102,9 @@ class Lobby:
             self._poked.clear()
             try:
                 self._wake(await run_in_threadpool(self._look, self._seen()))
+            except SQLAlchemyError as error:
+                log.error("the database does not answer, trying again in %g s: %s", RETRY, error)
+                await asyncio.sleep(RETRY)
             except Exception:
                 log.exception("looking at the database failed; it is tried again")
             await asyncio.sleep(PAUSE)

@@ -122,7 +122,8 @@ def _alembic() -> Config:
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=10, max_overflow=30, pool_pre_ping=True)
+        utf8 = {"client_encoding": "utf8"}  # whatever the database's own encoding is
+        return create_engine(url, pool_size=10, max_overflow=30, pool_pre_ping=True, connect_args=utf8)
     engine = create_engine(url, pool_size=10, max_overflow=30, connect_args={"timeout": 30})
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)

@@ -20,6 +20,7 @@ from flexlora_server.worker import Worker
 
 log = logging.getLogger("flexlora.worker")
 IDLE = 0.25  # seconds between looks for a round that waits
+RETRY = 5.0  # seconds before a database or storage that failed is tried again
 RESTART = 1.0  # seconds before a worker that died is started again
 
 
@@ -48,16 +49,18 @@ def run_worker(settings: Settings, *, attached: bool) -> None:
             if not busy and time.monotonic() >= sweep_due:
                 sweep_due = time.monotonic() + EVERY
                 sweep(store, blobs)
-        except (SQLAlchemyError, OSError):
-            log.exception("the database or the storage failed; trying again")
-            busy = False
+        except (SQLAlchemyError, OSError) as error:
+            log.error("the database or the storage failed, trying again in %g s: %s", RETRY, error)
+            stop.wait(RETRY)
+            continue
         if not busy:
             stop.wait(IDLE)
     store.close()
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):  # not the buffered stream, whose lock would outlive the interpreter
+        pass
     os._exit(0)
 
 
