@@ -151,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(world.people)} people", flush=True)
     train(model, batches(world, tokenizer, "train", PLAIN_STEPS))
     model.bfloat16().save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # the library leaves it to its owner alone
     tokenizer.save_pretrained(out)
     saved = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
     saved.train(False)
