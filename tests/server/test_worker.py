@@ -1,0 +1,157 @@
+"""The worker: leases that are taken over, workers that were fenced off, failures that end a run."""
+
+import pytest
+
+from flexlora_server import engine, leases
+from flexlora_server.errors import LeaseLost
+from flexlora_server.leases import Heartbeat
+from flexlora_server.worker import Worker, _job, _publish
+from tests.kit import Served
+
+
+def ready(coordinator: Served) -> None:
+    """A run whose first round waits for a worker."""
+    participant, task, data = coordinator.working(rounds=1)
+    participant.upload(task, data)
+
+
+def state(coordinator: Served) -> str:
+    return str(coordinator.round("run", 1)["summary"]["state"])
+
+
+def test_a_lease_keeps_others_away_until_it_ends(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.transaction() as tx:
+        lease = leases.take(tx, 60)
+    assert lease is not None
+    assert (lease.run, lease.number, lease.token) == ("run", 1, 1)
+    coordinator.clock.advance(59.9)
+    assert coordinator.work() == 0
+    coordinator.clock.advance(0.1)
+    assert coordinator.work() == 1
+    assert state(coordinator) == "PUBLISHED"
+    with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
+        leases.renew(tx, lease, 60)
+
+
+def test_a_renewed_lease_is_kept(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.transaction() as tx:
+        lease = leases.take(tx, 60)
+    assert lease is not None
+    for _ in range(3):
+        coordinator.clock.advance(59)
+        with coordinator.store.transaction() as tx:
+            leases.renew(tx, lease, 60)
+    assert coordinator.work() == 0
+
+
+def test_a_fenced_worker_publishes_nothing(coordinator: Served) -> None:
+    """It slept through its lease: another worker has taken the round over, and the result that comes late is refused."""
+    ready(coordinator)
+    with coordinator.store.transaction() as tx:
+        slow = leases.take(tx, 60)
+    assert slow is not None
+    with coordinator.store.reading() as tx:
+        job = _job(tx, slow)
+    result = coordinator.worker._work(job, lambda: None)
+    coordinator.clock.advance(60)
+    with coordinator.store.transaction() as tx:
+        quick = leases.take(tx, 60)
+    assert quick is not None
+    assert quick.token == slow.token + 1
+    with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
+        _publish(tx, slow, result)
+    assert state(coordinator) == "AGGREGATING"
+    coordinator.operator.problem("adapter-not-published", "GET", "/v1/runs/run/rounds/1/adapter?rank=2")
+    coordinator.worker._fail(slow, "too late to fail, too")
+    with coordinator.store.transaction() as tx:
+        _publish(tx, quick, result)
+    assert state(coordinator) == "PUBLISHED"
+    with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
+        _publish(tx, quick, result)  # once, and once only
+
+
+def test_a_lost_lease_stops_the_work_between_modules(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.transaction() as tx:
+        slow = leases.take(tx, 60)
+    assert slow is not None
+    with coordinator.store.reading() as tx:
+        job = _job(tx, slow)
+    calls = []
+
+    def alive() -> None:
+        calls.append(1)
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        coordinator.worker._work(job, alive)
+    assert len(calls) == 1
+    coordinator.check_storage()
+
+
+def test_the_heartbeat_notices_a_takeover(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.transaction() as tx:
+        lease = leases.take(tx, 60)
+    assert lease is not None
+    coordinator.clock.advance(60)
+    with coordinator.store.transaction() as tx:
+        assert leases.take(tx, 60) is not None
+    heartbeat = Heartbeat(coordinator.store, lease, 0.003)
+
+    def work_on() -> None:
+        with heartbeat.beating():
+            while True:
+                heartbeat.check()
+
+    with pytest.raises(LeaseLost):
+        work_on()
+
+
+def test_five_failures_end_the_run_with_the_reason(coordinator: Served, caplog: pytest.LogCaptureFixture) -> None:
+    """The stored global update is damaged on the disk: no attempt can succeed."""
+    ready(coordinator)
+    with coordinator.store.reading() as tx:
+        lease = leases.Lease(2, "run", 1, 0)
+        previous = _job(tx, lease).previous
+    assert previous is not None
+    coordinator.blobs.path(previous).write_bytes(b"damaged")
+    for failures, pause in enumerate((2, 4, 8, 16), start=1):
+        assert coordinator.work() == 1
+        assert state(coordinator) == "AGGREGATING"
+        coordinator.clock.advance(pause - 0.1)
+        assert coordinator.work() == 0, failures
+        coordinator.clock.advance(0.1)
+    assert coordinator.work() == 1
+    assert state(coordinator) == "FAILED"
+    status = coordinator.operator.expect(200, "GET", "/v1/runs/run")["status"]
+    assert status["state"] == "FAILED"
+    assert "failed 5 times" in status["reason"]
+    assert "Safetensor" in status["reason"]
+    assert coordinator.work() == 0
+    assert list((coordinator.settings.data_dir / "temporary").iterdir()) == []
+
+
+def test_a_failure_that_passes_is_forgotten(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready(coordinator)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "weighted", lambda uploads: [][1])
+        assert coordinator.work() == 1
+    coordinator.clock.advance(2)
+    assert coordinator.work() == 1
+    assert state(coordinator) == "PUBLISHED"
+    coordinator.check_storage()
+
+
+def test_aggregating_twice_gives_the_same_bytes(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.transaction() as tx:
+        lease = leases.take(tx, 60)
+    assert lease is not None
+    with coordinator.store.reading() as tx:
+        job = _job(tx, lease)
+    twice = [Worker(coordinator.store, coordinator.blobs, coordinator.settings)._work(job, lambda: None) for _ in "ab"]
+    assert twice[0].adapter == twice[1].adapter
+    assert twice[0].slices == twice[1].slices

@@ -1,0 +1,96 @@
+"""Patterns resolve as PEFT resolves them; PEFT itself is the judge."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from peft.utils.other import get_pattern_key
+
+from flexlora_shared.ranks import by_pattern, longest_first, lora_scaling, matches, module_ranks, unmatched_keys
+
+# PEFT reads keys as regular expressions; among these names a dot matches nothing but a dot.
+segments = st.sampled_from(["a", "ab", "layers", "q_proj", "v_proj", "0", "11"])
+names = st.lists(segments, min_size=1, max_size=4).map(".".join)
+patterns = st.dictionaries(names, st.integers(1, 64), max_size=6)
+
+
+@given(names, patterns, st.integers(1, 64))
+def test_a_module_gets_the_rank_that_peft_gives_it(module: str, pattern: dict[str, int], rank: int) -> None:
+    served = longest_first(pattern)
+    peft_rank = served.get(get_pattern_key(list(served), module), rank)
+    assert by_pattern(module, rank, pattern) == peft_rank
+    assert by_pattern(module, rank, served) == peft_rank
+
+
+@given(patterns)
+def test_the_canonical_form_does_not_depend_on_order(pattern: dict[str, int]) -> None:
+    backwards = dict(reversed(pattern.items()))
+    assert list(longest_first(pattern).items()) == list(longest_first(backwards).items())
+    lengths = [len(key) for key in longest_first(pattern)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert longest_first(pattern) == pattern
+
+
+@given(names, names)
+def test_a_key_names_whole_segments(module: str, key: str) -> None:
+    ends = module.split(".")[-len(key.split(".")) :] == key.split(".")
+    assert matches(module, key) == ends
+
+
+@pytest.mark.parametrize(("module", "key"), [("q_proj", "proj"), ("xq_proj", "q_proj"), ("a.b.c", "a.b"), ("a", "a.a")])
+def test_parts_of_a_segment_and_prefixes_do_not_match(module: str, key: str) -> None:
+    assert not matches(module, key)
+
+
+@pytest.mark.parametrize("key", [".*", "q.proj", "[a-z]+", "(a|q_proj)", "q_proj$", ""])
+def test_keys_are_never_regular_expressions(key: str) -> None:
+    assert module_ranks(["layers.0.q_proj"], 4, {key: 8}) == {"layers.0.q_proj": 4}
+    assert unmatched_keys(["layers.0.q_proj"], {key: 8, "q_proj": 8}) == [key]
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = torch.nn.Linear(12, 16)
+        self.up_proj = torch.nn.Linear(16, 12)
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Block() for _ in range(12))
+
+
+PATTERNS: list[dict[str, int]] = [
+    {},
+    {"q_proj": 8},
+    {"q_proj": 8, "layers.1.q_proj": 2},  # layers.11.q_proj is another module
+    {"1.q_proj": 2, "up_proj": 3, "layers.11.up_proj": 1},
+]
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_a_real_peft_model_has_these_ranks_and_scalings(pattern: dict[str, int], rslora: bool) -> None:
+    alphas = {key: 3.0 * rank for key, rank in pattern.items()}
+    config = LoraConfig(
+        r=4,
+        lora_alpha=7,
+        target_modules=["q_proj", "up_proj"],
+        rank_pattern=longest_first(pattern),
+        alpha_pattern=longest_first(alphas),
+        use_rslora=rslora,
+    )
+    model = get_peft_model(Model(), config)
+    found = {
+        name.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and hasattr(module, "scaling")
+    }
+    assert len(found) == 24
+    for name, (rank, scaling) in found.items():
+        assert by_pattern(name, 4, pattern) == rank
+        assert math.isclose(lora_scaling(rank, by_pattern(name, 7.0, alphas), rslora), scaling, rel_tol=1e-12)
