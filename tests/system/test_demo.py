@@ -1,0 +1,37 @@
+"""The demo's driver on the demo's own model: one round, and the tables a visitor reads."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.cluster import ENVIRONMENT
+from demo.run import RANKS
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_round(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    command = [sys.executable, "-m", "demo.run", "--rounds", "1", "--folder", str(folder)]
+    environment = {**os.environ, **ENVIRONMENT, "NO_COLOR": "1"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    participants, _, mix = done.stdout.partition("Global adapter: a mix of all tasks")
+    assert "Participants: held-out data of their own, served at their own rank" in participants
+    table = participants.partition("Participants: held-out data")[2]
+    for rank in RANKS:
+        assert re.search(rf"│\s+{rank}\s+│", table), f"the participant of rank {rank} is in the table\n{table}"
+        assert re.search(rf"│\s+{rank}\s+│.*%", mix), f"the adapter of rank {rank} is in the table\n{mix}"
+        assert participants.count(f"rank {rank:>2} ") >= 4, "its steps were shown as they came"
+    assert "completed" in participants
+    largest = folder / "exported" / f"rank-{RANKS[-1]}"
+    assert f"is an ordinary PEFT folder: {largest}" in mix
+    assert {path.name for path in largest.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    log = (folder / "coordinator.log").read_text()
+    assert "Traceback" not in log, log
