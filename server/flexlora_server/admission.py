@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from flexlora_server.adapters.slices import served_scaling
 from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
 from flexlora_server.aggregation.strategy import strategy
 from flexlora_server.errors import Refusal
@@ -12,6 +13,8 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
 from flexlora_shared.ranks import module_ranks
+
+FLOAT16_MAX = 65_504.0
 
 
 def check_spec(spec: RunSpec) -> None:
@@ -53,6 +56,12 @@ def _faults(spec: RunSpec) -> list[str]:
         )
     if spec.clients_per_round is not None and spec.clients_per_round < spec.min_clients:
         faults.append(f"clients_per_round {spec.clients_per_round} is less than min_clients {spec.min_clients}.")
+    largest = spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
+    if spec.upload_dtype == "float16" and largest > FLOAT16_MAX:
+        faults.append(
+            f"an update within norm_bound {spec.norm_bound:g} may not fit into float16 (B / scaling up to {largest:g}); "
+            "lower norm_bound, or serve bfloat16 or float32."
+        )
     if (spec.model.task_type == "SEQ_CLS") != bool(spec.model.labels):
         faults.append("SEQ_CLS needs model.labels, and only SEQ_CLS takes them.")
     return faults

@@ -72,14 +72,14 @@ class Lobby:
         view = self._views.get(run)
         return view is not None and not view.over and (run, client) in self._admitted
 
-    async def work(self, run: str, client: str, seconds: float, *, known: bool = True) -> bool:
+    async def work(self, run: str, client: str, seconds: float, seen: int = -1) -> bool:
         """Wait until this participant may have work or the run is over: True; False after `seconds` without either.
 
-        Without `known`, what the lobby knows already does not count.
+        `seen` is the run's version that the caller has looked at: what the lobby knows of it or before is no news.
         """
         self._arrived.add((run, client))
-        view = self._views.get(run) if known else None
-        if view is not None and (view.over or client in view.with_work):
+        view = self._views.get(run)
+        if view is not None and view.version > seen and (view.over or client in view.with_work):
             return True
         self.poke()
         return await _wait(self._agents, (run, client), seconds)
@@ -105,8 +105,6 @@ class Lobby:
             except SQLAlchemyError as error:
                 log.error("the database does not answer, trying again in %g s: %s", RETRY, error)
                 await asyncio.sleep(RETRY)
-            except Exception:
-                log.exception("looking at the database failed; it is tried again")
             await asyncio.sleep(PAUSE)
 
     def _seen(self) -> list[tuple[str, str]]:
@@ -124,12 +122,24 @@ class Lobby:
             with self._store.transaction() as tx:
                 rounds.saw(tx, seen)
         with self._store.reading() as tx:
-            due = [run.name for run in self._active(tx) if progress.due(tx, run, self._window) is not None]
-        for name in due:
-            with self._store.transaction() as tx:
-                progress.advance(tx, runs.lock(tx, name), self._window)
+            going = [run.name for run in self._active(tx)]
+        for name in going:
+            try:
+                self._advance(name)
+            except SQLAlchemyError:
+                raise
+            except Exception:  # a defect met in one run must not hold up the others
+                log.exception("run %s cannot be moved on", name)
         with self._store.reading() as tx:
             return {run.name: _view(tx, run) for run in self._active(tx) if self._changed(run)}
+
+    def _advance(self, name: str) -> None:
+        """Move a run on, where something is due: only then is a writing transaction opened."""
+        with self._store.reading() as tx:
+            if progress.due(tx, runs.get(tx, name), self._window) is None:
+                return
+        with self._store.transaction() as tx:
+            progress.advance(tx, runs.lock(tx, name), self._window)
 
     def _active(self, tx: Tx) -> list[Run]:
         """Runs that go on, and those that were going on when last seen."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server import engine, leases, progress
 from flexlora_server.blobs import Blob, BlobStore
@@ -53,7 +54,11 @@ class Worker:
         self._store, self._blobs, self._settings = store, blobs, settings
 
     def step(self) -> bool:
-        """Work on one round, where one waits; whether there was one."""
+        """Work on one round, where one waits; whether there was one.
+
+        Raises:
+            SQLAlchemyError, OSError: the database or the storage failed; the round stays as it is.
+        """
         with self._store.transaction() as tx:
             lease = leases.take(tx, self._settings.lease_seconds)
         if lease is None:
@@ -63,6 +68,10 @@ class Worker:
             self._aggregate(lease)
         except LeaseLost as lost:
             log.warning("%s", lost)
+        except FileNotFoundError as error:  # an input is gone: no later try finds it
+            self._fail(lease, f"a file that the round needs is missing: {error}")
+        except (SQLAlchemyError, OSError):
+            raise  # the place fails, not the round: it is taken up again when its lease has run out
         except Exception as error:
             log.exception("run %s round %d: aggregation failed", lease.run, lease.number)
             self._fail(lease, f"{type(error).__name__}: {error}")

@@ -53,7 +53,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 @provokes(Code.STORAGE_FULL)
 def _(c: Served) -> Answer:
     module = {"name": "wide", "out_features": 16_000, "in_features": 16_000}
-    participant, task, data = c.working(modules=[module])
+    participant, task, data = c.working(modules=[module], norm_bound=1e9)
     upload = participant.announce(task, data)["id"]
     patch = PART | {"Upload-Offset": "0"}
     with file_size_limit(900_000):

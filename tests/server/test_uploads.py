@@ -50,7 +50,7 @@ def test_parts_add_up(coordinator: Served) -> None:
 
 
 def test_a_cut_in_the_middle_of_a_part_keeps_what_came(coordinator: Served) -> None:
-    participant, task, data = coordinator.working(modules=[BIG])
+    participant, task, data = coordinator.working(modules=[BIG], norm_bound=1e9)
     upload = participant.announce(task, data)["id"]
     sent = 0
     for cut in (1_500_000, 2_500_000):

@@ -5,6 +5,7 @@ import pytest
 from flexlora_server import engine, leases
 from flexlora_server.errors import LeaseLost
 from flexlora_server.leases import Heartbeat
+from flexlora_server.records import rounds, uploads
 from flexlora_server.worker import Worker, _job, _publish
 from tests.kit import Served
 
@@ -155,3 +156,32 @@ def test_aggregating_twice_gives_the_same_bytes(coordinator: Served) -> None:
     twice = [Worker(coordinator.store, coordinator.blobs, coordinator.settings)._work(job, lambda: None) for _ in "ab"]
     assert twice[0].adapter == twice[1].adapter
     assert twice[0].slices == twice[1].slices
+
+
+def test_a_storage_that_fails_costs_no_attempt(coordinator: Served) -> None:
+    """The place fails, not the round: it is taken up again when the lease has run out."""
+    ready(coordinator)
+    folder = coordinator.settings.data_dir / "temporary"
+    folder.rmdir()
+    folder.write_text("in the way")
+    with pytest.raises(NotADirectoryError):
+        coordinator.worker.step()
+    folder.unlink()
+    folder.mkdir()
+    assert coordinator.work() == 0
+    coordinator.clock.advance(60)
+    assert coordinator.work() == 1
+    assert state(coordinator) == "PUBLISHED"
+
+
+def test_a_missing_input_fails_the_attempt(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.reading() as tx:
+        sha256 = uploads.inputs(tx, rounds.latest(tx, "run", 1))[0].sha256
+    coordinator.blobs.path(sha256).unlink()
+    assert coordinator.worker.step()
+    with coordinator.store.reading() as tx:
+        round_ = rounds.latest(tx, "run", 1)
+    assert (round_.state, round_.failures) == ("AGGREGATING", 1)
+    assert round_.reason is not None
+    assert sha256 in round_.reason

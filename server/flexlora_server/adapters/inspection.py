@@ -36,7 +36,8 @@ def inspect(path: Path, spec: RunSpec, told: UploadCreate) -> None:
             scaling = upload_scaling(told, module.name)
             _check_product(module.name, A, B, scaling, spec.norm_bound)
         for extra in spec.extra:
-            _norm(key_extra(extra.name), file.get_tensor(key_extra(extra.name)))
+            key = key_extra(extra.name)
+            _check_norm(key, _norm(key, file.get_tensor(key)), spec.norm_bound)
 
 
 def upload_scaling(told: UploadCreate, module: str) -> float:
@@ -63,10 +64,14 @@ def _check_product(module: str, A: Tensor, B: Tensor, scaling: float, bound: flo
         return
     A, B = A.double(), B.double()
     norm = scaling * math.sqrt(max(0.0, float(torch.sum((B.mT @ B) * (A @ A.mT)))))
+    _check_norm(key_B(module), norm, bound)
+
+
+def _check_norm(key: str, norm: float, bound: float) -> None:
     if not norm <= bound:  # NaN too
         raise Refusal(
             Code.INVALID_TENSOR,
-            f"tensor {key_B(module)!r}: the update's norm {norm:.3g} exceeds the run's bound {bound:.3g}; "
+            f"tensor {key!r}: the update's norm {norm:.3g} exceeds the run's bound {bound:.3g}; "
             "lower the learning rate and train again.",
-            tensor=key_B(module),
+            tensor=key,
         )

@@ -74,12 +74,11 @@ async def next_task(
     if wait == 0 or not coordinator.lobby.admitted(name, client):
         await run_in_threadpool(_check, coordinator, name, client)
         coordinator.lobby.admit(name, client)
-    task = await run_in_threadpool(_task, coordinator, name, client) if wait == 0 else None
     clock = asyncio.get_running_loop().time
     until = clock() + wait
-    known = True  # what the lobby knows may be older than what the database says: then wait for news
-    while task is None and await coordinator.lobby.work(name, client, until - clock(), known=known):
-        task, known = await run_in_threadpool(_task, coordinator, name, client), False
+    task, version = await run_in_threadpool(_task, coordinator, name, client) if wait == 0 else (None, -1)
+    while task is None and await coordinator.lobby.work(name, client, until - clock(), version):
+        task, version = await run_in_threadpool(_task, coordinator, name, client)
     return task or Response(status_code=204, headers={"Retry-After": "1"})
 
 
@@ -90,18 +89,19 @@ def _check(coordinator: Coordinator, name: str, client: str) -> None:
             raise Refusal(Code.NOT_DECLARED, f"Declare a rank for run {name!r} first: PUT /v1/runs/{name}/declaration.")
 
 
-def _task(coordinator: Coordinator, name: str, client: str) -> Task | None:
+def _task(coordinator: Coordinator, name: str, client: str) -> tuple[Task | None, int]:
+    """The client's task, if it has one, and the run's version it was looked up in."""
     with coordinator.store.reading() as tx:
         run = runs.get(tx, name)
         refuse_over(run)
         spec, round_ = runs.spec_of(run), rounds.current(tx, name)
         if round_ is None or round_.deadline is None or round_.state != "COLLECTING" or round_.deadline <= tx.now:
-            return None
+            return None, run.version
         place = rounds.assignment(tx, round_, client)
         if place is None or uploads.accepted(tx, round_, client) is not None:
-            return None
+            return None, run.version
     blob = slice_blob(coordinator.store, coordinator.blobs, name, round_.number - 1, place.rank, place.rank_pattern)
-    return _message(spec, round_, place, blob.sha256, blob.size)
+    return _message(spec, round_, place, blob.sha256, blob.size), run.version
 
 
 def _message(spec: RunSpec, round_: Round, place: Assignment, sha256: str, size: int) -> Task:

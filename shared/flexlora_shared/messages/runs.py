@@ -90,7 +90,9 @@ class RunSpec(Message):
     round_timeout: Annotated[float, Field(gt=0, le=2_592_000)] = 3600.0  # seconds from assignment to deadline
     training: TrainingSpec = TrainingSpec()
     upload_dtype: Dtype = "float32"  # of the slices served and the uploads agents send
-    norm_bound: Annotated[float, Field(gt=0)] = 1e6  # largest Frobenius norm of one participant's update of one module
+    norm_bound: Annotated[float, Field(gt=0, le=1e15)] = (
+        1e4  # largest Frobenius norm of an update of a module or extra tensor
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of round 0 and of the sampling of participants
 
     @property
