@@ -29,6 +29,7 @@ from flexlora_shared.messages.runs import RunSpec
 RUN = "demo"
 RANKS = (2, 4, 8, 16)
 MODEL = Path(__file__).parent / "model"
+PREFIX = "flexlora-demo-"  # of the temporary folder
 HELD_OUT = 0.1  # of a data file given by the user
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
@@ -187,8 +188,16 @@ def demo(folder: Path, model: str, data: Sequence[Path], rounds: int) -> None:
         mix = mixed(people, checked)
         exported = folder / "exported"
         console.print(mix_table(made, checked, mix, exported))
+        if spec["model"]["id"] == str(MODEL):
+            console.print("The base model has read every fact. What it learns here is to answer a question, and to stop.")
         show_texts(console, model, exported / f"rank-{RANKS[-1]}", mix)
-        console.print(f"The rank-{RANKS[-1]} adapter is an ordinary PEFT folder: {exported / f'rank-{RANKS[-1]}'}")
+        console.print(f"Every exported adapter is an ordinary PEFT folder; {kept(exported)}")
+
+
+def kept(exported: Path) -> str:
+    """Where the exported adapters are when the demo has ended."""
+    temporary = exported.parent.name.startswith(PREFIX)
+    return "scripts/demo --folder FOLDER keeps them" if temporary else f"they lie in {exported}"
 
 
 def main() -> None:
@@ -214,7 +223,7 @@ def main() -> None:
             parser.error(f"{asked.folder} is not empty; name another folder")
         demo(asked.folder.resolve(), asked.model, asked.data, asked.rounds)
         return
-    with TemporaryDirectory(prefix="flexlora-demo-") as folder:
+    with TemporaryDirectory(prefix=PREFIX) as folder:
         demo(Path(folder), asked.model, asked.data, asked.rounds)
 
 
