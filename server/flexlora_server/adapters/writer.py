@@ -39,7 +39,8 @@ class TensorWriter:
         expected, (dtype, shape) = self._expected[self._next]
         if key != expected or tensor.dtype != dtype or tuple(tensor.shape) != shape:
             raise AssertionError(f"{key} {tensor.dtype} {tuple(tensor.shape)} instead of {expected} {dtype} {shape}")
-        self._file.write(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        # flatten: a column (d, 1) counts as contiguous whatever its strides, and cannot be viewed as bytes
+        self._file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         self._next += 1
 
     def close(self) -> None:

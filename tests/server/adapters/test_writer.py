@@ -1,0 +1,35 @@
+"""The safetensors writer: what it writes, the library reads; whatever a tensor's shape and strides."""
+
+from io import BytesIO
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from flexlora_server.adapters.writer import TensorWriter
+
+SHAPES = [(7, 1), (1, 7), (1, 1), (5,), (4, 3), (2, 3, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_library_reads_it_back(dtype: torch.dtype) -> None:
+    tensors = {f"t{number}": torch.randn(*shape).to(dtype) for number, shape in enumerate(SHAPES)}
+    tensors["column"] = torch.randn(3, 9).to(dtype)[:1].mT  # (9, 1) with strides (1, 9): contiguous by name only
+    tensors["transposed"] = torch.randn(3, 9).to(dtype).mT
+    file = BytesIO()
+    writer = TensorWriter(file, {key: (dtype, tuple(tensor.shape)) for key, tensor in tensors.items()})
+    for key, tensor in tensors.items():
+        writer.write(key, tensor)
+    writer.close()
+    read = load(file.getvalue())
+    assert read.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert torch.equal(read[key], tensor)
+
+
+def test_what_was_announced_must_be_written() -> None:
+    writer = TensorWriter(BytesIO(), {"a": (torch.float32, (2, 2))})
+    with pytest.raises(AssertionError, match="a was announced and not written"):
+        writer.close()
+    with pytest.raises(AssertionError, match="instead of a"):
+        writer.write("b", torch.zeros(2, 2))
