@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # One thread a process: on a shared machine two OpenMP threads were 20 times slower than one.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)

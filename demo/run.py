@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +21,10 @@ from transformers.utils.logging import disable_progress_bar
 from demo.cluster import Agent, Cluster, agents, cluster
 from demo.tasks import write_tasks
 from demo.texts import show_texts
-from demo.watch import Record, events
+from demo.watch import AgentEndedError, Record, events
 from flexlora_client.describe import describe, skeleton
 from flexlora_client.training.data import load, split
+from flexlora_client.training.errors import DataError, TrainingError
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Example
 from flexlora_client.training.models import Models
@@ -66,7 +70,10 @@ def participants(folder: Path, data: Sequence[Path]) -> list[Participant]:
     """One for each rank: the demo's tasks, or the user's files in turn."""
     if data:
         files = [data[number % len(data)] for number in range(len(RANKS))]
-        return [Participant(f"{path.stem}-{rank}", rank, path, None) for rank, path in zip(RANKS, files, strict=True)]
+        return [
+            Participant(f"{rank}-{re.sub('[^A-Za-z0-9._-]', '-', path.stem)[:40]}", rank, path.resolve(), None)
+            for rank, path in zip(RANKS, files, strict=True)
+        ]
     written, _ = write_tasks(folder / "tasks", seed=0)
     return [
         Participant(files.task.name, rank, files.train, files.heldout)
@@ -91,11 +98,6 @@ def watch(started: Sequence[Agent], ranks: dict[str, int]) -> dict[str, Record]:
         shown = _line(event)
         if shown:
             console.print(f"{time.monotonic() - begun:6.1f} s  rank {ranks[agent.name]:>2}  {agent.name:<12} {shown}")
-    for agent in started:
-        if agent.process.wait() != 0:
-            sys.exit(
-                f"the agent {agent.name} ended with code {agent.process.returncode}; see {agent.home / 'agent.log'}"
-            )
     return records
 
 
@@ -161,22 +163,25 @@ def mix_table(made: Cluster, spec: RunSpec, mix: Sequence[Example], folder: Path
 
 
 def mixed(people: Sequence[Participant], spec: RunSpec) -> list[Example]:
-    """At most 24 held-out examples of every participant."""
-    return [
-        example
-        for person in people
-        for example in (
-            load(person.heldout, spec.model)
-            if person.heldout
-            else split(load(person.data, spec.model), HELD_OUT, spec.seed).heldout
-        )[:24]
-    ]
+    """At most 24 held-out examples of every data file."""
+    files = {person.data: person for person in people}  # several participants may share a file
+    found = []
+    for person in files.values():
+        if person.heldout:
+            found.append(load(person.heldout, spec.model))
+        else:
+            found.append(split(load(person.data, spec.model), HELD_OUT, spec.seed).heldout)
+    return [example for heldout in found for example in heldout[:24]]
 
 
 def demo(folder: Path, model: str, data: Sequence[Path], rounds: int) -> None:
     """The whole demo in `folder`."""
     people = participants(folder, data)
     spec = definition(model, rounds, small=not data and model == str(MODEL))
+    checked = RunSpec.model_validate_json(json.dumps(spec))
+    mix = mixed(people, checked)
+    if not mix:
+        raise DataError("nothing is held out of these files; give files with more rows.")
     with cluster(folder) as made:
         console.print(f"Coordinator at {made.url}; its data and the agents' are in {folder}")
         made.create_run(spec)
@@ -184,12 +189,12 @@ def demo(folder: Path, model: str, data: Sequence[Path], rounds: int) -> None:
         with agents([start(made, person) for person in people]) as started:
             records = watch(started, {person.name: person.rank for person in people})
         console.print(participants_table(people, records, rounds))
-        checked = RunSpec.model_validate_json(json.dumps(spec))
-        mix = mixed(people, checked)
         exported = folder / "exported"
         console.print(mix_table(made, checked, mix, exported))
         if spec["model"]["id"] == str(MODEL):
-            console.print("The base model has read every fact. What it learns here is to answer a question, and to stop.")
+            console.print(
+                "The base model has read every fact. What it learns here is to answer a question, and to stop."
+            )
         show_texts(console, model, exported / f"rank-{RANKS[-1]}", mix)
         console.print(f"Every exported adapter is an ordinary PEFT folder; {kept(exported)}")
 
@@ -218,13 +223,16 @@ def main() -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
     if (asked.model != str(MODEL)) != bool(asked.data):
         parser.error("--model and --data go together: the demo's own tasks ask about the demo's own world")
-    if asked.folder is not None:
-        if asked.folder.exists() and any(asked.folder.iterdir()):
-            parser.error(f"{asked.folder} is not empty; name another folder")
-        demo(asked.folder.resolve(), asked.model, asked.data, asked.rounds)
-        return
-    with TemporaryDirectory(prefix=PREFIX) as folder:
-        demo(Path(folder), asked.model, asked.data, asked.rounds)
+    if asked.model == str(MODEL):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is asked of a model hub, nor by the agents
+    if asked.folder is not None and asked.folder.exists() and any(asked.folder.iterdir()):
+        parser.error(f"{asked.folder} is not empty; name another folder")
+    try:
+        with ExitStack() as stack:
+            made = asked.folder or Path(stack.enter_context(TemporaryDirectory(prefix=PREFIX)))
+            demo(made.resolve(), asked.model, asked.data, asked.rounds)
+    except (AgentEndedError, TrainingError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

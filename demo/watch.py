@@ -28,6 +28,16 @@ class Record:
             self.evaluations[event["round"]] = event["metrics"]
 
 
+class AgentEndedError(Exception):
+    """An agent ended before the run did; the message is the last line of its log."""
+
+    def __init__(self, agent: Agent) -> None:
+        lines = (agent.home / "agent.log").read_text(errors="replace").strip().splitlines()
+        super().__init__(
+            f"the agent {agent.name} ended with code {agent.process.returncode}: {lines[-1] if lines else ''}"
+        )
+
+
 def events(agents: Sequence[Agent]) -> Iterator[tuple[Agent, dict[str, Any]]]:
     """Every event as it comes, until all agents have ended."""
     lines: queue.SimpleQueue[tuple[Agent, bytes | None]] = queue.SimpleQueue()
@@ -45,5 +55,7 @@ def events(agents: Sequence[Agent]) -> Iterator[tuple[Agent, dict[str, Any]]]:
         agent, line = lines.get()
         if line is None:
             running -= 1
+            if agent.process.wait() != 0:  # the others would wait for it for ever
+                raise AgentEndedError(agent)
         else:
             yield agent, json.loads(line)

@@ -219,6 +219,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("state = 'ACCEPTED'"),
             postgresql_where=sa.text("state = 'ACCEPTED'"),
         )
+        batch_op.create_index("uploads_by_round", ["round_id", "state"], unique=False)
         batch_op.create_index(
             "uploads_one_open",
             ["round_id", "client_id"],
@@ -231,6 +232,7 @@ def upgrade() -> None:
 def downgrade() -> None:
 
     with op.batch_alter_table("uploads", schema=None) as batch_op:
+        batch_op.drop_index("uploads_by_round")
         batch_op.drop_index(
             "uploads_one_open", sqlite_where=sa.text("state = 'OPEN'"), postgresql_where=sa.text("state = 'OPEN'")
         )

@@ -15,6 +15,7 @@ from flexlora_shared.problems import Code
 from flexlora_shared.ranks import module_ranks
 
 FLOAT16_MAX = 65_504.0
+ALPHA_MAX = 1e6  # an upload's (UploadCreate.alpha): a slice served with more could not be announced
 
 
 def check_spec(spec: RunSpec) -> None:
@@ -23,9 +24,9 @@ def check_spec(spec: RunSpec) -> None:
     Raises:
         Refusal: INVALID_RUN with the first thing to change.
     """
-    for fault in _faults(spec):
-        raise Refusal(Code.INVALID_RUN, fault)
     try:
+        for fault in _faults(spec):
+            raise Refusal(Code.INVALID_RUN, fault)
         strategy(spec.strategy).check(spec.ranks)
     except (AggregationError, UnsupportedRun) as error:
         raise Refusal(Code.INVALID_RUN, f"{error}.") from None
@@ -56,15 +57,27 @@ def _faults(spec: RunSpec) -> list[str]:
         )
     if spec.clients_per_round is not None and spec.clients_per_round < spec.min_clients:
         faults.append(f"clients_per_round {spec.clients_per_round} is less than min_clients {spec.min_clients}.")
-    largest = spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
-    if spec.upload_dtype == "float16" and largest > FLOAT16_MAX:
+    for rank in spec.ranks:
+        if spec.scaling.alpha_of(rank) > ALPHA_MAX:
+            faults.append(
+                f"rank {rank} would be served with alpha {spec.scaling.alpha_of(rank):g}, but no upload may have more than "
+                f"{ALPHA_MAX:g}; lower alpha_per_rank."
+            )
+    if spec.upload_dtype == "float16" and _largest_served(spec) > FLOAT16_MAX:
         faults.append(
-            f"an update within norm_bound {spec.norm_bound:g} may not fit into float16 (B / scaling up to {largest:g}); "
-            "lower norm_bound, or serve bfloat16 or float32."
+            f"an update within norm_bound {spec.norm_bound:g} may not fit into float16 (values up to "
+            f"{_largest_served(spec):g}); lower norm_bound, or serve bfloat16 or float32."
         )
     if (spec.model.task_type == "SEQ_CLS") != bool(spec.model.labels):
         faults.append("SEQ_CLS needs model.labels, and only SEQ_CLS takes them.")
     return faults
+
+
+def _largest_served(spec: RunSpec) -> float:
+    """The largest value in a slice of an update within the norm bound: of B, which is divided by the scaling, or unscaled."""
+    B = spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
+    unscaled = bool(spec.extra) or strategy(spec.strategy).averages_factors  # a decomposed A has rows of norm 1
+    return max(B, spec.norm_bound) if unscaled else B
 
 
 def check_announcement(spec: RunSpec, place: Assignment, told: UploadCreate) -> None:

@@ -17,7 +17,6 @@ from flexlora_server.routes import adapters, health, page, rounds, runs, tasks, 
 from flexlora_server.routes import clients as client_routes
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
-from flexlora_server.submission import Submissions
 
 DESCRIPTION = "Federated LoRA fine-tuning, every participant at its own rank (FlexLoRA, arXiv 2402.11505)."
 
@@ -37,7 +36,6 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         store=store,
         blobs=BlobStore(settings.data_dir),
         lobby=Lobby(store, settings.presence_window),
-        submissions=Submissions(),
         operator_sha256=clients.sha256(key),
     )
     app = FastAPI(

@@ -1,15 +1,17 @@
 """Who is asking: the operator by its key, a client by the API key it got when it enrolled."""
 
 import base64
+import contextlib
 import hmac
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from flexlora_server.coordinator import of
+from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal, StartupError
 from flexlora_server.records import clients
 from flexlora_server.settings import Settings
@@ -17,6 +19,7 @@ from flexlora_shared.problems import Code
 
 OPERATOR_PREFIX = "flo"
 OPERATOR_KEY_FILE = "operator.key"
+SHORTEST_KEY = 16  # characters
 
 
 @dataclass(frozen=True)
@@ -30,30 +33,53 @@ def operator_key(settings: Settings) -> tuple[str, Path | None]:
     """The operator's key, and the file it was generated into where none was given (mode 0600, made at the first start)."""
     if settings.operator_key is not None:
         key = settings.operator_key.get_secret_value().strip()
-        if len(key) < 16:
+        if len(key) < SHORTEST_KEY:
             raise StartupError(
                 "FLEXLORA_OPERATOR_KEY is shorter than 16 characters; give a long random one or leave it unset"
             )
         return key, None
     path = settings.data_dir / OPERATOR_KEY_FILE
     if not path.exists():
-        _, fresh = clients.new_secret(OPERATOR_PREFIX)
-        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        _generate(path)
+    key = path.read_text().strip()
+    if len(key) < SHORTEST_KEY:
+        raise StartupError(f"{path} holds no key; delete it, and the next start generates one")
+    return key, path
+
+
+def _generate(path: Path) -> None:
+    """Write a new key, whole or not at all; where another process was first, its key stays."""
+    _, fresh = clients.new_secret(OPERATOR_PREFIX)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
             file.write(fresh + "\n")
-    return path.read_text().strip(), path
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _secret(request: Request) -> str | None:
-    """The secret of `Authorization: Bearer SECRET`, or the password a browser sends by Basic authentication."""
+def bearer(request: Request) -> str | None:
+    """The secret of `Authorization: Bearer SECRET`."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return value.strip()
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except ValueError:  # not base64, not ASCII, not UTF-8
-            return None
-    return None
+    return value.strip() if scheme.lower() == "bearer" else None
+
+
+def password(request: Request) -> str | None:
+    """The password that a browser sends by Basic authentication.
+
+    For the status page alone: a browser sends it along unasked, so a call that changes something must not take it.
+    """
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except ValueError:  # not base64, not ASCII, not UTF-8
+        return None
 
 
 def principal(request: Request) -> Principal:
@@ -62,7 +88,15 @@ def principal(request: Request) -> Principal:
     Raises:
         Refusal: UNAUTHENTICATED.
     """
-    coordinator, secret = of(request), _secret(request)
+    return identify(of(request), bearer(request))
+
+
+def identify(coordinator: Coordinator, secret: str | None) -> Principal:
+    """Whose secret this is.
+
+    Raises:
+        Refusal: UNAUTHENTICATED.
+    """
     if secret:
         if hmac.compare_digest(clients.sha256(secret), coordinator.operator_sha256):
             return Principal(None)

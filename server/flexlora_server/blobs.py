@@ -3,15 +3,19 @@
 A blob appears whole or not at all: written to a temporary file, synced, renamed, and its folder synced, before any row names it.
 """
 
+import fcntl
 import hashlib
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from flexlora_server.errors import Refusal
+from flexlora_shared.problems import Code
 
 CHUNK = 1 << 20
 
@@ -53,6 +57,18 @@ class BlobStore:
     def drop(self, upload: str) -> None:
         """Delete an upload's bytes."""
         self.partial(upload).unlink(missing_ok=True)
+
+    @contextmanager
+    def exclusive(self, upload: str) -> Iterator[None]:
+        """Keep other requests, of any process, from writing to an upload; one whose bytes have moved needs no keeping.
+
+        Raises:
+            Refusal: UPLOAD_BUSY.
+        """
+        with ExitStack() as held:
+            with suppress(FileNotFoundError):
+                held.enter_context(hold(self.partial(upload)))
+            yield
 
     def keep(self, upload: str, sha256: str) -> None:
         """Make a complete, checked upload a blob."""
@@ -100,16 +116,45 @@ class BlobStore:
         _sync_folder(self._blobs)
 
 
-def append(path: Path, offset: int) -> BinaryIO:
-    """Open an upload's bytes for writing at `offset`; what was written beyond it but never acknowledged is cut off."""
-    if path.exists():
-        file = path.open("r+b")
-    else:
-        file = path.open("x+b")
-        _sync_folder(path.parent)
+def hold(path: Path, create: bool = False) -> BinaryIO:
+    """Open an upload's bytes for one request alone, among all processes on this folder, until the file is closed.
+
+    Raises:
+        Refusal: UPLOAD_BUSY.
+        FileNotFoundError: nothing has arrived, or the bytes have moved or were deleted.
+    """
+    file = os.fdopen(os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # moved between opening and locking
+            raise busy()
+        if create:
+            _sync_folder(path.parent)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise busy() from None
+        raise
+    return file
+
+
+def append(file: BinaryIO, offset: int) -> None:
+    """Go on at `offset` in a file of `hold`; what was written beyond it but never acknowledged is cut off.
+
+    Raises:
+        Refusal: UPLOAD_BUSY where bytes before `offset` are not there, which must never be filled with zeros.
+    """
+    if file.seek(0, os.SEEK_END) < offset:
+        raise busy()
     file.truncate(offset)
     file.seek(offset)
-    return file
+
+
+def busy() -> Refusal:
+    """What a request is told that finds another one at the bytes of its upload."""
+    return Refusal(
+        Code.UPLOAD_BUSY, "Another request is busy with this upload; try again.", headers={"Retry-After": "1"}
+    )
 
 
 def digest(path: Path) -> str:

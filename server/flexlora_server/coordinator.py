@@ -8,7 +8,6 @@ from flexlora_server.blobs import BlobStore
 from flexlora_server.lobby import Lobby
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
-from flexlora_server.submission import Submissions
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,6 @@ class Coordinator:
     store: Store
     blobs: BlobStore
     lobby: Lobby
-    submissions: Submissions
     operator_sha256: str
 
 

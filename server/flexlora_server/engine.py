@@ -97,11 +97,13 @@ def _update(spec: RunSpec, module: str, given: Input) -> Update:
 
 
 def _average(extra: ExtraTensor, inputs: Sequence[Input]) -> Tensor:
-    tensors = []
-    for given in inputs:
-        with safe_open(given.path, framework="pt") as file:
-            tensors.append(file.get_tensor(key_extra(extra.name)))
-    return weighted_average(tensors, [given.weight for given in inputs])
+    return weighted_average((_extra(extra.name, given.path), given.weight) for given in inputs)
+
+
+def _extra(name: str, upload: Path) -> Tensor:
+    with safe_open(upload, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(key_extra(name))
+    return tensor
 
 
 def _metrics(spec: RunSpec, module: ModuleSpec, aggregate: Aggregate) -> ModuleMetrics:

@@ -5,6 +5,7 @@ nothing. (Kleppmann 2016, "How to do distributed locking", describes the token.)
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,13 +68,19 @@ class Heartbeat:
             raise self._lost
 
     def _beat(self) -> None:
+        renewed = time.monotonic()
         while not self._stop.wait(self._seconds / 3):
             try:
                 with self._store.transaction() as tx:
                     renew(tx, self._lease, self._seconds)
-            except Exception as error:  # whatever it was, the lease can no longer be relied on
-                self._lost = error
+                renewed = time.monotonic()
+            except LeaseLost as lost:
+                self._lost = lost
                 return
+            except Exception as error:  # a database that is away for a moment costs nothing while the lease lasts
+                if time.monotonic() - renewed >= self._seconds:
+                    self._lost = error
+                    return
 
     @contextmanager
     def beating(self) -> Iterator["Heartbeat"]:

@@ -54,6 +54,11 @@ class Lobby:
         self._arrived: set[tuple[str, str]] = set()
         self._presence_due = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """Agents that wait for work now."""
+        return len(self._agents)
+
     def poke(self) -> None:
         """Look at the database now; to be called in the loop's thread."""
         self._poked.set()
@@ -105,6 +110,8 @@ class Lobby:
             except SQLAlchemyError as error:
                 log.error("the database does not answer, trying again in %g s: %s", RETRY, error)
                 await asyncio.sleep(RETRY)
+            except Exception:
+                log.exception("the lobby failed; it goes on")
             await asyncio.sleep(PAUSE)
 
     def _seen(self) -> list[tuple[str, str]]:

@@ -101,13 +101,16 @@ def _participants(tx: Tx, round_: Round) -> tuple[ParticipantStatus, ...]:
     found = []
     for place in rounds.assignments(tx, round_):
         upload = sent.get(place.client_id)
+        declared = rounds.declaration_of(tx, round_.run, place.client_id)
+        assert declared is not None, "only declared participants are assigned"
         found.append(
             ParticipantStatus(
                 client_id=place.client_id,
                 name=tx.session.get_one(Client, place.client_id).name,
                 rank=place.rank,
                 state="assigned" if upload is None else "accepted" if upload.state == "ACCEPTED" else "uploading",
-                examples=None if upload is None else upload.announced["examples"],
+                examples=declared.examples if upload is None else upload.announced["examples"],
+                hardware=declared.hardware,
                 bytes_received=0 if upload is None else upload.offset,
             )
         )

@@ -101,6 +101,7 @@ class RoundView:
     deadline: datetime | None
     assigned: int = 0
     accepted: int = 0
+    declared: int = 0  # participants of the run that were not revoked
 
 
 def next_run_state(state: RunState, action: Action) -> RunState | None:
@@ -112,7 +113,7 @@ def gather(spec: RunSpec, round_: RoundView, present: Sequence[str], now: dateti
     """Whether an OPEN round begins, with whom, and until when; `present` are the participants seen recently."""
     if round_.run_state != "RUNNING":
         return Wait("The run is paused; resume it to go on.")
-    wanted = spec.clients_per_round or spec.min_clients
+    wanted = spec.clients_per_round or max(spec.min_clients, round_.declared)
     patience = round_.opened_at + timedelta(seconds=spec.gather_timeout)
     if len(present) < spec.min_clients:
         return Wait(f"Waiting for participants: {len(present)} of at least {spec.min_clients} are present.")

@@ -43,8 +43,20 @@ def check_keys(spec: RunSpec, pattern: Mapping[str, object]) -> None:
         )
 
 
-def slice_blob(store: Store, blobs: BlobStore, run: str, number: int, rank: int, pattern: Mapping[str, int]) -> Blob:
+def slice_blob(
+    store: Store,
+    blobs: BlobStore,
+    run: str,
+    number: int,
+    rank: int,
+    pattern: Mapping[str, int],
+    *,
+    any_pattern: bool = False,
+) -> Blob:
     """The blob of a published round's slice; cut now where it is asked for the first time.
+
+    A new slice is kept for ever, and there are as many patterns as anyone can think of: one that no participant of the
+    run has declared is cut only with `any_pattern`.
 
     Raises:
         Refusal: RUN_NOT_FOUND, ADAPTER_NOT_PUBLISHED, RANK_NOT_ALLOWED, INVALID_REQUEST.
@@ -54,8 +66,11 @@ def slice_blob(store: Store, blobs: BlobStore, run: str, number: int, rank: int,
         check_ranks(spec, rank, pattern)
         whole = adapters.published(tx, run, number)
         found = adapters.cut(tx, run, number, rank, pattern)
+        known = not pattern or any_pattern or adapters.declared(tx, run, rank, pattern)
     if found is not None:
         return found
+    if not known:
+        raise Refusal(Code.RANK_NOT_ALLOWED, "No participant of the run has declared this pattern; declare it first.")
     with _cutting:
         with store.reading() as tx:
             found = adapters.cut(tx, run, number, rank, pattern)
@@ -63,6 +78,7 @@ def slice_blob(store: Store, blobs: BlobStore, run: str, number: int, rank: int,
             return found
         blob = cut_blob(blobs, whole.sha256, spec, rank, pattern)
         with store.transaction() as tx:
+            runs.lock(tx, run)  # another process may have cut the same slice
             adapters.keep_cut(tx, run, number, rank, pattern, blob)
         return blob
 

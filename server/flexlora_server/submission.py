@@ -1,8 +1,5 @@
 """How an update comes to count: announced, complete, inspected, and then accepted in one transaction."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from flexlora_server import progress
 from flexlora_server import rounds as machine
@@ -17,35 +14,6 @@ from flexlora_server.tables import Round, Run, Upload
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Receipt, UploadCreate, UploadStatus
 from flexlora_shared.problems import Code
-
-
-class Submissions:
-    """Which uploads a request of this process is busy with: two requests never write to one upload."""
-
-    def __init__(self) -> None:
-        self._busy: set[str] = set()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def exclusive(self, upload: str) -> Iterator[None]:
-        """Hold an upload for the block.
-
-        Raises:
-            Refusal: UPLOAD_BUSY.
-        """
-        with self._lock:
-            if upload in self._busy:
-                raise Refusal(
-                    Code.UPLOAD_BUSY,
-                    "Another request is writing to this upload; try again.",
-                    headers={"Retry-After": "1"},
-                )
-            self._busy.add(upload)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._busy.discard(upload)
 
 
 def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str, told: UploadCreate) -> UploadStatus:
@@ -111,10 +79,14 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         )
     try:
         _check(blobs, runs.spec_of(run), row)
+        blobs.keep(upload, row.sha256)
     except Refusal:
         _discard(store, blobs, upload, client)
         raise
-    blobs.keep(upload, row.sha256)
+    except FileNotFoundError:  # cancelled meanwhile: its row says why
+        with store.reading() as tx:
+            uploads.require_open(tx, uploads.owned(tx, upload, client))
+        raise
     return _accept(store, settings, upload, client)
 
 

@@ -28,8 +28,10 @@ class Instant(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Instants always come back aware."""
-        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+        """Instants always come back in UTC, whatever the time zone of the database's session."""
+        if value is None:
+            return None
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 class Table(DeclarativeBase):
@@ -137,16 +139,19 @@ class Upload(Table):
     """An update on its way or accepted. At most one open and one accepted for a participant and round."""
 
     __tablename__ = "uploads"
-    __table_args__ = tuple(
-        Index(
-            f"uploads_one_{state.lower()}",
-            "round_id",
-            "client_id",
-            unique=True,
-            sqlite_where=text(f"state = '{state}'"),
-            postgresql_where=text(f"state = '{state}'"),
-        )
-        for state in ("OPEN", "ACCEPTED")
+    __table_args__ = (
+        Index("uploads_by_round", "round_id", "state"),
+        *(
+            Index(
+                f"uploads_one_{state.lower()}",
+                "round_id",
+                "client_id",
+                unique=True,
+                sqlite_where=text(f"state = '{state}'"),
+                postgresql_where=text(f"state = '{state}'"),
+            )
+            for state in ("OPEN", "ACCEPTED")
+        ),
     )
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"))

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server import engine, leases, progress
@@ -16,12 +15,10 @@ from flexlora_server.records import adapters, runs, uploads
 from flexlora_server.serving import cut_blob
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store, Tx
-from flexlora_server.tables import Participation, Round, RoundModules
-from flexlora_shared.messages.clients import Declaration
+from flexlora_server.tables import Round, RoundModules
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.status import ModuleMetrics
 from flexlora_shared.messages.uploads import UploadCreate
-from flexlora_shared.ranks import longest_first
 
 log = logging.getLogger("flexlora.worker")
 
@@ -122,16 +119,8 @@ def _job(tx: Tx, lease: Lease) -> Job:
         spec=spec,
         previous=adapters.published(tx, lease.run, lease.number - 1).sha256 if lease.number > 0 else None,
         inputs=tuple((row.sha256, UploadCreate.model_validate(row.announced)) for row in accepted),
-        ranks=_declared_ranks(tx, lease.run, spec),
+        ranks=adapters.wanted_slices(tx, lease.run, spec.largest_rank),
     )
-
-
-def _declared_ranks(tx: Tx, run: str, spec: RunSpec) -> tuple[tuple[int, dict[str, int]], ...]:
-    """The slices that somebody has declared a rank for, and the largest, once each."""
-    told = tx.session.scalars(select(Participation.declaration).where(Participation.run == run))
-    declared = [Declaration.model_validate(row) for row in told]
-    wanted = [(one.rank, longest_first(one.rank_pattern)) for one in declared] + [(spec.largest_rank, {})]
-    return tuple({adapters.ranks_sha256(*one): one for one in wanted}.values())
 
 
 def _round(tx: Tx, lease: Lease) -> Round:

@@ -91,13 +91,12 @@ def _whole(digits: str) -> int | float:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    for name in found:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
         _text(name)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise HeaderError(f"the header names {twice!r} twice")
+        if name in found:
+            raise HeaderError(f"the header names {name!r} twice")
+        found[name] = value
     return found
 
 

@@ -6,7 +6,7 @@ wins, and `adapter_config.json` lists them longest first, so that PEFT's first-m
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,10 +22,17 @@ def matches(module: str, key: str) -> bool:
     return module == key or module.endswith(f".{key}")
 
 
+def _keys_of(module: str) -> Iterator[str]:
+    """Every key that names `module`, longest first; few, where patterns and runs may have tens of thousands of names."""
+    yield module
+    while "." in module:
+        module = module.partition(".")[2]
+        yield module
+
+
 def by_pattern(module: str, default: T, pattern: Mapping[str, T]) -> T:
     """The pattern's value for `module`, or `default` where no key names it."""
-    keys = [key for key in pattern if matches(module, key)]
-    return pattern[max(keys, key=len)] if keys else default
+    return next((pattern[key] for key in _keys_of(module) if key in pattern), default)
 
 
 def module_ranks(modules: Iterable[str], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
@@ -35,8 +42,8 @@ def module_ranks(modules: Iterable[str], rank: int, pattern: Mapping[str, int]) 
 
 def unmatched_keys(modules: Iterable[str], pattern: Mapping[str, object]) -> list[str]:
     """Pattern keys that name no module: a misspelling that would otherwise be ignored silently."""
-    names = list(modules)
-    return [key for key in pattern if not any(matches(name, key) for name in names)]
+    matched = {key for module in modules for key in _keys_of(module) if key in pattern}
+    return [key for key in pattern if key not in matched]
 
 
 def longest_first(pattern: Mapping[str, T]) -> dict[str, T]:

@@ -297,7 +297,7 @@ def _(c: Served) -> Answer:
 def _(c: Served) -> Answer:
     c.run()
     path = "/v1/runs/run/rounds/0/adapter?rank=2"
-    for bad in ("bytes=5-2", "bytes=", "bytes=-0", "bytes=-00", "items=0-1", "bytes=a-b", "bytes=0-1,9999999-", "x"):
+    for bad in ("bytes=-0", "bytes=-00", "bytes=9999999-,-0"):
         c.operator.problem("range-not-satisfiable", "GET", path, headers={"Range": bad})
     response = c.operator.call("GET", path, headers={"Range": "bytes=9999999-"})
     assert response.headers["content-range"].startswith("bytes */")

@@ -1,12 +1,15 @@
 """Runs that cannot work are refused with the first thing to change."""
 
+import math
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from flexlora_server.admission import check_spec
+from flexlora_server.admission import ALPHA_MAX, check_spec
 from flexlora_server.errors import Refusal
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.uploads import UploadCreate
 from tests.kit import spec
 
 HEAD = {"name": "classifier.weight", "shape": [3, 24]}
@@ -25,6 +28,16 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
         ({"extra": [HEAD, HEAD]}, "'classifier.weight' is named 2 times"),
         ({"model": {"id": "m", "task_type": "SEQ_CLS"}}, "SEQ_CLS needs model.labels"),
         ({"upload_dtype": "float16", "norm_bound": 1e6}, "may not fit into float16"),
+        (
+            {"upload_dtype": "float16", "norm_bound": 1e5, "extra": [HEAD]},
+            "may not fit into float16 .values up to 100000",
+        ),
+        (
+            {"upload_dtype": "float16", "norm_bound": 1e5, "strategy": "fedavg", "ranks": [8]},
+            "may not fit into float16 .values up to 100000",
+        ),
+        ({"upload_dtype": "float16", "strategy": "nonsense"}, "choose one of fedavg"),
+        ({"scaling": {"alpha_per_rank": 125_001}}, "rank 8 would be served with alpha 1.00001e\\+06"),
     ],
 )
 def test_what_cannot_work_is_refused(changes: dict[str, Any], why: str) -> None:
@@ -36,3 +49,12 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], why: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_what_works_passes(dtype: str) -> None:
     check_spec(RunSpec.model_validate(spec(upload_dtype=dtype, extra=[HEAD])))
+    check_spec(RunSpec.model_validate(spec(upload_dtype=dtype, norm_bound=1e5)))  # B is served at half of it
+
+
+def test_the_largest_alpha_served_is_the_largest_an_upload_may_have() -> None:
+    check_spec(RunSpec.model_validate(spec(scaling={"alpha_per_rank": ALPHA_MAX / 8})))
+    told = {"rank": 8, "examples": 1, "size": 100, "sha256": "0" * 64}
+    assert UploadCreate.model_validate({**told, "alpha": ALPHA_MAX}).alpha == ALPHA_MAX
+    with pytest.raises(ValidationError, match="alpha"):
+        UploadCreate.model_validate({**told, "alpha": math.nextafter(ALPHA_MAX, math.inf)})

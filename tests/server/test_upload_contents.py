@@ -128,3 +128,50 @@ def test_the_norm_bound_is_exact(coordinator: Served) -> None:
     body = refused(coordinator, participant, task, save(scaled), "invalid-tensor")
     assert body["context"]["tensor"] == Q_B
     participant.upload(task, save(named | {Q_B: named[Q_B] * 2.82}))  # 15.95
+
+
+def cancelling(named: Named, size: float) -> Named:
+    """Huge rank-one terms `b a - b a` in front of what was there: they change the product by nothing."""
+    A, B = named[Q_A].clone(), named[Q_B].clone()
+    A[:2], B[:, 0], B[:, 1] = size, size, -size
+    return named | {Q_A: A, Q_B: B}
+
+
+def test_a_negligible_participant_cannot_erase_the_update_of_the_others(coordinator: Served) -> None:
+    """The noise floor of the decomposition lies above everybody's singular values where huge terms cancel."""
+    run = coordinator.run(min_clients=2)
+    honest, attacker = coordinator.enrol("honest"), coordinator.enrol("attacker")
+    for participant, examples in ((honest, 1_000_000), (attacker, 1)):
+        participant.declare("run", 8, examples=examples)
+    task, other = honest.task("run"), attacker.task("run")
+    honest.upload(task, save(tensors(run, 8)), examples=1_000_000)
+    nothing = tensors(run, 8) | {Q_A: torch.zeros(8, 24), Q_B: torch.zeros(20, 8)}
+    attack = cancelling(nothing, 2.0**40)  # a power of two: the Gram matrices cancel exactly too
+    body = refused(coordinator, attacker, other, save(attack), "invalid-tensor")
+    assert body["context"]["tensor"] == Q_B
+    assert "cancel" in body["detail"]
+    attacker.upload(other, save(cancelling(tensors(run, 8), 100.0)), examples=1)  # ill-conditioned, but harmless
+    assert coordinator.work() == 1
+    values = coordinator.round("run", 1)["modules"][0]["singular_values"]
+    named = tensors(run, 8)
+    expected = torch.linalg.svdvals(2.0 * named[Q_B].double() @ named[Q_A].double())[:8]
+    assert values[:8] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("large", "small"), [(Q_A, Q_B), (Q_B, Q_A)])
+def test_factors_that_are_averaged_are_bounded_each(coordinator: Served, large: str, small: str) -> None:
+    """Their product is tiny; averaged apart, the large one meets the other factors of everybody else."""
+    participant, task, data = coordinator.working(strategy="fedavg", ranks=[8])
+    named = tensors(coordinator.spec("run"), 8)
+    unbalanced = named | {large: named[large] * 1e20, small: named[small] * 1e-30}
+    body = refused(coordinator, participant, task, save(unbalanced), "invalid-tensor")
+    assert body["context"]["tensor"] == large
+    participant.upload(task, data)
+    assert coordinator.work() == 1
+
+
+def test_a_strategy_of_products_takes_unbalanced_factors(coordinator: Served) -> None:
+    participant, task, _ = coordinator.working()
+    named = tensors(coordinator.spec("run"), 8)
+    participant.upload(task, save(named | {Q_A: named[Q_A] * 1e-20, Q_B: named[Q_B] * 1e20}))
+    assert coordinator.work() == 1

@@ -1,14 +1,24 @@
 """Sending an update: parts, cuts, repeats and refusals; what is inside it is in `test_upload_contents`."""
 
+import asyncio
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from starlette.requests import Request
+from starlette.types import Message
 
-from flexlora_server.routes.uploads import PART_LIMIT
-from tests.kit import PART, Participant, Served, encode, part_head, raw_answer, raw_request, tensors
+from flexlora_server.app import create_app
+from flexlora_server.blobs import append, digest, hold
+from flexlora_server.errors import Refusal
+from flexlora_server.routes import uploads as upload_routes
+from flexlora_server.routes.uploads import BUFFER, PART_LIMIT
+from tests.kit import PART, Participant, Served, encode, part_head, raw_answer, raw_request, served, tensors
 
 BIG = {"name": "big", "out_features": 80_000, "in_features": 80_000}  # 8 ranks of it take 5.1 MB, more than one buffer
 
@@ -339,3 +349,108 @@ def test_announcements_are_bounded_by_the_runs_shapes(coordinator: Served) -> No
     participant.problem("invalid-request", "POST", "/v1/runs/run/rounds/1/uploads", json=told)
     halves = encode(tensors(coordinator.spec("run"), 8), torch.float16)
     participant.upload(task, halves)
+
+
+class SlowDisk(BytesIO):
+    """A file whose first write waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, data: Any) -> int:
+        self.begun.set()
+        assert self.go_on.wait(60)
+        return super().write(data)
+
+
+def test_a_request_cancelled_while_it_writes_wrote_each_byte_once() -> None:
+    """As at a shutdown: the task is cancelled, twice, while a thread writes."""
+    file, data = SlowDisk(), bytes(range(256)) * (BUFFER // 256)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": data, "more_body": True}
+
+    async def cancelled() -> None:
+        request = Request({"type": "http", "headers": []}, receive)
+        task = asyncio.create_task(upload_routes._stream(request, file, 2 * BUFFER, 0))
+        await asyncio.to_thread(file.begun.wait, 60)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.wait([task], timeout=0)
+        assert not task.done()  # the write is waited for
+        file.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert file.getvalue() == data
+
+
+def test_processes_on_one_folder_exclude_each_other(coordinator: Served) -> None:
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+    with served(coordinator.store, coordinator.settings.data_dir, coordinator.clock) as second:
+        there = Participant(second.http, participant.key)
+        connection = raw_request(coordinator.url, part_head(upload, len(data)), participant.key)
+        connection.sendall(data[:100])
+        begun(coordinator, upload)
+        path, at = f"/v1/uploads/{upload}", PART | {"Upload-Offset": "0"}
+        there.problem("upload-busy", "PUT", f"{path}/commit")
+        there.problem("upload-busy", "PATCH", path, headers=at, content=data)
+        connection.sendall(data[100:])
+        assert raw_answer(connection)[0] == 204
+        there.commit(upload)
+    assert coordinator.blobs.path(hashlib.sha256(data).hexdigest()).read_bytes() == data
+
+
+def test_a_part_looks_at_its_upload_again_once_it_holds_the_bytes(coordinator: Served) -> None:
+    """Another process went on, or committed, after the row was read: nothing is cut off, nothing left behind."""
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+    running = create_app(coordinator.settings, coordinator.store).state.coordinator
+    old = upload_routes._writable(running, upload, participant.client_id, 0)
+    put(participant, upload, data[:1000], 0)
+    with pytest.raises(Refusal, match="the upload ends at 1000"):
+        upload_routes._opened(running, old)
+    participant.send(upload, data, 1000)
+    participant.commit(upload)
+    with pytest.raises(Refusal, match="was accepted"):
+        upload_routes._opened(running, old)
+    assert coordinator.blobs.partials() == []
+
+
+def test_missing_bytes_are_never_made_up(tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(b"1234")
+    with hold(path) as file:
+        with pytest.raises(Refusal, match="busy"):
+            append(file, 5)
+        append(file, 3)
+    assert path.read_bytes() == b"123"
+
+
+def test_bytes_that_vanish_in_a_commit_are_explained_by_the_row(
+    coordinator: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+    participant.send(upload, data)
+
+    def late(path: Path) -> str:
+        participant.expect(204, "DELETE", f"/v1/uploads/{upload}")
+        return digest(path)
+
+    monkeypatch.setattr("flexlora_server.submission.digest", late)
+    participant.problem("upload-not-found", "PUT", f"/v1/uploads/{upload}/commit")
+
+
+def test_a_part_without_bytes_is_not_waited_for_either(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+    participant.send(upload, data)
+    monkeypatch.setattr(upload_routes, "GRACE", 0.2)
+    connection = raw_request(coordinator.url, part_head(upload, 10, len(data)), participant.key)
+    status, body = raw_answer(connection)
+    assert (status, body["code"]) == (408, "too-slow")
+    participant.commit(upload)

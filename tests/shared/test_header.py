@@ -171,6 +171,14 @@ def test_bad_headers_are_refused(name: str) -> None:
         read(BAD_HEADERS[name])
 
 
+def test_a_duplicate_among_very_many_names_is_found_in_one_pass() -> None:
+    """A search for every name among all the others would take longer than anybody waits for a test."""
+    many: Shapes = {f"module.{index}": (1,) for index in range(100_000)}
+    header = "{" + ",".join(f'"{name}":0' for name in [*many, "module.99999"]) + "}"
+    with pytest.raises(HeaderError, match=r"names 'module\.99999' twice"):
+        read(joined(header, b""), many)
+
+
 @pytest.mark.parametrize("dtype", ["F64", "I32", "I64", "U8", "BOOL", "F8_E4M3", "f32", "", "X" * 100])
 def test_other_dtypes_name_their_tensor(dtype: str) -> None:
     with pytest.raises(TensorError) as caught:

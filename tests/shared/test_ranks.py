@@ -1,6 +1,7 @@
 """Patterns resolve as PEFT resolves them; PEFT itself is the judge."""
 
 import math
+from typing import NoReturn
 
 import pytest
 import torch
@@ -23,6 +24,41 @@ def test_a_module_gets_the_rank_that_peft_gives_it(module: str, pattern: dict[st
     peft_rank = served.get(get_pattern_key(list(served), module), rank)
     assert by_pattern(module, rank, pattern) == peft_rank
     assert by_pattern(module, rank, served) == peft_rank
+
+
+@given(st.lists(names | st.just("a.") | st.just(""), max_size=5), patterns | st.just({"": 3, ".": 4, "a.": 5}))
+def test_lookups_agree_with_the_definition_of_a_match(modules: list[str], pattern: dict[str, int]) -> None:
+    found = module_ranks(modules, 0, pattern)
+    for module in modules:
+        assert found[module] == pattern.get(
+            max((key for key in pattern if matches(module, key)), key=len, default="?"), 0
+        )
+    unmatched = [key for key in pattern if not any(matches(module, key) for module in modules)]
+    assert unmatched_keys(modules, pattern) == unmatched
+
+
+class NeverSearched(dict[str, int]):
+    """A pattern in which single keys can be looked up, but that refuses to be walked through."""
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("every key was looked at")
+
+
+def test_a_module_is_looked_up_not_searched_for() -> None:
+    pattern = NeverSearched({"q_proj": 8, "1.q_proj": 2})
+    assert module_ranks(["layers.1.q_proj", "q_proj", "v_proj"], 4, pattern) == {
+        "layers.1.q_proj": 2,
+        "q_proj": 8,
+        "v_proj": 4,
+    }
+
+
+def test_the_modules_are_walked_through_once() -> None:
+    """All at the largest sizes a run and a request may have; an iterator cannot be walked through a second time."""
+    modules = [f"layers.{index}.q_proj" for index in range(20_000)]
+    keys = dict.fromkeys([*(f"{index}.q_proj" for index in range(20_000)), "q_proj", "k_proj"], 8)
+    assert unmatched_keys(iter(modules), keys) == ["k_proj"]
+    assert set(module_ranks(modules, 4, keys).values()) == {8}
 
 
 @given(patterns)

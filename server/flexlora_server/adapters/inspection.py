@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from flexlora_server.aggregation.strategy import strategy
 from flexlora_server.errors import Refusal
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.layout import adapter_shapes, key_A, key_B, key_extra
@@ -14,6 +15,11 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
 from flexlora_shared.ranks import by_pattern, lora_scaling, module_ranks
+
+# Rank-one terms `scaling * ||b_j|| ||a_j||` may sum to this many norm bounds before they cancel. A decomposition of everybody's
+# stack has no digits below that sum (the noise floor in aggregation.svd): huge terms whose product is nothing, at whatever
+# weight, would erase the updates of all others. At 1e3 the floor stays below 1e-11 norm bounds.
+MOST_CANCELLATION = 1e3
 
 
 def inspect(path: Path, spec: RunSpec, told: UploadCreate) -> None:
@@ -35,6 +41,9 @@ def inspect(path: Path, spec: RunSpec, told: UploadCreate) -> None:
             A, B = file.get_tensor(key_A(module.name)), file.get_tensor(key_B(module.name))
             scaling = upload_scaling(told, module.name)
             _check_product(module.name, A, B, scaling, spec.norm_bound)
+            if strategy(spec.strategy).averages_factors:
+                _check_norm(key_A(module.name), _norm(key_A(module.name), A), spec.norm_bound)
+                _check_norm(key_B(module.name), scaling * _norm(key_B(module.name), B), spec.norm_bound)
         for extra in spec.extra:
             key = key_extra(extra.name)
             _check_norm(key, _norm(key, file.get_tensor(key)), spec.norm_bound)
@@ -59,12 +68,23 @@ def _norm(key: str, tensor: Tensor) -> float:
 
 
 def _check_product(module: str, A: Tensor, B: Tensor, scaling: float, bound: float) -> None:
-    """Bound the norm of `scaling * B @ A`: by the factors' norms where that suffices, else exactly by the Gram matrices."""
+    """Bound the norm of `scaling * B @ A`, and what cancels in it.
+
+    By the factors' norms where they suffice (by Cauchy-Schwarz they bound both), else exactly by the Gram matrices.
+    """
     if scaling * _norm(key_A(module), A) * _norm(key_B(module), B) <= bound:
         return
     A, B = A.double(), B.double()
     norm = scaling * math.sqrt(max(0.0, float(torch.sum((B.mT @ B) * (A @ A.mT)))))
     _check_norm(key_B(module), norm, bound)
+    terms = scaling * float(torch.sum(B.norm(dim=0) * A.norm(dim=1)))
+    if not terms <= MOST_CANCELLATION * bound:
+        raise Refusal(
+            Code.INVALID_TENSOR,
+            f"tensor {key_B(module)!r}: its columns times the rows of lora_A cancel; they sum to {terms:.3g} before they do, "
+            f"more than {MOST_CANCELLATION:g} times the run's bound {bound:.3g}; lower the learning rate and train again.",
+            tensor=key_B(module),
+        )
 
 
 def _check_norm(key: str, norm: float, bound: float) -> None:

@@ -1,6 +1,6 @@
 """Tensors trained whole beside LoRA (a classification head, PEFT's `modules_to_save`): weighted averages."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -14,20 +14,27 @@ from flexlora_server.aggregation.truncate import to_float32
 Init = Literal["zeros", "ones", "normal"]
 
 
-def weighted_average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Sum of p_i T_i over tensors of one shape and any float dtype, accumulated in float64; float32.
+def weighted_average(weighted: Iterable[tuple[Tensor, float]]) -> Tensor:
+    """Sum of p_i T_i over pairs (T_i, p_i) of one shape and any float dtype, accumulated in float64; float32.
+
+    From an iterator, one tensor at a time is in memory.
 
     Raises AggregationError for differing shapes, non-finite values, or weights that do not sum to 1.
     """
-    if not tensors or len(tensors) != len(weights):
-        raise AggregationError(f"cannot average {len(tensors)} tensors with {len(weights)} weights")
-    check_weights(weights)
-    total = torch.zeros_like(tensors[0], dtype=torch.float64)
-    for index, (tensor, weight) in enumerate(zip(tensors, weights, strict=True)):
+    total, weights = None, list[float]()
+    for tensor, weight in weighted:
+        index = len(weights)
+        if total is None:
+            total = torch.zeros_like(tensor, dtype=torch.float64)
         if tensor.shape != total.shape:
             raise AggregationError(f"tensor {index} has shape {tuple(tensor.shape)}, not {tuple(total.shape)}")
         check_finite(f"tensor {index}", tensor)
         total += weight * tensor.double()
+        weights.append(weight)
+        del tensor  # before the next one is read
+    if total is None:
+        raise AggregationError("there is no tensor to average: a round needs at least one accepted upload")
+    check_weights(weights)
     return to_float32(total)
 
 

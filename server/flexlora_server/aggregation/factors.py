@@ -79,10 +79,13 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` as float32 holding only values `dtype` can represent."""
+    """`x` as float32 holding only values `dtype` can represent; raises AggregationError where it is too large for it."""
     if dtype not in SERVED_DTYPES:
         raise AggregationError(f"{dtype} cannot be served: choose float32, float16 or bfloat16")
-    return x.to(dtype).to(torch.float32)
+    narrow = x.to(dtype)
+    if not bool(torch.isfinite(narrow).all()):
+        raise AggregationError(f"lora_A does not fit into {dtype}: lower norm_bound, or serve float32")
+    return narrow.to(torch.float32)
 
 
 def weighted_stack(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ class FedAvg:
     """B = sum of p_i s_i B_i, A = sum of p_i A_i: with equal scalings the served B is the plain average."""
 
     name = "fedavg"
+    averages_factors = True
 
     def check(self, ranks: Sequence[int]) -> None:
         if len(set(ranks)) != 1:
@@ -30,8 +31,7 @@ class FedAvg:
         ranks, r_max = {update.rank for update in updates}, previous.A.shape[0]
         if ranks != {r_max}:
             raise AggregationError(f"fedavg needs every update at rank {r_max}, not {sorted(ranks)}")
-        weights = [update.weight for update in updates]
-        B = weighted_average([update.scaling * update.B.double() for update in updates], weights)
-        A = rounded(weighted_average([update.A for update in updates], weights), dtype)
+        B = weighted_average((update.scaling * update.B.double(), update.weight) for update in updates)
+        A = rounded(weighted_average((update.A, update.weight) for update in updates), dtype)
         svd = factored_svd(B, A, r_max)
         return Aggregate(GlobalFactors(B=B, A=A), reported(svd), svd.total_energy)

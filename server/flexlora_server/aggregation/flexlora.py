@@ -14,6 +14,7 @@ class FlexLora:
     """W = sum of p_i s_i B_i A_i, truncated to the largest rank served."""
 
     name = "flexlora"
+    averages_factors = False
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""

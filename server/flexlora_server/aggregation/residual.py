@@ -25,6 +25,7 @@ class ResidualFlexLora:
     """W = D_old + sum of p_i (s_i B_i A_i - served_i), truncated to the largest rank served."""
 
     name = "flexlora-residual"
+    averages_factors = False
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""

@@ -1,9 +1,10 @@
 """The interface of an aggregation strategy, and the register of strategies by name.
 
-A new rule is a class with `name`, `check` and `aggregate`, handed to `register`:
+A new rule is a class with `name`, `averages_factors`, `check` and `aggregate`, handed to `register`:
 
     class Mean:
         name = "mean"
+        averages_factors = False
 
         def check(self, ranks): ...
         def aggregate(self, updates, previous, dtype):
@@ -42,6 +43,14 @@ class Strategy(Protocol):
     @property
     def name(self) -> str:
         """The name a run is defined with."""
+
+    @property
+    def averages_factors(self) -> bool:
+        """Whether A and B are combined apart from each other; False for a rule that sees only products.
+
+        Then one participant's B meets another's A, and uploads must keep each factor (`scaling * B` and A) within the run's
+        norm bound, not just their product.
+        """
 
     def check(self, ranks: Sequence[int]) -> None:
         """Raise UnsupportedRun if a run with these allowed ranks cannot be served."""

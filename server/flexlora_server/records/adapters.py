@@ -9,7 +9,8 @@ from sqlalchemy import select
 from flexlora_server.blobs import Blob
 from flexlora_server.errors import Refusal
 from flexlora_server.store import Tx
-from flexlora_server.tables import Adapter, Evaluation, Run, Slice
+from flexlora_server.tables import Adapter, Assignment, Client, Evaluation, Participation, Round, Run, Slice
+from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.uploads import Evaluation as EvaluationMessage
 from flexlora_shared.problems import Code
 from flexlora_shared.ranks import longest_first
@@ -56,6 +57,29 @@ def keep_cut(tx: Tx, run: str, number: int, rank: int, pattern: Mapping[str, int
     """Remember a slice; another request may have cut the same bytes meanwhile."""
     key = ranks_sha256(rank, pattern)
     tx.session.merge(Slice(run=run, number=number, ranks_sha256=key, sha256=blob.sha256, size=blob.size))
+
+
+def wanted_slices(tx: Tx, run: str, largest: int) -> tuple[tuple[int, dict[str, int]], ...]:
+    """The slices that the run's participants will ask for, and the largest, once each; nobody who was revoked counts."""
+    told = (
+        select(Participation.declaration)
+        .join(Client, Client.id == Participation.client_id)
+        .where(Participation.run == run, Client.revoked_at.is_(None))
+        .order_by(Participation.client_id)
+    )
+    declared = [Declaration.model_validate(row) for row in tx.session.scalars(told)]
+    wanted = [(one.rank, longest_first(one.rank_pattern)) for one in declared] + [(largest, {})]
+    return tuple({ranks_sha256(*one): one for one in wanted}.values())
+
+
+def declared(tx: Tx, run: str, rank: int, pattern: Mapping[str, int]) -> bool:
+    """Whether a participant has declared these ranks, or is assigned them."""
+    if any(ranks_sha256(*one) == ranks_sha256(rank, pattern) for one in wanted_slices(tx, run, rank)):
+        return True
+    assigned = (
+        select(Assignment).join(Round).where(Round.run == run, Round.state == "COLLECTING", Assignment.rank == rank)
+    )
+    return any(place.rank_pattern == dict(pattern) for place in tx.session.scalars(assigned))
 
 
 def evaluate(tx: Tx, run: Run, number: int, client: str, told: EvaluationMessage) -> None:

@@ -6,6 +6,7 @@ SHA-256 is stored; the secrets carry 256 random bits, so no slow hash is needed.
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import timedelta
@@ -19,6 +20,7 @@ from flexlora_server.times import rfc3339
 from flexlora_shared.messages.clients import Credentials, Enrolment, Token, TokenRequest
 from flexlora_shared.problems import Code
 
+_SECRET = re.compile(r"(?P<prefix>[a-z]{3})_(?P<id>[0-9a-f]{16})_")
 CLIENT_PREFIX = "flc"
 TOKEN_PREFIX = "flt"
 
@@ -35,8 +37,8 @@ def sha256(secret: str) -> str:
 
 
 def _public_id(secret: str, prefix: str) -> str | None:
-    parts = secret.split("_", 2)
-    return parts[1] if len(parts) == 3 and parts[0] == prefix else None
+    found = _SECRET.match(secret)
+    return found["id"] if found is not None and found["prefix"] == prefix else None
 
 
 def create_token(tx: Tx, request: TokenRequest) -> Token:

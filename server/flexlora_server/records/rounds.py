@@ -57,6 +57,7 @@ def every(tx: Tx, run: str) -> Sequence[Round]:
 def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
     """The round as the state machine sees it."""
     assigned = select(func.count()).select_from(Assignment).where(Assignment.round_id == round_.id)
+    declared = select(func.count()).select_from(Participation).join(Client, Client.id == Participation.client_id)
     return machine.RoundView(
         run_state=run.state,  # type: ignore[arg-type]
         number=round_.number,
@@ -66,6 +67,7 @@ def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
         deadline=round_.deadline,
         assigned=tx.session.scalar(assigned) or 0,
         accepted=uploads_in(tx, round_, "ACCEPTED"),
+        declared=tx.session.scalar(declared.where(Participation.run == run.name, Client.revoked_at.is_(None))) or 0,
     )
 
 

@@ -129,7 +129,9 @@ def cancel_open(tx: Tx, round_: Round) -> None:
 
 def bytes_received(tx: Tx, round_: Round) -> int:
     """Bytes that arrived for the round, accepted or on their way."""
-    counted = select(func.sum(Upload.offset)).where(Upload.round_id == round_.id, Upload.state != "CANCELLED")
+    counted = select(func.sum(Upload.offset)).where(
+        Upload.round_id == round_.id, Upload.state.in_(("OPEN", "ACCEPTED"))
+    )
     return int(tx.session.scalar(counted) or 0)
 
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flexlora_server.adapters.config import adapter_config
 from flexlora_server.auth import Anyone, ClientId
+from flexlora_server.blobs import Blob
 from flexlora_server.coordinator import of
 from flexlora_server.errors import Refusal
 from flexlora_server.records import adapters, events, rounds, runs
@@ -22,9 +23,10 @@ from flexlora_shared.problems import Code
 routes = router("adapters")
 RankQuery = Annotated[int, Query(ge=1, le=4096, description="an allowed rank", examples=[8])]
 PatternQuery = Annotated[str, Query(max_length=65_536, description="JSON: module-name suffixes to ranks")]
-_SPAN = re.compile(r"(?P<first>[0-9]{1,18})-(?P<last>[0-9]{0,18})|-0{0,17}[1-9][0-9]{0,17}")
+_SPAN = re.compile(r"([0-9]{0,1000})-([0-9]{0,1000})")
 _PATTERN = TypeAdapter[dict[str, int]](RankPattern)
 _REFUSALS = problems(Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED)
+_ADAPTER = "/v1/runs/{run}/rounds/{number}/adapter"
 
 
 def _pattern(text: str) -> dict[str, int]:
@@ -36,8 +38,9 @@ def _pattern(text: str) -> dict[str, int]:
         ) from None
 
 
+@routes.head(_ADAPTER, response_class=FileResponse, responses=_REFUSALS)
 @routes.get(
-    "/v1/runs/{run}/rounds/{number}/adapter",
+    _ADAPTER,
     response_class=FileResponse,
     responses={
         200: {"description": "safetensors with PEFT's key names", "content": {"application/octet-stream": {}}},
@@ -51,11 +54,13 @@ def get_adapter(
 ) -> Response:
     """The slice of a published round, as PEFT's `adapter_model.safetensors`."""
     coordinator = of(request)
-    blob = slice_blob(coordinator.store, coordinator.blobs, name, number, rank, _pattern(pattern))
+    blob = slice_blob(
+        coordinator.store, coordinator.blobs, name, number, rank, _pattern(pattern), any_pattern=who.client_id is None
+    )
     headers = {"ETag": f'"{blob.sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
     if _matches(request.headers.get("if-none-match"), blob.sha256):
         return Response(status_code=304, headers=headers)
-    _check_range(request.headers.get("range"), blob.size)
+    _select(request, blob)
     return FileResponse(coordinator.blobs.path(blob.sha256), headers=headers, media_type="application/octet-stream")
 
 
@@ -65,24 +70,51 @@ def _matches(header: str | None, sha256: str) -> bool:
     return "*" in tags or f'"{sha256}"' in tags
 
 
-def _check_range(header: str | None, size: int) -> None:
-    """Refuse what the file response would answer in plain text (RFC 9110, section 14.1.1)."""
-    if header is None:
-        return
-    spans = [_SPAN.fullmatch(span.strip()) for span in header.removeprefix("bytes=").split(",")]
-    for span in spans:
-        if span is None or (span["first"] is not None and _beyond(span["first"], span["last"], size)):
-            raise Refusal(
-                Code.RANGE_NOT_SATISFIABLE,
-                f"Range {header[:100]!r} does not fit a file of {size} bytes; ask for bytes=FIRST-LAST within it.",
-                headers={"Content-Range": f"bytes */{size}"},
-                size=size,
-            )
+def _select(request: Request, blob: Blob) -> None:
+    """Leave the file response a `Range` that it can serve, or none: others it would answer in plain text."""
+    wanted = _wanted(request, blob)
+    spans = [f"{span.start}-{span.stop - 1}" for span in wanted if span]
+    if wanted and not spans:
+        raise Refusal(
+            Code.RANGE_NOT_SATISFIABLE,
+            f"No range asked for lies in a file of {blob.size} bytes; ask for bytes=FIRST-LAST within it.",
+            headers={"Content-Range": f"bytes */{blob.size}"},
+            size=blob.size,
+        )
+    headers = [field for field in request.scope["headers"] if field[0] not in (b"range", b"if-range")]
+    if spans:
+        headers.append((b"range", f"bytes={','.join(spans)}".encode()))
+    request.scope["headers"] = headers
 
 
-def _beyond(first: str, last: str, size: int) -> bool:
-    """Whether a span begins behind the file's end or ends before it begins."""
-    return int(first) >= size or (last != "" and int(last) < int(first))
+def _wanted(request: Request, blob: Blob) -> list[range]:
+    """The spans asked for; none where `Range` must be ignored (RFC 9110, sections 13.1.5, 14.1.1 and 14.2)."""
+    unit, _, spans = ",".join(request.headers.getlist("range")).partition("=")
+    tag = f'"{blob.sha256}"'
+    if request.method != "GET" or unit.lower() != "bytes" or request.headers.get("if-range", tag) != tag:
+        return []
+    stripped = [span.strip(" \t") for span in spans.split(",")]
+    try:
+        return [_bytes_of(span, blob.size) for span in stripped if span]  # a list may have empty elements: 5.6.1.2
+    except ValueError:
+        return []
+
+
+def _bytes_of(span: str, size: int) -> range:
+    """The positions that a span selects in a file of `size` bytes, maybe none.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    found = _SPAN.fullmatch(span)
+    if found is None:
+        raise ValueError(span)
+    first, last = found.groups()
+    if not first:
+        return range(max(size - int(last), 0), size)
+    if last and int(last) < int(first):
+        raise ValueError(span)
+    return range(int(first), min(int(last) + 1, size) if last else size)
 
 
 @routes.get("/v1/runs/{run}/rounds/{number}/adapter-config", responses=_REFUSALS)

@@ -35,6 +35,8 @@ def ready(request: Request) -> dict[str, str]:
 def metrics(request: Request, who: Operator) -> Response:
     """The coordinator's figures in Prometheus' text format."""
     registry = CollectorRegistry()
+    waiting = Gauge("flexlora_waiting_agents", "Agents waiting for work at this coordinator", registry=registry)
+    waiting.set(of(request).lobby.waiting)
     with of(request).store.reading() as tx:
         _counts(tx, registry, "flexlora_runs", "Runs by state", Run.state)
         _counts(tx, registry, "flexlora_round_attempts", "Attempts at rounds by state", Round.state)

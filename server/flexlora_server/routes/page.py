@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader
 
 from flexlora_server import overview
-from flexlora_server.auth import principal, require_operator
+from flexlora_server.auth import bearer, identify, password, require_operator
 from flexlora_server.coordinator import of
 from flexlora_server.errors import Refusal
 from flexlora_server.records import rounds, runs
@@ -23,7 +23,7 @@ SHOWN = 50  # rounds a run
 def page(request: Request) -> Response:
     """The page; a browser asks for the operator's key as a password."""
     try:
-        require_operator(principal(request))
+        require_operator(identify(of(request), bearer(request) or password(request)))
     except Refusal as refusal:
         if refusal.problem.code == Code.UNAUTHENTICATED:
             refusal.headers["WWW-Authenticate"] = 'Basic realm="flexlora: any name, the operator key as password"'

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Coroutine, Mapping
+from typing import Annotated, Any, cast
 from urllib.parse import urlencode
 
 from fastapi import Body, Query, Request, Response
@@ -77,9 +77,29 @@ async def next_task(
     clock = asyncio.get_running_loop().time
     until = clock() + wait
     task, version = await run_in_threadpool(_task, coordinator, name, client) if wait == 0 else (None, -1)
-    while task is None and await coordinator.lobby.work(name, client, until - clock(), version):
-        task, version = await run_in_threadpool(_task, coordinator, name, client)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        while task is None and await _unless(gone, coordinator.lobby.work(name, client, until - clock(), version)):
+            task, version = await run_in_threadpool(_task, coordinator, name, client)
+    finally:
+        gone.cancel()
     return task or Response(status_code=204, headers={"Retry-After": "1"})
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the caller has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless(gone: asyncio.Future[None], waiting: Coroutine[Any, Any, bool]) -> bool:
+    """What `waiting` says; False, and no longer waiting, once the caller is gone: a dead agent is not present."""
+    task = asyncio.ensure_future(waiting)
+    try:
+        await asyncio.wait([gone, cast("asyncio.Future[Any]", task)], return_when=asyncio.FIRST_COMPLETED)
+        return task.done() and task.result()
+    finally:
+        task.cancel()
 
 
 def _check(coordinator: Coordinator, name: str, client: str) -> None:

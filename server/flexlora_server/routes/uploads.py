@@ -2,7 +2,10 @@
 
 import asyncio
 import os
-from typing import Annotated, BinaryIO
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated, BinaryIO, ParamSpec, TypeVar
 
 from fastapi import Body, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -10,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from flexlora_server import submission
 from flexlora_server.auth import ClientId
-from flexlora_server.blobs import append
+from flexlora_server.blobs import append, busy, hold
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal
 from flexlora_server.records import uploads
@@ -26,6 +29,8 @@ BUFFER = 1 << 20  # bytes gathered before they go to the disk
 GRACE = 10.0  # seconds before the least rate is asked for
 Offset = Annotated[int, Header(alias="Upload-Offset", ge=0, lt=2**46, description="where this part begins, in bytes")]
 Complete = Annotated[str, Header(alias="Upload-Complete", pattern=r"^\?[01]$", description="?1 on the last part")]
+P = ParamSpec("P")
+T = TypeVar("T")
 _OWN = problems(Code.FORBIDDEN, Code.UPLOAD_NOT_FOUND)
 
 
@@ -82,9 +87,8 @@ async def send_part(
     coordinator = of(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != PART_MEDIA_TYPE:
         raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, f"Send parts as Content-Type: {PART_MEDIA_TYPE}.")
-    with coordinator.submissions.exclusive(upload):
-        row = await run_in_threadpool(_writable, coordinator, upload, client, offset)
-        end = await _receive(request, coordinator, row)
+    row = await run_in_threadpool(_writable, coordinator, upload, client, offset)
+    end = await _receive(request, coordinator, row)
     if complete == "?1" and end != row.size:
         raise Refusal(
             Code.UPLOAD_INCOMPLETE,
@@ -109,30 +113,77 @@ def _writable(coordinator: Coordinator, upload: str, client: str, offset: int) -
     return row
 
 
+def _opened(coordinator: Coordinator, row: Upload) -> BinaryIO:
+    """The upload's bytes, held by this request, at the offset that its row has now that nobody else can move it."""
+    path = coordinator.blobs.partial(row.id)
+    try:
+        file = hold(path, create=row.offset == 0)
+    except FileNotFoundError:
+        raise busy() from None
+    try:
+        _writable(coordinator, row.id, row.client_id, row.offset)
+        append(file, row.offset)
+    except BaseException:
+        if file.seek(0, os.SEEK_END) == 0:  # made by `hold` for an upload that has ended or moved
+            path.unlink(missing_ok=True)
+        file.close()
+        raise
+    return file
+
+
 async def _receive(request: Request, coordinator: Coordinator, row: Upload) -> int:
     """Stream the part to the disk and acknowledge what arrived, also where it was cut; where the upload ends now."""
     if row.offset == row.size:  # the bytes may be a blob already, by a commit that was cut short: touch nothing
-        await _nothing(request)
+        await _nothing(request, coordinator.settings.min_upload_rate)
         return row.size
-    file = await run_in_threadpool(append, coordinator.blobs.partial(row.id), row.offset)
+    file = await run_in_threadpool(_opened, coordinator, row)
     try:
         await _stream(request, file, min(PART_LIMIT, row.size - row.offset), coordinator.settings.min_upload_rate)
     finally:
-        end = await asyncio.shield(run_in_threadpool(_acknowledge, coordinator, row, file))
+        end = await _to_the_end(_acknowledge, coordinator, row, file)
     return end
 
 
-async def _nothing(request: Request) -> None:
-    async for chunk in request.stream():
-        if chunk:
-            raise Refusal(Code.TOO_LARGE, "All bytes that were announced have arrived; commit the upload.")
+async def _to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run in a thread and wait until it is done, also where the request is cancelled: that goes on afterwards."""
+    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return running.result()
+
+
+@asynccontextmanager
+async def _patience(least_rate: int) -> AsyncIterator[asyncio.Timeout]:
+    """How long the sender of a part is waited for; a sender that is too slow or gone gets its problem."""
+    try:
+        async with asyncio.timeout(GRACE if least_rate else None) as timeout:
+            yield timeout
+    except TimeoutError:
+        raise Refusal(
+            Code.TOO_SLOW, f"Fewer than {least_rate} bytes a second arrived; what came is kept, go on from the offset."
+        ) from None
+    except ClientDisconnect:
+        raise Refusal(Code.UPLOAD_INCOMPLETE, "The connection was cut; what came is kept.") from None
+
+
+async def _nothing(request: Request, least_rate: int) -> None:
+    async with _patience(least_rate):
+        async for chunk in request.stream():
+            if chunk:
+                raise Refusal(Code.TOO_LARGE, "All bytes that were announced have arrived; commit the upload.")
 
 
 async def _stream(request: Request, file: BinaryIO, room: int, least_rate: int) -> None:
     loop = asyncio.get_running_loop()
     started, received, buffer = loop.time(), 0, bytearray()
     try:
-        async with asyncio.timeout(GRACE if least_rate else None) as patience:
+        async with _patience(least_rate) as patience:
             async for chunk in request.stream():
                 received += len(chunk)
                 if received > room:
@@ -144,29 +195,23 @@ async def _stream(request: Request, file: BinaryIO, room: int, least_rate: int) 
                     patience.reschedule(started + GRACE + received / least_rate)
                 buffer += chunk
                 if len(buffer) >= BUFFER:
-                    await run_in_threadpool(file.write, bytes(buffer))
-                    buffer.clear()
-    except TimeoutError:
-        raise Refusal(
-            Code.TOO_SLOW, f"Fewer than {least_rate} bytes a second arrived; what came is kept, go on from the offset."
-        ) from None
-    except ClientDisconnect:
-        raise Refusal(Code.UPLOAD_INCOMPLETE, "The connection was cut; what came is kept.") from None
+                    part, buffer = bytes(buffer), bytearray()  # swapped first: a cancelled request wrote it once
+                    await _to_the_end(file.write, part)
     finally:
         if received <= room:
             file.write(buffer)
 
 
 def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
-    """Bytes are on the disk before they are acknowledged."""
+    """Bytes are on the disk before they are acknowledged, and held until the next request can see the new offset."""
     with file:
         file.flush()
         os.fsync(file.fileno())
         end = file.tell()
-    with coordinator.store.transaction() as tx:
-        if not uploads.advance(tx, row.id, row.offset, end):
-            uploads.require_open(tx, tx.session.get_one(Upload, row.id))
-            raise Refusal(Code.UPLOAD_BUSY, "Another request wrote to this upload; ask for its offset and go on.")
+        with coordinator.store.transaction() as tx:
+            if not uploads.advance(tx, row.id, row.offset, end):
+                uploads.require_open(tx, tx.session.get_one(Upload, row.id))
+                raise Refusal(Code.UPLOAD_BUSY, "Another request wrote to this upload; ask for its offset and go on.")
     return end
 
 
@@ -195,5 +240,5 @@ def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> Non
 def commit_upload(request: Request, upload: UploadPath, client: ClientId) -> Receipt:
     """Check digest and tensors, then count the update, in one transaction. The same commit again: the same receipt."""
     coordinator = of(request)
-    with coordinator.submissions.exclusive(upload):
+    with coordinator.blobs.exclusive(upload):
         return submission.commit(coordinator.store, coordinator.blobs, coordinator.settings, upload, client)

@@ -86,7 +86,9 @@ class RunSpec(Message):
     clients_per_round: Annotated[int, Field(ge=1, le=100_000)] | None = None  # None: everyone present
     min_clients: Annotated[int, Field(ge=1, le=100_000)] = 1  # participants present before a round begins
     min_updates: Annotated[int, Field(ge=1, le=100_000)] = 1  # the quorum: uploads a round needs at its deadline
-    gather_timeout: Annotated[float, Field(ge=0, le=86_400)] = 10.0  # seconds a round waits for more than min_clients
+    gather_timeout: Annotated[float, Field(ge=0, le=86_400)] = (
+        10.0  # seconds a round waits for more than min_clients to come
+    )
     round_timeout: Annotated[float, Field(gt=0, le=2_592_000)] = 3600.0  # seconds from assignment to deadline
     training: TrainingSpec = TrainingSpec()
     upload_dtype: Dtype = "float32"  # of the slices served and the uploads agents send

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from flexlora_shared.messages.base import Message, RunName
+from flexlora_shared.messages.clients import Hardware
 
 RoundState = Literal["OPEN", "COLLECTING", "AGGREGATING", "PUBLISHED", "ABANDONED", "FAILED"]
 
@@ -56,7 +57,8 @@ class ParticipantStatus(Message):
     name: str
     rank: int
     state: Literal["assigned", "uploading", "accepted"]
-    examples: int | None
+    examples: int  # trained on, where the update is announced; else declared
+    hardware: Hardware
     bytes_received: int
 
 

@@ -1,5 +1,7 @@
 """Extra tensors: averages and first values."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from flexlora_server.aggregation.extra import initial_extra, weighted_average
 
 
 def test_average_by_hand() -> None:
-    result = weighted_average([torch.tensor([1.0, 2.0]), torch.tensor([5.0, 6.0])], [0.25, 0.75])
+    result = weighted_average([(torch.tensor([1.0, 2.0]), 0.25), (torch.tensor([5.0, 6.0]), 0.75)])
     assert result.tolist() == [4.0, 5.0]
     assert result.dtype == torch.float32
 
@@ -16,25 +18,36 @@ def test_average_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_average_of_many_is_accumulated_in_float64(dtype: torch.dtype) -> None:
     tensors = [torch.full((3,), 1.0 if index else 0.5, dtype=dtype) for index in range(1000)]
-    assert weighted_average(tensors, [0.001] * 1000).tolist() == pytest.approx([0.9995] * 3, rel=1e-7)
+    assert weighted_average((tensor, 0.001) for tensor in tensors).tolist() == pytest.approx([0.9995] * 3, rel=1e-7)
 
 
 def test_average_of_one_value_for_a_scalar() -> None:
-    assert weighted_average([torch.tensor(3.0)], [1.0]).item() == 3.0
+    assert weighted_average([(torch.tensor(3.0), 1.0)]).item() == 3.0
 
 
 def test_average_refuses() -> None:
     one = torch.ones(2)
     with pytest.raises(AggregationError, match=r"tensor 1 has shape \(3,\), not \(2,\)"):
-        weighted_average([one, torch.ones(3)], [0.5, 0.5])
+        weighted_average([(one, 0.5), (torch.ones(3), 0.5)])
     with pytest.raises(AggregationError, match="tensor 0 holds a NaN"):
-        weighted_average([one * float("nan")], [1.0])
+        weighted_average([(one * float("nan"), 1.0)])
     with pytest.raises(AggregationError, match="weights must sum to 1"):
-        weighted_average([one, one], [0.5, 0.6])
-    with pytest.raises(AggregationError, match="cannot average 2 tensors with 1 weights"):
-        weighted_average([one, one], [1.0])
-    with pytest.raises(AggregationError, match="cannot average 0 tensors"):
-        weighted_average([], [])
+        weighted_average([(one, 0.5), (one, 0.6)])
+    with pytest.raises(AggregationError, match="there is no tensor to average"):
+        weighted_average([])
+
+
+def test_one_tensor_at_a_time_is_in_memory() -> None:
+    read: list[weakref.ref[torch.Tensor]] = []
+
+    def upload() -> torch.Tensor:
+        assert all(earlier() is None for earlier in read)
+        tensor = torch.ones(2)
+        read.append(weakref.ref(tensor))
+        return tensor
+
+    assert weighted_average((upload(), 0.25) for _ in range(4)).tolist() == [1.0, 1.0]
+    assert len(read) == 4
 
 
 def test_initial_values() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.factors import GlobalFactors, initial_factors, slice_factors
+from flexlora_server.aggregation.factors import GlobalFactors, initial_factors, rounded, slice_factors
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, random_round
 
@@ -36,6 +36,14 @@ def test_slice_refuses_to_overflow() -> None:
         slice_factors(factors, 1, 1.0, torch.float16)
     with pytest.raises(AggregationError, match="must be positive and finite"):
         slice_factors(factors, 1, 0.0, torch.float32)
+
+
+def test_rounding_refuses_to_overflow() -> None:
+    assert rounded(torch.tensor([65_504.0]), torch.float16).tolist() == [65_504.0]
+    with pytest.raises(AggregationError, match=r"does not fit into torch\.float16"):
+        rounded(torch.tensor([1.0, 1e5]), torch.float16)
+    with pytest.raises(AggregationError, match=r"does not fit into torch\.bfloat16"):
+        rounded(torch.tensor([3.4e38]), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

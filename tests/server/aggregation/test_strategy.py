@@ -65,6 +65,7 @@ class Uniform:
     """What a researcher writes: FlexLoRA that weighs everyone the same."""
 
     name = "uniform-for-a-test"
+    averages_factors = False
 
     def check(self, ranks: Sequence[int]) -> None:
         pass

@@ -1,0 +1,53 @@
+"""Keys: which scheme opens what, and a key file that is whole or not there."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from flexlora_server.auth import operator_key
+from flexlora_server.errors import StartupError
+from flexlora_server.settings import Settings
+from tests.kit import OPERATOR_KEY, Api, Served
+
+
+def basic(secret: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"x:{secret}".encode()).decode()}
+
+
+def test_a_browsers_password_changes_nothing(coordinator: Served) -> None:
+    """A browser sends it along with a form of anybody's page; only the status page takes it."""
+    coordinator.run()
+    stranger = Api(coordinator.http)
+    stranger.problem("unauthenticated", "POST", "/v1/runs/run/cancel", headers=basic(OPERATOR_KEY))
+    stranger.problem("unauthenticated", "GET", "/v1/runs", headers=basic(OPERATOR_KEY))
+    assert stranger.call("GET", "/", headers=basic(OPERATOR_KEY)).status_code == 200
+
+
+@pytest.mark.parametrize("secret", ["flc_\0_x", "flc_0123456789abcdef", "flc__x", "flt_0123456789abcdef_x", "é"])
+def test_a_key_of_no_form_is_unknown(coordinator: Served, secret: str) -> None:
+    stranger = Api(coordinator.http)
+    assert stranger.call("GET", "/", headers=basic(secret)).status_code == 401
+    stranger.problem("token-invalid", "POST", "/v1/clients", json={"token": secret.replace("\0", "0"), "name": "a"})
+
+
+def test_a_new_key_ends_the_old_one_when_it_is_used(coordinator: Served) -> None:
+    participant = coordinator.enrol()
+    lost = participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"]  # an answer that never arrived
+    given = participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"]
+    participant.expect(200, "GET", "/v1/runs")  # the old key still opens
+    Api(coordinator.http, given).expect(200, "GET", "/v1/runs")
+    for ended in (participant.key, lost):
+        Api(coordinator.http, ended).problem("unauthenticated", "GET", "/v1/runs")
+
+
+def test_the_operators_key_is_generated_once(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"data_dir": tmp_path})
+    key, path = operator_key(settings)
+    assert path is not None
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert operator_key(settings) == (key, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["operator.key"]
+    path.write_text("")
+    with pytest.raises(StartupError, match="holds no key; delete it"):
+        operator_key(settings)
