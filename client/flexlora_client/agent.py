@@ -24,6 +24,10 @@ from flexlora_shared.problems import Code
 WAIT = 30  # seconds of a long poll
 # The update comes too late or is not wanted: the next round is another chance.
 ROUND_LOST = frozenset({Code.ROUND_CLOSED, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING, Code.ALREADY_ACCEPTED})
+# The update itself is at fault: the agent ends, and the next start trains again instead of sending it again.
+UPDATE_REFUSED = frozenset(
+    {Code.INVALID_TENSOR, Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.DIGEST_MISMATCH}
+)
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,10 @@ class Agent:
         try:
             return self._send(trained or self._train(task, wanted, start))
         except Refused as error:
+            if error.code in ROUND_LOST | UPDATE_REFUSED:
+                self.work.drop_trained()
             if error.code not in ROUND_LOST:
                 raise
-            self.work.drop_trained()
             step("lost", f"round {number}: the update does not count: {error}", round=number, code=str(error.code))
             return False
 

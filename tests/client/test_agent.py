@@ -188,6 +188,7 @@ def test_a_refused_tensor_ends_the_agent_with_its_name(site: Served, tmp_path: P
     run = site.run(norm_bound=1e-6)
     with agent(site, run, tmp_path, Nudge(), Listening("run")) as working:
         caught = refused(working)
+        assert working.work.state.trained is None  # the next start trains again instead of sending it again
     assert caught.code is Code.INVALID_TENSOR
     assert "q_proj" in str(caught)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.exits import Exit
+from flexlora_client.training.data import load
+from flexlora_client.training.examples import Labelled
 from flexlora_shared.messages.runs import RunSpec
 from tests.client.command import call
 from tests.client.training.making import make_llama
@@ -117,3 +119,24 @@ def test_models_and_options_that_cannot_be(llama: Path, tmp_path: Path) -> None:
     assert "configuration" in missing.err
     absent = call("describe", llama, "--task-type", "SEQ_CLS", "--labels-from", tmp_path / "none.txt")
     assert absent.code == Exit.BAD_INPUT
+
+
+def test_labels_that_are_numbers_keep_their_order(llama: Path, tmp_path: Path) -> None:
+    """Of `label` and `category` the first counts, as when the file is loaded; 10 comes after 2."""
+    rows = [{"text": "a", "label": label, "category": "ignored"} for label in (10, 2, 0, 1)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = (
+        "describe",
+        llama,
+        "--task-type",
+        "SEQ_CLS",
+        "--labels-from",
+        tmp_path / "data.jsonl",
+        "--min-clients",
+        "3",
+    )
+    spec = RunSpec.model_validate_json(call(*asked, "--json").out)
+    assert spec.model.labels == ("0", "1", "2", "10")
+    assert (spec.min_clients, spec.min_updates) == (3, 3)
+    found = [example for example in load(tmp_path / "data.jsonl", spec.model) if isinstance(example, Labelled)]
+    assert [example.label for example in found] == [3, 2, 0, 1]

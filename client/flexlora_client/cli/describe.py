@@ -30,6 +30,10 @@ def describe(
         list[int] | None, typer.Option("--rank", min=1, help="An allowed rank; repeatable. [4 8 16]")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in the definition.")] = 10,
+    min_clients: Annotated[
+        int,
+        typer.Option("--min-clients", min=1, help="Participants, and updates, that a round needs in the definition."),
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's definition, to be edited.")] = False,
 ) -> None:
     """Show the layers of a model that a run can train, from its configuration alone."""
@@ -45,6 +49,8 @@ def describe(
         extra=found.extra,
         ranks=tuple(rank or (4, 8, 16)),
         rounds=rounds,
+        min_clients=min_clients,
+        min_updates=min_clients,
     )
     if as_json:
         print(spec.model_dump_json(indent=2))
@@ -73,5 +79,13 @@ def _labels(path: Path) -> tuple[str, ...]:
 def _of_data(path: Path) -> list[str]:
     from flexlora_client.training.rows import read_rows
 
-    found = {str(row.fields[column]) for row in read_rows(path) for column in COLUMNS if column in row.fields}
-    return sorted(found)
+    found: set[str] = set()
+    for row in read_rows(path):
+        column = next((name for name in COLUMNS if name in row.fields), None)  # the loader reads the first of them, too
+        value = None if column is None else row.fields[column]
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            found.add(str(value))
+        elif value is not None:
+            raise BadInput(f"{row.place}: the label {value!r} is neither a text nor a whole number")
+    numbers = all(label.isascii() and label.isdigit() for label in found)
+    return sorted(found, key=lambda label: (int(label) if numbers else 0, label))

@@ -35,7 +35,9 @@ CaFileOption = Annotated[
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option("--url", envvar="FLEXLORA_URL", help="Address of the coordinator; else the one enrolled at."),
+    typer.Option(
+        "--url", envvar="FLEXLORA_URL", help="Address of the coordinator. [a participant's: the one enrolled at]"
+    ),
 ]
 KeyFileOption = Annotated[
     Path | None,
@@ -71,6 +73,10 @@ def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = 
 def as_participant(place: Place) -> Api:
     """Under the key this home was enrolled with."""
     identity = credentials.load(place.folder)
+    if place.url and place.url.rstrip("/") != identity.url:
+        raise BadInput(
+            f"{place.folder} is enrolled at {identity.url}, not at {place.url}; name another --home, or the operator's key"
+        )
     return connect(identity.url, identity.api_key, place.ca_file)
 
 
@@ -102,10 +108,9 @@ def _operator_key(place: Place) -> str | None:
 
 
 def _url(place: Place) -> str:
+    """The operator's coordinator; never the one a participant of this machine is enrolled at: it must not get the key."""
     if place.url:
         return place.url
-    if credentials.is_enrolled(place.folder):
-        return credentials.load(place.folder).url
     raise BadInput("which coordinator? give its address with --url or in FLEXLORA_URL")
 
 

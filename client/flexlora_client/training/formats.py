@@ -83,8 +83,9 @@ def _labelled(fields: Fields, labels: Sequence[str]) -> Labelled:
 
 
 def _label(value: object, labels: Sequence[str]) -> int:
-    if isinstance(value, str) and value in labels:
-        return labels.index(value)
+    named = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(named, str) and named in labels:  # a label that looks like a number is a name in every kind of file
+        return labels.index(named)
     index = value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         index = int(value)  # CSV cannot tell numbers from texts
