@@ -1,6 +1,5 @@
 """How an update comes to count: announced, complete, inspected, and then accepted in one transaction."""
 
-
 from flexlora_server import progress
 from flexlora_server import rounds as machine
 from flexlora_server.adapters.inspection import inspect
