@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from flexlora_client.api import Api, NoTask
 from flexlora_client.download import download
-from flexlora_client.errors import Refused, RunEnded
+from flexlora_client.errors import ClientError, Refused, RunEnded
 from flexlora_client.files import sha256_of
 from flexlora_client.learner import Learner, sendable
 from flexlora_client.reporter import Reporter, figures
 from flexlora_client.slices import Slice, Wanted, of_round, of_task
+from flexlora_client.training.errors import TrainingError
 from flexlora_client.upload import upload
 from flexlora_client.work import Trained, Work
 from flexlora_shared.messages.clients import Declaration
@@ -22,12 +23,18 @@ from flexlora_shared.messages.uploads import Evaluation, UploadCreate
 from flexlora_shared.problems import Code
 
 WAIT = 30  # seconds of a long poll
-# The update comes too late or is not wanted: the next round is another chance.
-ROUND_LOST = frozenset({Code.ROUND_CLOSED, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING, Code.ALREADY_ACCEPTED})
-# The update itself is at fault: the agent ends, and the next start trains again instead of sending it again.
-UPDATE_REFUSED = frozenset(
-    {Code.INVALID_TENSOR, Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.DIGEST_MISMATCH}
+# The update comes too late, is not wanted, or diverged: the next round is another chance.
+ROUND_LOST = frozenset(
+    {
+        Code.ROUND_CLOSED,
+        Code.NOT_ASSIGNED,
+        Code.ROUND_NOT_COLLECTING,
+        Code.ALREADY_ACCEPTED,
+        Code.INVALID_TENSOR,
+    }
 )
+# Something on this side makes such updates: the agent ends, and the next start trains again instead of sending it again.
+UPDATE_REFUSED = frozenset({Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.DIGEST_MISMATCH})
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,7 @@ class Agent:
         self.reporter.step("trained", f"round {number}: {figures(metrics)}", round=number, metrics=metrics)
         trained = Trained(
             run=task.run,
+            basis=self.work.basis,
             round=number,
             attempt=task.attempt,
             adapter=start.sha256,
@@ -199,5 +207,9 @@ class Agent:
         last, declared = status.rounds_published, self.declaration
         if self.learner.heldout:
             wanted = of_round(self.spec, last, declared.rank, declared.rank_pattern)
-            self._report(self._download(wanted, last), last, wanted)
+            try:
+                self._report(self._download(wanted, last), last, wanted)
+            except (ClientError, TrainingError) as error:  # the run is complete without this participant's figures
+                sentence = f"the final adapter was not evaluated: {error}"
+                self.reporter.step("evaluation-failed", sentence, round=last)
         self.reporter.step("completed", f"the run is complete after {last} rounds", rounds=last)

@@ -1,7 +1,8 @@
 """The protocol's calls, one typed method each: messages in, messages out.
 
-Every call is safe to repeat, so each is tried again as `Retry` says; only the parts of a transfer are sent once here,
-because a transfer looks where it stands before it goes on.
+Calls that are safe to repeat are tried again as `Retry` says. What gives out a secret is sent once: after a lost answer
+nobody knows whether it was given out. The parts of a transfer are sent once here, too, because a transfer looks where
+it stands before it goes on.
 """
 
 import json
@@ -125,12 +126,16 @@ class Api:
     # keys and clients
 
     def create_token(self, request: TokenRequest) -> Token:
-        """A one-time enrolment token."""
-        return self._call(Token, "POST", "/v1/enrolment-tokens", request)
+        """A one-time enrolment token; one attempt, because each that arrives makes a token."""
+        advice = "a token may have been made that nobody holds, it expires by itself; ask for another one"
+        return self._once(Token, "/v1/enrolment-tokens", request, advice)
 
     def enrol(self, enrolment: Enrolment) -> Credentials:
-        """Redeem a token."""
-        return self._call(Credentials, "POST", "/v1/clients", enrolment)
+        """Redeem a token; one attempt, because the first that arrives spends it."""
+        advice = (
+            "enrol again; if the token is refused as used, ask the operator to revoke this client and for a new token"
+        )
+        return self._once(Credentials, "/v1/clients", enrolment, advice)
 
     def clients(self) -> ClientList:
         """Every client ever enrolled."""
@@ -146,6 +151,12 @@ class Api:
 
     def _call(self, kind: type[M], method: str, path: str, message: Message | None = None) -> M:
         return _parsed(kind, self._send(method, path, message))
+
+    def _once(self, kind: type[M], path: str, message: Message, advice: str) -> M:
+        try:
+            return _parsed(kind, self.http.request("POST", path, headers=JSON, body=message.model_dump_json().encode()))
+        except Unreachable as error:
+            raise Unreachable(f"{error}; {advice}", transient=False) from error
 
     def _send(self, method: str, path: str, message: Message | None) -> Answer:
         body = message.model_dump_json().encode() if message is not None else None

@@ -4,7 +4,7 @@ The only file that imports the HTTP library. Nothing is tried twice here; `retry
 """
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,16 +45,23 @@ class Stream:
 class Http:
     """Exchanges with one coordinator under one key."""
 
-    def __init__(self, url: str, key: str | None = None, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        ca_file: Path | None = None,
+        renewed: Callable[[], str] | None = None,
+    ) -> None:
         """`url` is the coordinator's base address, `ca_file` a PEM file of the authority that signed its certificate.
+
+        `renewed` is asked for the key of now when the coordinator does not know `key` (any more).
 
         Raises:
             BadInput: the address or the file cannot be used.
         """
         self.url = _checked(url)
-        if key is not None and not (key.isascii() and key.isprintable() and key):
-            raise BadInput("the API key holds characters no key has; copy it again")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key, self._renewed = key, renewed
+        headers = _authorization(key)
         timeout = httpx2.Timeout(IO_TIMEOUT, connect=CONNECT_TIMEOUT)
         trust = _trust(self.url, ca_file)
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=trust)
@@ -71,7 +78,6 @@ class Http:
         method: str,
         path: str,
         *,
-        params: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
         read_timeout: float = IO_TIMEOUT,
@@ -84,9 +90,7 @@ class Http:
         """
         timeout = httpx2.Timeout(IO_TIMEOUT, connect=CONNECT_TIMEOUT, read=read_timeout)
         try:
-            response = self._client.request(
-                method, _on_this_host(path), params=params, headers=headers, content=body, timeout=timeout
-            )
+            response = self._client.request(method, _on_this_host(path), headers=headers, content=body, timeout=timeout)
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
         if not (response.is_success or response.status_code == 304):
@@ -110,6 +114,18 @@ class Http:
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
 
+    def _has_another_key(self) -> bool:
+        """Take over the key of now, where it is another one: whoever tries again then uses it."""
+        try:
+            key = self._renewed() if self._renewed else self._key
+        except BadInput:  # the refusal says more
+            return False
+        if key == self._key:
+            return False
+        self._client.headers.update(_authorization(key))
+        self._key = key
+        return True
+
     def _unreachable(self, error: httpx2.RequestError) -> Unreachable:
         reason = str(error).rstrip(".") or type(error).__name__
         certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
@@ -117,6 +133,8 @@ class Http:
         return Unreachable(f"no answer from {self.url}: {reason}{advice}")
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> Refused | Unreachable:
+        if status == 401 and self._has_another_key():
+            return Unreachable(f"{self.url} no longer knows the key, but the home folder holds a new one")
         wait = _retry_after(headers.get("retry-after"))
         if headers.get("content-type", "").split(";")[0] == PROBLEM_MEDIA_TYPE:
             try:
@@ -127,6 +145,12 @@ class Http:
         if "location" in headers:
             reason = f"{self.url} answered {status} and points to {headers['location']}; use that address"
         return Unreachable(reason, transient=status in TRANSIENT_STATUSES, retry_after=wait)
+
+
+def _authorization(key: str | None) -> dict[str, str]:
+    if key is not None and not (key.isascii() and key.isprintable() and key):
+        raise BadInput("the API key holds characters no key has; copy it again")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _checked(url: str) -> str:

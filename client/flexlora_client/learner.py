@@ -4,17 +4,21 @@ The loop may be anybody's class, so what it returns is checked here.
 """
 
 import math
+import operator
 import re
 import shutil
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from flexlora_client.errors import BadInput, ClientError
 from flexlora_client.slices import CONFIG, Wanted
-from flexlora_client.training.contract import Job, Outcome, Progress, Trainer
-from flexlora_client.training.errors import TrainingError
+from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome, Progress, Trainer
+from flexlora_client.training.errors import DeviceError, TrainingError
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Example
 from flexlora_client.training.models import Models
@@ -55,30 +59,25 @@ class Learner:
             model_path=self.model_path,
             progress=progress,
         )
-        try:
-            outcome = self.trainer.train(job)
-        except (ClientError, TrainingError):
-            raise
-        except Exception as error:  # a custom loop may raise anything
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}, line {place.lineno}"
-            raise BadInput(f"training failed in {where}: {type(error).__name__}: {error}") from error
-        _check(outcome, wanted, output)
+        with _guarded("training"):
+            given = self.trainer.train(job)
+        outcome = _checked(given, wanted, output)
         if not (outcome.adapter.parent / CONFIG).exists():
             shutil.copyfile(adapter / CONFIG, outcome.adapter.parent / CONFIG)
         return outcome
 
     def evaluate(self, spec: RunSpec, adapter: Path, *, generate: bool) -> dict[str, float]:
-        """Metrics of the adapter in folder `adapter` on the held-out examples. Raises: TrainingError."""
-        metrics = evaluate(
-            spec,
-            adapter,
-            self.heldout,
-            device=self.device,
-            model_path=self.model_path,
-            models=self.models,
-            answers=self.answers if generate else 0,
-        )
+        """Metrics of the adapter in folder `adapter` on the held-out examples. Raises: TrainingError, BadInput."""
+        with _guarded("evaluation"):
+            metrics = evaluate(
+                spec,
+                adapter,
+                self.heldout,
+                device=self.device,
+                model_path=self.model_path,
+                models=self.models,
+                answers=self.answers if generate else 0,
+            )
         return sendable(metrics)
 
 
@@ -88,14 +87,56 @@ def sendable(metrics: Mapping[str, float]) -> dict[str, float]:
     return dict(fitting[:METRICS])
 
 
-def _check(outcome: Outcome, wanted: Wanted, output: Path) -> None:
-    path = outcome.adapter
+@contextmanager
+def _guarded(doing: str) -> Iterator[None]:
+    """Turn what foreign code raises (a custom loop, a model's own code) into a sentence."""
+    try:
+        yield
+    except (ClientError, TrainingError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{doing} needs more memory than the device has; end what else uses it, or give another --device."
+        ) from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        raise BadInput(f"{doing} failed in {where}: {type(error).__name__}: {error}") from error
+
+
+def _checked(given: object, wanted: Wanted, output: Path) -> Outcome:
+    """The outcome, its numbers as Python's own. Raises: BadInput."""
+    if not isinstance(given, Outcome):
+        raise BadInput(f"the training loop returns a {type(given).__name__}; it must return an Outcome")
+    path = given.adapter
+    if not isinstance(path, Path) or path.name != ADAPTER_FILE:
+        raise BadInput(f"the training loop names {path!r} as its adapter; it must be a Path to a file {ADAPTER_FILE}")
     if not (path.is_file() and path.resolve().is_relative_to(output.resolve())):
         raise BadInput(f"the training loop names {path} as its adapter; it must write one inside {output}")
-    if outcome.examples < 1:
-        raise BadInput(f"the training loop reports {outcome.examples} examples; an update needs at least one")
+    outcome = Outcome(path, _count(given.examples), _numbers(given.metrics))
     try:
         with path.open("rb") as file:
             read_header(file, path.stat().st_size, wanted.shapes)
     except (HeaderError, TensorError) as error:
         raise BadInput(f"the training loop wrote no adapter of this run: {error}") from None
+    return outcome
+
+
+def _count(examples: object) -> int:
+    try:
+        count = operator.index(examples)  # type: ignore[arg-type]  # a custom loop gives what it likes
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise BadInput(f"the training loop reports {examples!r} examples; an update needs at least one, a whole number")
+    return count
+
+
+def _numbers(metrics: object) -> dict[str, float]:
+    try:
+        pairs = list(metrics.items()) if isinstance(metrics, Mapping) else [("", "")]
+        if not any(isinstance(value, str | bytes) or not isinstance(name, str) for name, value in pairs):
+            return {name: float(value) for name, value in pairs}
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise BadInput(f"the training loop's metrics must map names to numbers; they are {str(metrics)[:200]}")

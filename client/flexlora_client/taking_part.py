@@ -14,6 +14,7 @@ from flexlora_client import credentials
 from flexlora_client.agent import Agent
 from flexlora_client.api import Api
 from flexlora_client.cli.options import Place, message
+from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError
 from flexlora_client.http import Http
 from flexlora_client.learner import Learner
@@ -24,7 +25,7 @@ from flexlora_client.training.devices import resolve
 from flexlora_client.training.models import Models
 from flexlora_client.training.plugin import load_trainer
 from flexlora_client.training.standard import StandardTrainer
-from flexlora_client.work import Work
+from flexlora_client.work import Work, basis_of
 from flexlora_shared.messages.clients import Declaration, Hardware
 from flexlora_shared.messages.runs import RunSpec
 
@@ -57,14 +58,15 @@ def take_part(place: Place, plan: Plan, *, as_json: bool) -> None:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
     reporter = Reporter(plan.run, as_json=as_json)
     try:
-        with _patient(place, reporter) as api:
-            _agent(place, plan, api, reporter)
+        identity = credentials.load(place.folder)
+        with _patient(place, identity, reporter) as api:
+            _agent(place, plan, api, reporter, identity.client_id)
     except KeyboardInterrupt:
         reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
         raise
 
 
-def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter) -> None:
+def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter, client_id: str) -> None:
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     device = resolve(plan.device)
@@ -77,7 +79,7 @@ def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter) -> None:
         examples=len(learner.train),
         hardware=hardware(device),
     )
-    work = Work(place.folder, spec.name)
+    work = Work(place.folder, spec.name, basis_of(client_id, learner.train))
     work.lock()
     try:
         Agent(api, spec, work, learner, declaration, reporter, plan.max_rounds).run()
@@ -85,12 +87,16 @@ def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter) -> None:
         work.release()
 
 
-def _patient(place: Place, reporter: Reporter) -> Api:
+def _patient(place: Place, identity: Identity, reporter: Reporter) -> Api:
     def on_wait(error: ClientError, delay: float) -> None:
         reporter.step("retrying", f"{error}; trying again in {delay:.1f} s", seconds=round(delay, 1))
 
-    identity = credentials.load(place.folder)
-    http = Http(identity.url, identity.api_key, place.ca_file)
+    def renewed() -> str:
+        now = credentials.load(place.folder)
+        same = (now.url, now.client_id) == (identity.url, identity.client_id)
+        return now.api_key if same else identity.api_key
+
+    http = Http(identity.url, identity.api_key, place.ca_file, renewed)
     return Api(http, Retry(PATIENT, on_wait=on_wait))
 
 

@@ -36,38 +36,59 @@ class _Upload:
         self._announced, self._file, self._position = announced, file, position
         self._id: str | None = None
         self._offset: int | None = None
+        self._reached = 0  # bytes the coordinator was last known to have
         self._attempts = api.retry.start()
         self._damaged = 0
 
     def run(self) -> Receipt:
         while True:
             try:
-                upload = self._id or self._create()
-                self._send(upload)
-                return self._api.commit(upload)
+                return self._api.commit(self._send())
             except Refused as error:
                 self._after(error)
             except Unreachable as error:
                 self._offset = None
                 self._attempts.failed(error)
 
-    def _create(self) -> str:
+    def _create(self) -> tuple[str, int]:
+        """The upload's id and offset; the same announcement again finds the same upload."""
         status = self._api.create_upload(self._run, self._number, self._announced)
-        self._id = status.id
+        if status.id != self._id:
+            self._id, self._reached = status.id, status.offset
         self._offset = status.size if status.state == "ACCEPTED" else status.offset
-        return status.id
+        return status.id, self._offset
 
-    def _send(self, upload: str) -> None:
-        offset = self._api.upload_offset(upload) if self._offset is None else self._offset
+    def _standing(self) -> tuple[str, int]:
+        """The upload's id, and where to go on."""
+        if self._id is None:
+            return self._create()
+        if self._offset is not None:
+            return self._id, self._offset
+        try:
+            return self._id, self._api.upload_offset(self._id)
+        except Unreachable as error:
+            if error.transient:
+                raise
+            return self._create()  # a refused HEAD has no body that says why; this has
+
+    def _send(self) -> str:
+        """Send what is missing; the upload's id."""
+        upload, offset = self._standing()
+        self._reach(offset)
         size = self._announced.size
         while offset < size:
             length = min(PART, size - offset)
             part = self._part(offset, length)
-            confirmed = self._api.send_part(upload, offset, length, part, last=offset + length == size)
-            if confirmed > offset:
-                self._attempts.progressed()
-            self._offset = offset = confirmed
+            self._offset = offset = self._api.send_part(upload, offset, length, part, last=offset + length == size)
+            self._reach(offset)
         self._offset = offset
+        return upload
+
+    def _reach(self, offset: int) -> None:
+        """Bytes that arrived are progress, those of a part that was cut, too."""
+        if offset > self._reached:
+            self._attempts.progressed()
+        self._reached = offset
 
     def _part(self, offset: int, length: int) -> Iterator[bytes]:
         end = offset + length
@@ -87,6 +108,7 @@ class _Upload:
         if error.code is Code.OFFSET_MISMATCH:
             told = error.problem.context.get("offset")
             self._offset = told if isinstance(told, int) and 0 <= told <= self._announced.size else None
+            self._reach(self._offset or 0)
         elif error.code is Code.UPLOAD_NOT_FOUND:
             self._id = None
         elif error.code is Code.DIGEST_MISMATCH:

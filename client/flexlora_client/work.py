@@ -4,7 +4,9 @@
 sends what it trained; one that dies while training finds no update and trains again.
 """
 
+import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, sha256_of, sync_file, write_whole
 from flexlora_client.slices import Slices
+from flexlora_client.training.examples import Example
 from flexlora_shared.messages.base import Message, RunName, Sha256
 from flexlora_shared.messages.uploads import UploadCreate
 
@@ -21,6 +24,7 @@ class Trained(Message):
     """A trained update that has no receipt yet: what it was trained from and how it is announced."""
 
     run: RunName
+    basis: str = ""  # who trained it on which examples; see `basis_of`
     round: int
     attempt: int
     adapter: Sha256  # of the slice it started from
@@ -35,10 +39,19 @@ class State(Message):
     trained: Trained | None = None
 
 
+def basis_of(client_id: str, examples: Sequence[Example]) -> str:
+    """SHA-256 over who trains and the content of the examples: an update counts only for these."""
+    digest = hashlib.sha256(client_id.encode())
+    for example in examples:
+        digest.update(f"\0{example!r}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 class Work:
     """One run's folder under the participant's home."""
 
-    def __init__(self, home: Path, run: str) -> None:
+    def __init__(self, home: Path, run: str, basis: str = "") -> None:
+        self.basis = basis
         self.folder = make_folder(make_folder(home, 0o700) / "runs" / run)
         self.slices = Slices(self.folder / "slices")
         self.output = self.folder / "output"
@@ -68,9 +81,9 @@ class Work:
         return make_folder(self.output)
 
     def trained(self, round_: int, adapter: str) -> Trained | None:
-        """The update already trained for this round from this slice, if its file is still sound."""
+        """The update already trained for this round from this slice on this basis, if its file is still sound."""
         found = self.state.trained
-        if found is None or (found.round, found.adapter) != (round_, adapter):
+        if found is None or (found.basis, found.round, found.adapter) != (self.basis, round_, adapter):
             return None
         path = self.output / found.file
         return found if path.is_file() and sha256_of(path) == found.upload.sha256 else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flexlora_client.agent import Agent
 from flexlora_client.api import Api
@@ -22,7 +23,7 @@ from flexlora_client.work import Work
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.problems import Code
-from tests.client.trainers import Elsewhere, NoExamples, Nudge, Raises, WrongShapes
+from tests.client.trainers import Elsewhere, NoExamples, Nudge, Raises, Renames, Returns, WrongShapes
 from tests.kit import Served
 
 EXAMPLES: Sequence[Example] = (Plain("one"), Plain("two"), Plain("three"))
@@ -177,6 +178,14 @@ def test_an_agent_that_ended_while_training_trains_again(site: Served, tmp_path:
         (Elsewhere(), "must write one inside"),
         (NoExamples(), "at least one"),
         (WrongShapes(), "no adapter of this run: tensor"),
+        (Returns(whole=None), "returns a NoneType; it must return an Outcome"),
+        (Returns(adapter="adapter_model.safetensors"), "must be a Path"),
+        (Renames(), "a file adapter_model.safetensors"),
+        (Returns(examples=2.5), "reports 2.5 examples"),
+        (Returns(examples="3"), "reports '3' examples"),
+        (Returns(metrics=None), "must map names to numbers"),
+        (Returns(metrics={"loss": "low"}), "must map names to numbers"),
+        (Returns(metrics={7: 0.5}), "must map names to numbers"),
     ],
 )
 def test_a_training_loop_that_fails_ends_the_agent(site: Served, tmp_path: Path, trainer: Trainer, reason: str) -> None:
@@ -184,13 +193,29 @@ def test_a_training_loop_that_fails_ends_the_agent(site: Served, tmp_path: Path,
         working.run()
 
 
-def test_a_refused_tensor_ends_the_agent_with_its_name(site: Served, tmp_path: Path) -> None:
-    run = site.run(norm_bound=1e-6)
-    with agent(site, run, tmp_path, Nudge(), Listening("run")) as working:
-        caught = refused(working)
-        assert working.work.state.trained is None  # the next start trains again instead of sending it again
-    assert caught.code is Code.INVALID_TENSOR
-    assert "q_proj" in str(caught)
+def test_the_numbers_of_another_library_are_taken(site: Served, tmp_path: Path) -> None:
+    trainer = Returns(examples=torch.tensor(3), metrics={"train_loss": torch.tensor(0.25)})
+    with agent(site, site.run(rounds=1), tmp_path, trainer, Listening("run")) as working:
+        working.run()
+    assert site.round("run", 1)["summary"]["train_metrics"] == {"train_loss": 0.25}
+
+
+def test_a_refused_tensor_costs_the_round_and_is_not_sent_again(site: Served, tmp_path: Path) -> None:
+    run, trainer = site.run(norm_bound=1e-6), Nudge()
+
+    def cancel(kind: str) -> None:
+        if kind == "lost":
+            site.operator.expect(200, "POST", "/v1/runs/run/cancel")
+
+    reporter = Listening("run", cancel)
+    with agent(site, run, tmp_path, trainer, reporter) as working:
+        with pytest.raises(RunEnded):
+            working.run()
+        assert working.work.state.trained is None
+    lost = next(event for event in reporter.events if event["event"] == "lost")
+    assert lost["code"] == Code.INVALID_TENSOR
+    assert "q_proj" in lost["sentence"]
+    assert len(trainer.jobs) == 1
 
 
 def test_a_rank_the_run_does_not_allow(site: Served, tmp_path: Path) -> None:

@@ -1,12 +1,19 @@
 """The agent's loop against answers that a sound coordinator rarely gives."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
 
 from flexlora_client.agent import Agent
+from flexlora_client.errors import BadInput, Refused
 from flexlora_client.learner import Learner
 from flexlora_client.reporter import Reporter
-from flexlora_client.training.examples import Plain
+from flexlora_client.training.errors import DeviceError
+from flexlora_client.training.examples import Example, Plain
 from flexlora_client.training.models import Models
 from flexlora_client.work import Work
 from flexlora_shared.messages.clients import Declaration
@@ -60,9 +67,9 @@ def over() -> list[Planned]:
     return [problem(Code.RUN_OVER, state="COMPLETED"), message(RunDetail(status=status, spec=RUN))]
 
 
-def take_part(server: Misbehaving, home: Path, waits: Waits) -> Nudge:
+def take_part(server: Misbehaving, home: Path, waits: Waits, heldout: Sequence[Example] = ()) -> Nudge:
     trainer = Nudge()
-    learner = Learner(trainer, Models(), (Plain("one"),), (), 0, "cpu", None)
+    learner = Learner(trainer, Models(), (Plain("one"),), heldout, 0, "cpu", None)
     with connect(server.url, waits) as api:
         Agent(api, RUN, Work(home, "run"), learner, DECLARATION, Reporter("run")).run()
     assert server.plan == []
@@ -95,3 +102,54 @@ def test_the_pause_the_coordinator_asks_for_is_kept(tmp_path: Path) -> None:
 def test_a_run_that_is_over_before_the_start_is_no_error(tmp_path: Path) -> None:
     with misbehaving(*over()) as server:
         assert take_part(server, tmp_path, Waits()).jobs == []
+
+
+@pytest.mark.parametrize("code", [Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH])
+def test_an_update_refused_for_its_form_ends_the_agent_and_is_not_kept(tmp_path: Path, code: Code) -> None:
+    with misbehaving(message(DECLARATION), task(), whole(), config(), problem(code)) as server:
+        with pytest.raises(Refused) as caught:
+            take_part(server, tmp_path, Waits())
+        assert caught.value.code is code
+    assert Work(tmp_path, "run").state.trained is None
+
+
+def test_a_diverged_update_is_not_trained_again_in_its_round(tmp_path: Path) -> None:
+    declared, diverged = message(DECLARATION), problem(Code.INVALID_TENSOR)
+    with misbehaving(declared, task(), whole(), config(), diverged, task(), *over()) as server:
+        assert len(take_part(server, tmp_path, Waits()).jobs) == 1
+
+
+def test_a_last_download_that_fails_does_not_spoil_a_complete_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with misbehaving(*over(), problem(Code.ADAPTER_NOT_PUBLISHED)) as server:
+        take_part(server, tmp_path, Waits(), [Plain("two")])
+    told = capsys.readouterr().err.splitlines()
+    assert "the final adapter was not evaluated" in told[-2]
+    assert "the run is complete" in told[-1]
+
+
+class Broken(list[Example]):
+    """Examples that cannot be read to their end."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__([Plain("two")])
+        self._error = error
+
+    def __iter__(self) -> NoReturn:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "part"),
+    [
+        (IndexError("list index out of range"), BadInput, r"evaluation failed in .*, line \d+: IndexError: list"),
+        (torch.OutOfMemoryError("CUDA out of memory"), DeviceError, "evaluation needs more memory"),
+    ],
+)
+def test_an_evaluation_that_fails_in_foreign_code_is_a_sentence(
+    tmp_path: Path, error: Exception, kind: type[Exception], part: str
+) -> None:
+    learner = Learner(Nudge(), Models(), (), Broken(error), 0, "cpu", None)
+    with pytest.raises(kind, match=part):
+        learner.evaluate(RUN, tmp_path, generate=False)

@@ -140,3 +140,16 @@ def test_labels_that_are_numbers_keep_their_order(llama: Path, tmp_path: Path) -
     assert (spec.min_clients, spec.min_updates) == (3, 3)
     found = [example for example in load(tmp_path / "data.jsonl", spec.model) if isinstance(example, Labelled)]
     assert [example.label for example in found] == [3, 2, 0, 1]
+
+
+def test_labels_are_found_where_the_loader_finds_them(llama: Path, tmp_path: Path) -> None:
+    """A null is no label; a number is the same class in every format."""
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "a", "label": null, "category": 20}\n{"text": "b", "label": 3}\n')
+    asked = ("describe", llama, "--task-type", "SEQ_CLS", "--labels-from", path, "--json")
+    spec = RunSpec.model_validate_json(call(*asked).out)
+    assert spec.model.labels == ("3", "20")
+    (tmp_path / "data.csv").write_text("text,label\na,20\nb,3\n")
+    assert load(path, spec.model) == load(tmp_path / "data.csv", spec.model) == (Labelled("a", 1), Labelled("b", 0))
+    path.write_text('{"text": "a", "label": true}\n')
+    assert "neither a text nor a whole number" in call(*asked).err

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from flexlora_client import credentials
 from flexlora_client.exits import Exit
 from flexlora_shared.messages.runs import RunDetail
 from tests.client.command import Result, call
+from tests.client.misbehaving import hang_up, misbehaving
 from tests.kit import OPERATOR_KEY, Served, encode, spec, tensors
 
 
@@ -153,3 +155,24 @@ def test_watching_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONPATH": path}
     )
     assert found.stdout == "[]\n"
+
+
+def test_what_gives_out_a_secret_is_asked_for_once(tmp_path: Path) -> None:
+    with misbehaving(hang_up, hang_up) as server:
+        operator = {"FLEXLORA_URL": server.url, "FLEXLORA_OPERATOR_KEY": OPERATOR_KEY}
+        ended(call("tokens", "create", env=operator), Exit.UNREACHABLE, "ask for another one")
+        home = {"FLEXLORA_HOME": str(tmp_path / "home")}
+        ended(call("enroll", server.url, "--token", "t", env=home), Exit.UNREACHABLE, "enrol again")
+        assert server.calls == ["POST /v1/enrolment-tokens", "POST /v1/clients"]
+
+
+def test_a_key_goes_to_no_other_coordinator(tmp_path: Path) -> None:
+    with misbehaving() as enrolled_at, misbehaving() as other:
+        identity = credentials.Identity(url=enrolled_at.url, client_id="c", name="a", api_key="k")
+        credentials.save(tmp_path, identity)
+        home = {"FLEXLORA_HOME": str(tmp_path)}
+        operator = home | {"FLEXLORA_OPERATOR_KEY": OPERATOR_KEY}
+        for command in (["status"], ["clients", "list"]):
+            ended(call(*command, env=operator), Exit.BAD_INPUT, "which coordinator?")
+        ended(call("status", "--url", other.url, env=home), Exit.BAD_INPUT, f"enrolled at {enrolled_at.url}")
+        assert enrolled_at.calls == other.calls == []

@@ -104,6 +104,14 @@ def test_the_key_can_be_rotated(home: dict[str, str]) -> None:
     assert call("status", env=home).code == Exit.REFUSED
 
 
+def test_a_key_rotated_while_the_agent_runs_is_taken_over(site: Served, home: dict[str, str], data: Path) -> None:
+    site.run(rounds=2)
+    result = taking_part(home, data, "--json", trainer="tests.client.trainers:Rotates")
+    assert result.code == Exit.OK, result.err
+    assert "the home folder holds a new one" in result.err
+    assert [event["event"] for event in events(result)][-1] == "completed"
+
+
 def test_taking_part_until_the_end_as_people_and_programs_see_it(
     site: Served, home: dict[str, str], data: Path
 ) -> None:

@@ -181,3 +181,22 @@ def test_a_coordinator_that_stays_away_ends_a_command(file: Path) -> None:
 def test_an_answer_without_an_offset_is_no_coordinator(file: Path) -> None:
     with misbehaving(created(), answer(204)) as server, pytest.raises(Unreachable, match="Upload-Offset"):
         send(server, file, attempts=None)
+
+
+def test_a_refused_look_asks_again_where_the_reason_can_be_told(file: Path) -> None:
+    gone = problem(Code.UPLOAD_NOT_FOUND)
+    with misbehaving(created(), hang_up, gone, created(PART, name="u2"), at(len(DATA)), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert server.calls[2:] == [HEAD, CREATE, "PATCH /v1/uploads/u2", "PUT /v1/uploads/u2/commit"]
+    refused = problem(Code.UNAUTHENTICATED)
+    with misbehaving(created(), hang_up, refused, refused) as server, pytest.raises(Refused) as caught:
+        send(server, file)
+    assert caught.value.code is Code.UNAUTHENTICATED
+
+
+def test_what_was_kept_of_a_cut_part_is_progress(file: Path) -> None:
+    waits = Waits()
+    cuts = [planned for offset in (1000, 2000, 3000, 4000) for planned in (hang_up, at(offset))]
+    with misbehaving(created(), *cuts, at(len(DATA)), message(RECEIPT)) as server, connect(server.url, waits, 3) as api:
+        assert upload(api, "run", 1, TOLD, file, lambda done, total: None) == RECEIPT
+    assert waits.slept == [1.0, 1.0, 1.0, 1.0]

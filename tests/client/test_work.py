@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.errors import BadInput
-from flexlora_client.work import Trained, Work
+from flexlora_client.training.examples import Plain
+from flexlora_client.work import Trained, Work, basis_of
 from flexlora_shared.messages.uploads import UploadCreate
 
 ADAPTER = "a" * 64
@@ -17,7 +18,9 @@ def train(work: Work, round_: int = 3, adapter: str = ADAPTER) -> Trained:
     """Leave a trained update in the folder, as an agent does before it uploads."""
     (work.fresh_output() / "adapter.safetensors").write_bytes(DATA)
     told = UploadCreate(rank=4, alpha=8.0, examples=5, size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest())
-    trained = Trained(run="run", round=round_, attempt=1, adapter=adapter, file="adapter.safetensors", upload=told)
+    trained = Trained(
+        run="run", round=round_, attempt=1, adapter=adapter, file="adapter.safetensors", upload=told, basis=work.basis
+    )
     work.keep_trained(trained)
     return trained
 
@@ -43,6 +46,14 @@ def test_an_update_whose_file_is_gone_or_changed_does_not_count(tmp_path: Path, 
     if content is not None:
         path.write_bytes(content)
     assert Work(tmp_path, "run").trained(3, ADAPTER) is None
+
+
+def test_an_update_of_another_participant_or_other_data_does_not_count(tmp_path: Path) -> None:
+    mine = basis_of("me", [Plain("one")])
+    others = [basis_of("you", [Plain("one")]), basis_of("me", [Plain("two")]), basis_of("me", [Plain("one")] * 2)]
+    trained = train(Work(tmp_path, "run", mine))
+    assert Work(tmp_path, "run", mine).trained(3, ADAPTER) == trained
+    assert [Work(tmp_path, "run", basis).trained(3, ADAPTER) for basis in others] == [None] * 3
 
 
 def test_training_anew_forgets_what_lay_there(tmp_path: Path) -> None:

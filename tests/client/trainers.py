@@ -3,9 +3,12 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from flexlora_client import credentials
+from flexlora_client.cli.options import Place, as_participant
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
 from flexlora_client.training.errors import DivergedError
 
@@ -74,3 +77,38 @@ class WrongShapes:
         tensors = {key: tensor[:1].contiguous() for key, tensor in load_file(job.adapter / ADAPTER_FILE).items()}
         save_file(tensors, job.output / ADAPTER_FILE)
         return Outcome(job.output / ADAPTER_FILE, 1, {})
+
+
+class Returns(Nudge):
+    """Trains, then says something else about it: fields of the outcome, or `whole` instead of it."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def train(self, job: Job) -> Outcome:
+        told = vars(super().train(job)) | self._fields
+        return told["whole"] if "whole" in told else Outcome(**told)
+
+
+class Renames(Nudge):
+    """Writes its adapter under a name of its own."""
+
+    def train(self, job: Job) -> Outcome:
+        made = super().train(job)
+        return Outcome(made.adapter.rename(job.output / "mine.safetensors"), 1, {})
+
+
+class Rotates(Nudge):
+    """Has the participant's key replaced and the new one used, so that the agent's own has ended."""
+
+    def train(self, job: Job) -> Outcome:
+        if not self.jobs:
+            place = Place()
+            identity = credentials.load(place.folder)
+            with as_participant(place) as api:
+                key = api.rotate_key().api_key
+            credentials.save(place.folder, identity.model_copy(update={"api_key": key}))
+            with as_participant(place) as api:
+                api.runs()
+        return super().train(job)

@@ -1,6 +1,5 @@
 """The command line `flexlora-client`. An error is one sentence on stderr and an exit code of `exits`, no traceback."""
 
-import os
 import signal
 import sys
 
@@ -39,8 +38,6 @@ def main() -> None:
         _end(error, error.exit_code)
     except TrainingError as error:
         _end(error, Exit.BAD_INPUT)
-    except BrokenPipeError:  # the reader of our output went away
-        os._exit(Exit.OK)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"{place}{error.strerror or error}", Exit.BAD_INPUT)

@@ -1,6 +1,7 @@
 """`describe`: what a run can train of a model, as a table or as a definition ready for `runs create`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -81,11 +82,13 @@ def _of_data(path: Path) -> list[str]:
 
     found: set[str] = set()
     for row in read_rows(path):
-        column = next((name for name in COLUMNS if name in row.fields), None)  # the loader reads the first of them, too
+        column = next(
+            (name for name in COLUMNS if row.fields.get(name) is not None), None
+        )  # the loader reads the first of them, too
         value = None if column is None else row.fields[column]
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
             found.add(str(value))
-        elif value is not None:
+        elif column is not None:
             raise BadInput(f"{row.place}: the label {value!r} is neither a text nor a whole number")
-    numbers = all(label.isascii() and label.isdigit() for label in found)
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found)
     return sorted(found, key=lambda label: (int(label) if numbers else 0, label))

@@ -74,7 +74,13 @@ def generate(loaded: Loaded, questions: Sequence[Question]) -> list[str]:
     ids = [[loaded.pad_id] * (width - len(ids)) + list(ids) for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=new, do_sample=False, pad_token_id=loaded.pad_id, eos_token_id=list(loaded.stop_ids)
+        max_new_tokens=new,
+        do_sample=False,
+        num_beams=1,  # what is not said here, the model's own generation_config.json would say
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=loaded.pad_id,
+        eos_token_id=list(loaded.stop_ids),
     )
     with torch.no_grad(), loaded.precision():
         made = loaded.model.generate(  # type: ignore[no-untyped-call]

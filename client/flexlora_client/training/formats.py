@@ -62,6 +62,8 @@ def _chat(messages: object) -> Chat:
     turns = tuple(_turn(number, message) for number, message in enumerate(messages, 1))
     if all(turn.role != "assistant" for turn in turns):
         raise RowError("messages hold no turn of the role assistant, so there is nothing to learn; add one.")
+    if turns[0].role == "assistant":
+        raise RowError("messages begin with the assistant's turn; begin with a user's or system's, which it answers.")
     return Chat(turns)
 
 

@@ -118,6 +118,7 @@ BAD: list[tuple[str, ModelSpec, bytes, str]] = [
     ("data.jsonl", CAUSAL, b'{"messages": ["hi"]}', r"message 1 must have a role and a content"),
     ("data.jsonl", CAUSAL, b'{"messages": [{"role": "user", "content": null}]}', r"message 1 must have a role"),
     ("data.jsonl", CAUSAL, b'{"messages": [{"role": "user", "content": "a"}]}', r"no turn of the role assistant"),
+    ("data.jsonl", CAUSAL, b'{"messages": [{"role": "assistant", "content": "a"}]}', r"line 1: messages begin with"),
     ("data.jsonl", CAUSAL, b'{"messages": [{"role": "assistant", "content": ""}]}', r"is the assistant's and is empty"),
     (
         "data.jsonl",

@@ -57,6 +57,16 @@ def test_answers_generated_in_a_batch_are_those_generated_alone(llama: Path, tmp
     assert len(set(alone)) == 3
 
 
+def test_the_models_own_generation_settings_do_not_count(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama)
+    loaded = Models().with_slice(read_slice(make_slice(tmp_path / "served", llama, spec), spec), spec, "cpu")
+    questions = [Encoder(make_tokenizer(), 64).question(QUESTIONS[0])]  # type: ignore[arg-type]
+    greedy = generate(loaded, questions)
+    for name, value in [("repetition_penalty", 1e6), ("no_repeat_ngram_size", 1), ("num_beams", 4)]:
+        setattr(loaded.model.generation_config, name, value)
+    assert generate(loaded, questions) == greedy
+
+
 def test_what_was_learned_by_heart_matches_exactly(llama: Path, tmp_path: Path) -> None:
     spec = make_run(llama, training=TrainingSpec(learning_rate=0.01, epochs=60, batch_size=3, max_length=64))
     served = make_slice(tmp_path / "served", llama, spec, rank=8)
