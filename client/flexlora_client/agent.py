@@ -104,7 +104,7 @@ class Agent:
         wanted = of_task(task)
         start = self._download(wanted, number)
         self._report(start, number - 1, wanted)
-        trained = self.work.trained(number, start.sha256)
+        trained = self.work.trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before the restart", round=number)
         try:
@@ -154,11 +154,12 @@ class Agent:
         self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
         with self.reporter.steps_bar("training") as position:
             outcome = self.learner.fit(
-                wanted, number, start.folder, output, lambda step, total, loss: position(step, total)
+                wanted, number, start.folder, output, lambda step, total, loss: position(step, total), task.trainable
             )
         metrics = outcome.metrics
         if self.learner.heldout:
-            after = self.learner.evaluate(self.spec, outcome.adapter.parent, generate=False)
+            under = start.folder if task.trainable == "fresh" else None
+            after = self.learner.evaluate(self.spec, outcome.adapter.parent, generate=False, under=under)
             metrics = {**metrics, **{f"heldout_{name}": value for name, value in after.items()}}
         metrics = sendable(metrics)
         self.reporter.step("trained", f"round {number}: {figures(metrics)}", round=number, metrics=metrics)
@@ -168,6 +169,7 @@ class Agent:
             round=number,
             attempt=task.attempt,
             adapter=start.sha256,
+            trainable=task.trainable,
             file=str(outcome.adapter.resolve().relative_to(output.resolve())),
             upload=UploadCreate(
                 rank=task.rank,

@@ -24,6 +24,7 @@ from flexlora_client.training.examples import Example
 from flexlora_client.training.models import Models
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Trainable
 
 METRICS = 32  # most the protocol takes
 METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
@@ -40,14 +41,28 @@ class Learner:
     answers: int  # most held-out prompts that an evaluation answers by generating text
     device: str
     model_path: str | None
+    participant: str = ""  # its id: what it draws at random differs from what others draw
 
-    def fit(self, wanted: Wanted, number: int, adapter: Path, output: Path, progress: Progress) -> Outcome:
+    def fit(
+        self,
+        wanted: Wanted,
+        number: int,
+        adapter: Path,
+        output: Path,
+        progress: Progress,
+        trainable: Trainable = "slice",
+    ) -> Outcome:
         """Train round `number` from the slice in `adapter` into `output`.
 
         Raises:
             TrainingError: the loop says what is wrong.
-            BadInput: the loop failed otherwise, or wrote no adapter of this run.
+            BadInput: the loop failed otherwise, wrote no adapter of this run, or cannot train what the run trains.
         """
+        if trainable not in getattr(self.trainer, "supports", ("slice",)):
+            raise BadInput(
+                f"this run's tasks say trainable {trainable!r}, which the training loop does not name among what it supports; "
+                "let it heed job.trainable and name that in its attribute `supports`, or leave --trainer out"
+            )
         job = Job(
             spec=wanted.spec,
             round=number,
@@ -58,6 +73,8 @@ class Learner:
             device=self.device,
             model_path=self.model_path,
             progress=progress,
+            trainable=trainable,
+            participant=self.participant,
         )
         with _guarded("training"):
             given = self.trainer.train(job)
@@ -66,8 +83,11 @@ class Learner:
             shutil.copyfile(adapter / CONFIG, outcome.adapter.parent / CONFIG)
         return outcome
 
-    def evaluate(self, spec: RunSpec, adapter: Path, *, generate: bool) -> dict[str, float]:
-        """Metrics of the adapter in folder `adapter` on the held-out examples. Raises: TrainingError, BadInput."""
+    def evaluate(self, spec: RunSpec, adapter: Path, *, generate: bool, under: Path | None = None) -> dict[str, float]:
+        """Metrics on the held-out examples: of the adapter in folder `adapter`, or of a fresh one on top of the slice in `under`.
+
+        Raises: TrainingError, BadInput.
+        """
         with _guarded("evaluation"):
             metrics = evaluate(
                 spec,
@@ -77,6 +97,7 @@ class Learner:
                 model_path=self.model_path,
                 models=self.models,
                 answers=self.answers if generate else 0,
+                under=under,
             )
         return sendable(metrics)
 

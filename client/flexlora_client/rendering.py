@@ -8,7 +8,7 @@ from rich.table import Table
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary
+from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary, UpdateMetrics
 
 PIPE_WIDTH = 200  # columns where stdout is no terminal: nothing is folded for the reader behind the pipe
 
@@ -100,11 +100,34 @@ def round_detail(detail: RoundDetail) -> Table:
         *((f"{e.metric} at rank {e.rank}", f"{e.value:.4f} ({e.participants} participants)") for e in s.evaluations),
         *((f"energy kept at rank {e.rank}", f"{e.share:.4f}") for e in s.energy_kept),
     ]
+    rows += _aggregated(s)
     for p in detail.participants or ():
-        rows.append((f"participant {p.name}", f"rank {p.rank}, {p.state}, {p.bytes_received} bytes"))
+        rows.append((f"participant {p.name}", f"rank {p.rank}, {p.state}, {p.bytes_received} bytes{_became(p.update)}"))
     for m in detail.modules:
         rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))
+        rows += [(f"route of {m.name}", f"{m.route}, after {failed}") for failed in m.fell_back]
     return _table(None, rows)
+
+
+def _aggregated(s: RoundSummary) -> list[tuple[object, object]]:
+    rows: list[tuple[object, object]] = []
+    if s.energy_above_smallest_rank is not None:
+        rows.append(("energy above the smallest rank", f"{s.energy_above_smallest_rank:.4f}"))
+    if s.pairwise_cosine is not None:
+        c = s.pairwise_cosine
+        rows.append(("cosine of two updates", f"{c.median:.3f} (median; {c.least:.3f} to {c.most:.3f})"))
+    if s.certificate is not None:
+        rows.append(("truncation error", "exact" if s.certificate == 1 else f"at most {s.certificate:.4f} of the best"))
+    return rows
+
+
+def _became(update: UpdateMetrics | None) -> str:
+    if update is None:
+        return ""
+    cosine = "" if update.cosine is None else f", cosine {update.cosine:.3f}"
+    return f"; weight {update.weight:.3f}, change {update.change_norm:.3g}{cosine}" + "".join(
+        f"; {note}" for note in update.notes
+    )
 
 
 def modules(spec: RunSpec) -> Table:

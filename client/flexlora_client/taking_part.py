@@ -71,7 +71,7 @@ def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter, client_id: st
         torch.set_num_threads(plan.threads)
     device = resolve(plan.device)
     spec = api.run(plan.run).spec
-    learner = _learner(plan, spec, str(device))
+    learner = _learner(plan, spec, str(device), client_id)
     declaration = message(
         Declaration,
         rank=plan.rank,
@@ -100,13 +100,13 @@ def _patient(place: Place, identity: Identity, reporter: Reporter) -> Api:
     return Api(http, Retry(PATIENT, on_wait=on_wait))
 
 
-def _learner(plan: Plan, spec: RunSpec, device: str) -> Learner:
+def _learner(plan: Plan, spec: RunSpec, device: str, client_id: str) -> Learner:
     if plan.model_path is not None and not Path(plan.model_path).exists():
         raise BadInput(f"there is no base model at {plan.model_path}; --model takes a folder on this machine")
     models = Models()
     trainer = load_trainer(plan.trainer) if plan.trainer else StandardTrainer(models)
     data = _data(plan, spec)
-    return Learner(trainer, models, data.train, data.heldout, plan.answers, device, plan.model_path)
+    return Learner(trainer, models, data.train, data.heldout, plan.answers, device, plan.model_path, client_id)
 
 
 def _data(plan: Plan, spec: RunSpec) -> Split:

@@ -17,6 +17,7 @@ from flexlora_client.files import make_folder, sha256_of, sync_file, write_whole
 from flexlora_client.slices import Slices
 from flexlora_client.training.examples import Example
 from flexlora_shared.messages.base import Message, RunName, Sha256
+from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.messages.uploads import UploadCreate
 
 
@@ -28,6 +29,7 @@ class Trained(Message):
     round: int
     attempt: int
     adapter: Sha256  # of the slice it started from
+    trainable: Trainable = "slice"
     file: str  # name inside the output folder
     upload: UploadCreate
 
@@ -80,10 +82,10 @@ class Work:
         shutil.rmtree(self.output, ignore_errors=True)
         return make_folder(self.output)
 
-    def trained(self, round_: int, adapter: str) -> Trained | None:
-        """The update already trained for this round from this slice on this basis, if its file is still sound."""
-        found = self.state.trained
-        if found is None or (found.basis, found.round, found.adapter) != (self.basis, round_, adapter):
+    def trained(self, round_: int, adapter: str, trainable: Trainable = "slice") -> Trained | None:
+        """The update already trained for this round from this slice, as asked, on this basis, if its file is still sound."""
+        found, wanted = self.state.trained, (self.basis, round_, adapter, trainable)
+        if found is None or (found.basis, found.round, found.adapter, found.trainable) != wanted:
             return None
         path = self.output / found.file
         return found if path.is_file() and sha256_of(path) == found.upload.sha256 else None

@@ -63,6 +63,11 @@ def _faults(spec: RunSpec) -> list[str]:
                 f"rank {rank} would be served with alpha {spec.scaling.alpha_of(rank):g}, but no upload may have more than "
                 f"{ALPHA_MAX:g}; lower alpha_per_rank."
             )
+    undone = [one.kind for one in spec.robust if one.kind in {"norm-clip", "geometric-median"}]
+    if spec.strategy == "hetlora" and undone:
+        faults.append(
+            f"hetlora weighs updates by their norm, which undoes {undone[0]}; use multi-krum or cosine, or another strategy."
+        )
     if spec.upload_dtype == "float16" and _largest_served(spec) > FLOAT16_MAX:
         faults.append(
             f"an update within norm_bound {spec.norm_bound:g} may not fit into float16 (values up to "
@@ -74,9 +79,11 @@ def _faults(spec: RunSpec) -> list[str]:
 
 
 def _largest_served(spec: RunSpec) -> float:
-    """The largest value in a slice of an update within the norm bound: of B, which is divided by the scaling, or unscaled."""
-    B = spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
-    unscaled = bool(spec.extra) or strategy(spec.strategy).averages_factors  # a decomposed A has rows of norm 1
+    """The largest value in a slice of updates within the norm bound: of B, which is divided by the scaling, or unscaled."""
+    rule = strategy(spec.strategy)
+    added = spec.rounds if rule.agents_train == "fresh" else 1  # each round's fresh adapters are added to all before
+    B = added * spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
+    unscaled = bool(spec.extra) or rule.averages_factors  # a decomposed A has rows of norm 1
     return max(B, spec.norm_bound) if unscaled else B
 
 

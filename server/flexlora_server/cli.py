@@ -18,7 +18,7 @@ from flexlora_server.auth import operator_key
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings, load_settings
 from flexlora_server.store import Store
-from flexlora_server.workers import Workers, run_worker
+from flexlora_server.workers import Workers, check_device, run_worker
 
 app = typer.Typer(
     help="The FlexLoRA coordinator. Settings are environment variables FLEXLORA_…, listed in docs/operating.md.",
@@ -42,6 +42,8 @@ def serve() -> None:
     """Serve the protocol, and start the aggregation workers that the settings ask for."""
     settings = load_settings()
     _data_dir(settings)
+    if settings.workers:
+        check_device(settings)
     store = Store(settings.url)
     application = create_app(settings, store)
     _, generated = operator_key(settings)
@@ -65,6 +67,7 @@ def worker(
     """Aggregate rounds until stopped; any number of workers may run."""
     settings = load_settings()
     _data_dir(settings)
+    check_device(settings)
     run_worker(settings, attached=attached)
 
 

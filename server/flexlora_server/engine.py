@@ -1,49 +1,61 @@
 """Aggregates a round: reads the accepted uploads module by module from their files, writes the new global update.
 
-One LAPACK thread a module, modules side by side (two threads in one factorisation were 20 times slower than one on a busy
-two-core machine). Never more than `threads` modules are in memory, and never a whole upload.
+One LAPACK thread a module, modules side by side in threads (two threads in one factorisation were 20 times slower than one on
+a busy two-core machine). Never more than `threads` modules are in memory, and never a whole upload. Results are written in
+the order of the modules, so the bytes do not depend on the number of threads.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
-from flexlora_server.adapters.inspection import upload_scaling
-from flexlora_server.adapters.slices import served_dtype, served_scaling
+from flexlora_server import figures
+from flexlora_server.adapters.slices import served_dtype
 from flexlora_server.adapters.stored import StoredAdapter, StoredWriter
-from flexlora_server.aggregation.diagnostics import effective_rank, energy_kept
+from flexlora_server.adapters.uploads import Input, Uploads
 from flexlora_server.aggregation.extra import initial_extra, weighted_average
-from flexlora_server.aggregation.factors import Update, initial_factors
+from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
+from flexlora_server.aggregation.geometry import Geometry, module_geometry, tensor_geometry
+from flexlora_server.aggregation.projection import projected_geometry
+from flexlora_server.aggregation.robust.defined import rules
+from flexlora_server.aggregation.robust.reweight import Shares, reweighted
+from flexlora_server.aggregation.robust.split import split, split_tensors
 from flexlora_server.aggregation.strategy import Aggregate, strategy
-from flexlora_shared.layout import key_A, key_B, key_extra
-from flexlora_shared.messages.runs import ExtraTensor, ModuleSpec, RunSpec
-from flexlora_shared.messages.status import EnergyKept, ModuleMetrics
-from flexlora_shared.messages.uploads import UploadCreate
-from flexlora_shared.ranks import by_pattern
+from flexlora_server.aggregation.truncate import as_they_are
+from flexlora_shared.messages.runs import ModuleSpec, RunSpec
+from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
 
 T = TypeVar("T")
 R = TypeVar("R")
+# Columns of all updates together up to which their inner products are computed exactly for the figures alone (a filter
+# always gets the exact ones): beyond, in the leading directions of the result, which costs less than the result did.
+EXACT_FIGURES = 1024
 
 
 @dataclass(frozen=True)
-class Input:
-    """An accepted upload: its file, what was announced of it, and its weight in the round."""
+class Work:
+    """One aggregation: the frozen inputs of a round, and how to go about it.
 
-    path: Path
-    told: UploadCreate
-    weight: float
+    previous: the stored global update that participants were served; before: the one published a round earlier, if any.
+    past_norms: the past rounds' median change norms, newest last.
+    """
 
-
-def weighted(uploads: Sequence[tuple[Path, UploadCreate]]) -> list[Input]:
-    """Inputs weighted by their training examples, `p_i = n_i / sum n`."""
-    total = sum(told.examples for _, told in uploads)
-    return [Input(path, told, told.examples / total) for path, told in uploads]
+    spec: RunSpec
+    inputs: Sequence[Input]
+    previous: Path
+    before: Path | None = None
+    past_norms: Sequence[float] = ()
+    threads: int = 1
+    device: str = "cpu"
 
 
 def write_initial(spec: RunSpec, file: BinaryIO) -> None:
@@ -58,8 +70,8 @@ def write_initial(spec: RunSpec, file: BinaryIO) -> None:
 
 
 def write_aggregate(
-    spec: RunSpec, inputs: Sequence[Input], previous: Path, file: BinaryIO, threads: int, alive: Callable[[], None]
-) -> tuple[ModuleMetrics, ...]:
+    work: Work, file: BinaryIO, alive: Callable[[], None]
+) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
     """The next global update, from the accepted inputs in their given order and the previous one.
 
     `alive` is called between modules: it renews the lease, and raises to stop the work.
@@ -67,83 +79,110 @@ def write_aggregate(
     Raises:
         AggregationError: the inputs cannot be aggregated.
     """
-    writer, before = StoredWriter(file, spec), StoredAdapter(previous)
-    metrics = []
-    for module, aggregate in _side_by_side(lambda m: _aggregate(spec, m, inputs, before), spec.modules, threads):
-        alive()
-        writer.module(module.name, aggregate.factors)
-        metrics.append(_metrics(spec, module, aggregate))
-    for extra in spec.extra:
-        alive()
-        writer.extra(extra.name, _average(extra, inputs))
-    writer.close()
-    return tuple(metrics)
+    return _Round(work, alive).write(file)
 
 
-def _aggregate(spec: RunSpec, module: ModuleSpec, inputs: Sequence[Input], before: StoredAdapter) -> Aggregate:
-    updates = [_update(spec, module.name, given) for given in inputs]
-    return strategy(spec.strategy).aggregate(updates, before.factors(module.name), served_dtype(spec))
+@dataclass(frozen=True)
+class _Done:
+    """One module's result."""
+
+    aggregate: Aggregate
+    geometry: Geometry
+    seconds: float
+    bytes_read: int
 
 
-def _update(spec: RunSpec, module: str, given: Input) -> Update:
-    with safe_open(given.path, framework="pt") as file:
-        return Update(
-            A=file.get_tensor(key_A(module)),
-            B=file.get_tensor(key_B(module)),
-            scaling=upload_scaling(given.told, module),
-            weight=given.weight,
-            served_scaling=served_scaling(spec, by_pattern(module, given.told.rank, given.told.rank_pattern)),
-        )
+class _Round:
+    """One aggregation under way."""
 
+    def __init__(self, work: Work, alive: Callable[[], None]) -> None:
+        self._work, self._alive, self._spec = work, alive, work.spec
+        self._uploads = Uploads(work.spec, work.inputs)
+        self._previous = StoredAdapter(work.previous)
+        self._before = None if work.before is None else StoredAdapter(work.before)
+        self._strategy, self._dtype = strategy(work.spec.strategy), served_dtype(work.spec)
+        self._fresh = self._strategy.agents_train == "fresh"
 
-def _average(extra: ExtraTensor, inputs: Sequence[Input]) -> Tensor:
-    return weighted_average((_extra(extra.name, given.path), given.weight) for given in inputs)
+    def write(self, file: BinaryIO) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
+        shares, whole = self._filtered() if self._spec.robust else (self._as_given(), None)
+        writer, metrics, seen = StoredWriter(file, self._spec), [], list[Geometry]()
+        for module, done in self._side_by_side(lambda m: self._aggregate(m, shares), self._spec.modules):
+            writer.module(module.name, done.aggregate.factors)
+            metrics.append(
+                figures.of_module(self._spec, module, done.aggregate, done.geometry, done.seconds, done.bytes_read)
+            )
+            seen = [reduce(add, [*seen, done.geometry])]
+        for extra in self._spec.extra:
+            self._alive()
+            writer.extra(extra.name, self._average(extra.name, shares))
+        writer.close()
+        return tuple(metrics), figures.of_updates(self._work.inputs, shares, whole or seen[0])
 
+    def _as_given(self) -> Shares:
+        weights = tuple(given.weight for given in self._work.inputs)
+        return Shares(weights, (0.0,) * len(weights), ((),) * len(weights))
 
-def _extra(name: str, upload: Path) -> Tensor:
-    with safe_open(upload, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(key_extra(name))
-    return tensor
+    def _filtered(self) -> tuple[Shares, Geometry]:
+        """A pass over all tensors for the geometry of the whole updates, and what the run's filters make of it."""
+        found = [geometry for _, geometry in self._side_by_side(self._geometry, self._spec.modules)]
+        for extra in self._spec.extra:
+            self._alive()
+            before = None if self._before is None else self._before.extra(extra.name)
+            uploads, previous = list(self._uploads.extra(extra.name)), self._previous.extra(extra.name)
+            found.append(tensor_geometry(uploads, previous, before, self._dtype))
+        whole = reduce(add, found)
+        weights = [given.weight for given in self._work.inputs]
+        return reweighted(weights, whole, rules(self._spec.robust), self._work.past_norms), whole
 
+    def _geometry(self, module: ModuleSpec) -> Geometry:
+        before = None if self._before is None else self._before.factors(module.name)
+        updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
+        return module_geometry(updates, previous, before, self._dtype, self._fresh)
 
-def _metrics(spec: RunSpec, module: ModuleSpec, aggregate: Aggregate) -> ModuleMetrics:
-    kept = energy_kept(aggregate, sorted(spec.ranks))
-    return ModuleMetrics(
-        name=module.name,
-        singular_values=aggregate.singular_values,
-        total_energy=aggregate.total_energy,
-        effective_rank=effective_rank(aggregate.singular_values),
-        energy_kept=tuple(EnergyKept(rank=rank, share=share) for rank, share in kept),
-    )
+    def _aggregate(self, module: ModuleSpec, shares: Shares) -> "_Done":
+        started = time.perf_counter()
+        updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
+        if shares.moves:
+            aggregate = self._on_device(split(updates, shares, previous, self._dtype, self._fresh), previous)
+        else:
+            aggregate = as_they_are(previous)
+        if sum(update.rank for update in updates) <= EXACT_FIGURES:
+            geometry = module_geometry(updates, previous, None, self._dtype, self._fresh)
+        else:
+            geometry = projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh)
+        read = sum(update.A.nbytes + update.B.nbytes for update in updates)
+        return _Done(aggregate, geometry, time.perf_counter() - started, read)
 
+    def _average(self, name: str, shares: Shares) -> Tensor:
+        previous = self._previous.extra(name)
+        if not shares.moves:
+            return previous
+        return weighted_average(split_tensors(self._uploads.extra(name), shares, previous, self._dtype))
 
-def energy_over_modules(modules: Sequence[ModuleMetrics]) -> tuple[EnergyKept, ...]:
-    """The energy kept at each rank over all modules together; all of it where there is none to lose."""
-    total = sum(module.total_energy for module in modules)
-    if total == 0:
-        return modules[0].energy_kept if modules else ()
-    return tuple(
-        EnergyKept(
-            rank=kept.rank,
-            share=sum(module.energy_kept[index].share * module.total_energy for module in modules) / total,
-        )
-        for index, kept in enumerate(modules[0].energy_kept)
-    )
+    def _on_device(self, updates: Sequence[Update], previous: GlobalFactors) -> Aggregate:
+        device = torch.device(self._work.device)
+        there = [replace(u, A=u.A.to(device), B=u.B.to(device)) for u in updates]
+        before = GlobalFactors(previous.B.to(device), previous.A.to(device))
+        done = self._strategy.aggregate(there, before, self._dtype, self._spec.error_bound)
+        return replace(done, factors=GlobalFactors(done.factors.B.cpu(), done.factors.A.cpu()))
 
+    def _side_by_side(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """`work` of each item in order, as many at a time as there are threads; none begins before its turn is near."""
+        with ThreadPoolExecutor(self._work.threads) as pool:
+            running: deque[tuple[T, Future[R]]] = deque()
+            try:
+                for item in items:
+                    running.append((item, pool.submit(work, item)))
+                    if len(running) > self._work.threads:
+                        yield self._next(running)
+                while running:
+                    yield self._next(running)
+            finally:
+                for _, future in running:
+                    future.cancel()
 
-def _side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
-    """`work` of each item in order, `threads` at a time; no further item begins before its turn to be yielded is near."""
-    with ThreadPoolExecutor(threads) as pool:
-        running: deque[tuple[T, Future[R]]] = deque()
-        try:
-            for item in items:
-                running.append((item, pool.submit(work, item)))
-                if len(running) >= threads:
-                    first, future = running.popleft()
-                    yield first, future.result()
-            while running:
-                first, future = running.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in running:
-                future.cancel()
+    def _next(self, running: "deque[tuple[T, Future[R]]]") -> tuple[T, R]:
+        item, future = running.popleft()
+        found = future.result()
+        self._alive()
+        return item, found

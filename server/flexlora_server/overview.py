@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from flexlora_server import rounds as machine
 from flexlora_server.records import adapters, rounds, runs, uploads
@@ -11,6 +12,7 @@ from flexlora_server.tables import Client, Round, RoundModules, Run, Upload
 from flexlora_server.times import rfc3339, rfc3339_or_none
 from flexlora_shared.messages.runs import RunSpec, RunStatus
 from flexlora_shared.messages.status import (
+    AggregationMetrics,
     EnergyKept,
     EvaluationSummary,
     ModuleMetrics,
@@ -80,9 +82,29 @@ def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummar
         bytes_received=uploads.bytes_received(tx, round_),
         train_metrics=_train_metrics(uploads.inputs(tx, round_)),
         evaluations=_evaluations(tx, run.name, round_.number),
-        energy_kept=tuple(EnergyKept.model_validate(kept) for kept in published.energy_kept) if published else (),
+        **_aggregated(published),
         aggregation_seconds=round_.aggregation_seconds,
     )
+
+
+def _aggregated(published: RoundModules | None) -> dict[str, Any]:
+    """What a published round's summary says of its aggregation."""
+    if published is None:
+        return {"energy_kept": ()}
+    kept = tuple(EnergyKept.model_validate(one) for one in published.energy_kept)
+    told: dict[str, Any] = {"energy_kept": kept, "energy_above_smallest_rank": 1 - kept[0].share if kept else None}
+    updates = _updates(published)
+    if updates is not None:
+        told |= {"pairwise_cosine": updates.pairwise_cosine, "change_norm": updates.change_norm}
+        told |= {"filtered": sum(bool(one.notes) for one in updates.updates)}
+        told |= {"certificate": max((m.get("certificate", 1.0) for m in published.modules), default=None)}
+    return told
+
+
+def _updates(published: RoundModules | None) -> AggregationMetrics | None:
+    if published is None or published.updates is None:
+        return None
+    return AggregationMetrics.model_validate_json(json.dumps(published.updates))
 
 
 def round_detail(tx: Tx, run: Run, round_: Round, window: float, *, operator: bool) -> RoundDetail:
@@ -92,11 +114,17 @@ def round_detail(tx: Tx, run: Run, round_: Round, window: float, *, operator: bo
     return RoundDetail(
         summary=round_summary(tx, run, round_, window),
         modules=tuple(ModuleMetrics.model_validate_json(json.dumps(module)) for module in modules),
-        participants=_participants(tx, round_) if operator else None,
+        participants=_participants(tx, round_, _updates(published)) if operator else None,
+        cosines=_cosines(_updates(published)) if operator else None,
     )
 
 
-def _participants(tx: Tx, round_: Round) -> tuple[ParticipantStatus, ...]:
+def _cosines(updates: AggregationMetrics | None) -> tuple[tuple[float | None, ...], ...] | None:
+    return updates.cosines if updates is not None and updates.cosines else None
+
+
+def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> tuple[ParticipantStatus, ...]:
+    became = {one.client_id: one for one in updates.updates} if updates is not None else {}
     sent = {row.client_id: row for row in uploads.in_round(tx, round_)}  # nobody has an open and an accepted one
     found = []
     for place in rounds.assignments(tx, round_):
@@ -112,6 +140,7 @@ def _participants(tx: Tx, round_: Round) -> tuple[ParticipantStatus, ...]:
                 examples=declared.examples if upload is None else upload.announced["examples"],
                 hardware=declared.hardware,
                 bytes_received=0 if upload is None else upload.offset,
+                update=became.get(place.client_id),
             )
         )
     return tuple(found)

@@ -27,6 +27,11 @@ class Settings(BaseSettings):
         1, ge=0, le=64, description="aggregation processes that `serve` starts; 0: run `worker` yourself"
     )
     aggregation_threads: int = Field(2, ge=1, le=256, description="modules factored at once, one LAPACK thread each")
+    aggregation_device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="where modules are factored: cpu, or cuda with PyTorch's CUDA build",
+    )
     presence_window: float = Field(
         15.0, gt=0, description="seconds since its last sign of life that a participant counts"
     )

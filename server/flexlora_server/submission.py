@@ -3,10 +3,11 @@
 from flexlora_server import progress
 from flexlora_server import rounds as machine
 from flexlora_server.adapters.inspection import inspect
+from flexlora_server.adapters.stored import StoredAdapter
 from flexlora_server.admission import check_announcement
 from flexlora_server.blobs import BlobStore, digest
 from flexlora_server.errors import Refusal
-from flexlora_server.records import rounds, runs, uploads
+from flexlora_server.records import adapters, rounds, runs, uploads
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store, Tx
 from flexlora_server.tables import Round, Run, Upload
@@ -69,6 +70,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         uploads.require_open(tx, row)
         run = runs.get(tx, round_.run)
         _admit(tx, run, round_, client, row.sha256)
+        previous = adapters.published(tx, run.name, round_.number - 1)
     if row.offset != row.size:
         raise Refusal(
             Code.UPLOAD_INCOMPLETE,
@@ -77,7 +79,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
             offset=row.offset,
         )
     try:
-        _check(blobs, runs.spec_of(run), row)
+        _check(blobs, runs.spec_of(run), row, StoredAdapter(blobs.path(previous.sha256)))
         blobs.keep(upload, row.sha256)
     except Refusal:
         _discard(store, blobs, upload, client)
@@ -89,7 +91,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
     return _accept(store, settings, upload, client)
 
 
-def _check(blobs: BlobStore, spec: RunSpec, row: Upload) -> None:
+def _check(blobs: BlobStore, spec: RunSpec, row: Upload, previous: StoredAdapter) -> None:
     path = blobs.received(row.id, row.sha256)
     found = digest(path)
     if found != row.sha256:
@@ -98,7 +100,7 @@ def _check(blobs: BlobStore, spec: RunSpec, row: Upload) -> None:
             f"The bytes received have SHA-256 {found}, {row.sha256} was announced; create the upload again.",
             received=found,
         )
-    inspect(path, spec, UploadCreate.model_validate(row.announced))
+    inspect(path, spec, UploadCreate.model_validate(row.announced), previous)
 
 
 def _discard(store: Store, blobs: BlobStore, upload: str, client: str) -> None:

@@ -79,6 +79,7 @@ class RoundModules(Table):
     round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
     energy_kept: Mapped[list[Any]]
     modules: Mapped[list[Any]]
+    updates: Mapped[dict[str, Any] | None]  # AggregationMetrics; None of rounds published before there were any
 
 
 class Client(Table):

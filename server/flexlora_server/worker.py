@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server import engine, leases, progress
+from flexlora_server.adapters.uploads import weighted
 from flexlora_server.blobs import Blob, BlobStore
 from flexlora_server.errors import LeaseLost
+from flexlora_server.figures import energy_over_modules
 from flexlora_server.leases import Heartbeat, Lease
-from flexlora_server.records import adapters, runs, uploads
+from flexlora_server.records import adapters, rounds, runs, uploads
 from flexlora_server.serving import cut_blob
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store, Tx
 from flexlora_server.tables import Round, RoundModules
 from flexlora_shared.messages.runs import RunSpec
-from flexlora_shared.messages.status import ModuleMetrics
+from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
 from flexlora_shared.messages.uploads import UploadCreate
 
 log = logging.getLogger("flexlora.worker")
@@ -30,7 +32,11 @@ class Job:
     lease: Lease
     spec: RunSpec
     previous: str | None  # SHA-256 of the stored adapter of the round before; None in round 0
-    inputs: tuple[tuple[str, UploadCreate], ...]  # SHA-256 and announcement of the accepted uploads, in fixed order
+    before: str | None  # of the round before that one
+    inputs: tuple[
+        tuple[str, UploadCreate, str], ...
+    ]  # SHA-256, announcement and client of the accepted uploads, in fixed order
+    past_norms: tuple[float, ...]  # median change norms of the past rounds
     ranks: tuple[tuple[int, dict[str, int]], ...]  # the slices that participants will ask for
 
 
@@ -41,6 +47,7 @@ class Result:
     adapter: Blob
     slices: tuple[tuple[int, dict[str, int], Blob], ...]
     modules: tuple[ModuleMetrics, ...]
+    updates: AggregationMetrics | None
     seconds: float
 
 
@@ -86,20 +93,28 @@ class Worker:
     def _work(self, job: Job, alive: Callable[[], None]) -> Result:
         started = time.perf_counter()
         with self._blobs.writing() as file:
-            modules: tuple[ModuleMetrics, ...] = ()
+            modules, updates = tuple[ModuleMetrics, ...](), None
             if job.previous is None:
                 engine.write_initial(job.spec, file)
             else:
-                inputs = engine.weighted([(self._blobs.path(sha256), told) for sha256, told in job.inputs])
-                previous = self._blobs.path(job.previous)
-                threads = self._settings.aggregation_threads
-                modules = engine.write_aggregate(job.spec, inputs, previous, file, threads, alive)
+                modules, updates = engine.write_aggregate(self._given(job, job.previous), file, alive)
             adapter = self._blobs.finish(file)
         cut = []
         for rank, pattern in job.ranks:
             alive()
             cut.append((rank, pattern, cut_blob(self._blobs, adapter.sha256, job.spec, rank, pattern)))
-        return Result(adapter, tuple(cut), modules, time.perf_counter() - started)
+        return Result(adapter, tuple(cut), modules, updates, time.perf_counter() - started)
+
+    def _given(self, job: Job, previous: str) -> engine.Work:
+        return engine.Work(
+            spec=job.spec,
+            inputs=weighted([(self._blobs.path(sha256), told, client) for sha256, told, client in job.inputs]),
+            previous=self._blobs.path(previous),
+            before=None if job.before is None else self._blobs.path(job.before),
+            past_norms=job.past_norms,
+            threads=self._settings.aggregation_threads,
+            device=self._settings.aggregation_device,
+        )
 
     def _fail(self, lease: Lease, why: str) -> None:
         try:
@@ -118,7 +133,9 @@ def _job(tx: Tx, lease: Lease) -> Job:
         lease=lease,
         spec=spec,
         previous=adapters.published(tx, lease.run, lease.number - 1).sha256 if lease.number > 0 else None,
-        inputs=tuple((row.sha256, UploadCreate.model_validate(row.announced)) for row in accepted),
+        before=adapters.published(tx, lease.run, lease.number - 2).sha256 if lease.number > 1 else None,
+        inputs=tuple((row.sha256, UploadCreate.model_validate(row.announced), row.client_id) for row in accepted),
+        past_norms=rounds.change_norms(tx, lease.run, lease.number),
         ranks=adapters.wanted_slices(tx, lease.run, spec.largest_rank),
     )
 
@@ -134,8 +151,9 @@ def _publish(tx: Tx, lease: Lease, result: Result) -> None:
     adapters.publish(tx, lease.run, lease.number, result.adapter)
     for rank, pattern, blob in result.slices:
         adapters.keep_cut(tx, lease.run, lease.number, rank, pattern, blob)
-    energy = [kept.model_dump(mode="json") for kept in engine.energy_over_modules(result.modules)]
+    energy = [kept.model_dump(mode="json") for kept in energy_over_modules(result.modules)]
     modules = [module.model_dump(mode="json") for module in result.modules]
-    tx.session.add(RoundModules(round_id=round_.id, energy_kept=energy, modules=modules))
+    updates = None if result.updates is None else result.updates.model_dump(mode="json")
+    tx.session.add(RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates))
     round_.aggregation_seconds = result.seconds
     progress.published(tx, run, round_)

@@ -13,6 +13,7 @@ import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server.blobs import BlobStore
+from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
 from flexlora_server.sweep import EVERY, sweep
@@ -62,6 +63,15 @@ def _end_with_parent() -> None:
     while os.read(sys.stdin.fileno(), 4096):  # not the buffered stream, whose lock would outlive the interpreter
         pass
     os._exit(0)
+
+
+def check_device(settings: Settings) -> None:
+    """Raises: StartupError where this machine lacks the device on which modules are to be factored."""
+    if settings.aggregation_device != "cpu" and not torch.cuda.is_available():
+        raise StartupError(
+            f"FLEXLORA_AGGREGATION_DEVICE is {settings.aggregation_device}, but PyTorch finds no CUDA device here: set it to "
+            "cpu, or install a CUDA build of PyTorch"
+        )
 
 
 class Workers:

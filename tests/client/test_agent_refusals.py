@@ -29,21 +29,24 @@ DECLARE, TASK = "PUT /v1/runs/run/declaration", "GET /v1/runs/run/task"
 DECLARATION = Declaration(rank=RANK, examples=1)
 
 
-def task() -> Planned:
+def told() -> Task:
+    """The task of round 1."""
     asked = wanted()
     adapter = AdapterRef(href=asked.path, config_href=asked.config_path, sha256=SHA256, size=len(DATA))
-    return message(
-        Task(
-            run="run",
-            round=1,
-            attempt=1,
-            rank=RANK,
-            rank_pattern={},
-            deadline="2030-01-01T00:00:00Z",
-            adapter=adapter,
-            spec=RUN,
-        )
+    return Task(
+        run="run",
+        round=1,
+        attempt=1,
+        rank=RANK,
+        rank_pattern={},
+        deadline="2030-01-01T00:00:00Z",
+        adapter=adapter,
+        spec=RUN,
     )
+
+
+def task() -> Planned:
+    return message(told())
 
 
 def over() -> list[Planned]:
@@ -124,9 +127,9 @@ def test_a_last_download_that_fails_does_not_spoil_a_complete_run(
 ) -> None:
     with misbehaving(*over(), problem(Code.ADAPTER_NOT_PUBLISHED)) as server:
         take_part(server, tmp_path, Waits(), [Plain("two")])
-    told = capsys.readouterr().err.splitlines()
-    assert "the final adapter was not evaluated" in told[-2]
-    assert "the run is complete" in told[-1]
+    said = capsys.readouterr().err.splitlines()
+    assert "the final adapter was not evaluated" in said[-2]
+    assert "the run is complete" in said[-1]
 
 
 class Broken(list[Example]):

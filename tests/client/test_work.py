@@ -8,6 +8,7 @@ import pytest
 from flexlora_client.errors import BadInput
 from flexlora_client.training.examples import Plain
 from flexlora_client.work import Trained, Work, basis_of
+from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.messages.uploads import UploadCreate
 
 ADAPTER = "a" * 64
@@ -36,6 +37,12 @@ def test_a_trained_update_outlives_the_agent(tmp_path: Path) -> None:
 def test_an_update_of_another_round_or_slice_does_not_count(tmp_path: Path, round_: int, adapter: str) -> None:
     train(Work(tmp_path, "run"))
     assert Work(tmp_path, "run").trained(round_, adapter) is None
+
+
+@pytest.mark.parametrize("trainable", ["B", "fresh"])
+def test_an_update_that_was_trained_otherwise_does_not_count(tmp_path: Path, trainable: Trainable) -> None:
+    train(Work(tmp_path, "run"))
+    assert Work(tmp_path, "run").trained(3, ADAPTER, trainable) is None
 
 
 @pytest.mark.parametrize("content", [None, b"trained tensorz", b""])

@@ -2,17 +2,21 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic_core import PydanticUndefined
 
+from flexlora_server.aggregation.errors import UnsupportedRun
+from flexlora_server.aggregation.strategy import AgentsTrain, strategies, strategy
 from flexlora_server.app import create_app
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
+from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.problems import PROBLEMS, Code
 from tests.kit import OPERATOR_KEY
 
@@ -89,6 +93,21 @@ def test_the_problem_table_is_the_codes() -> None:
         str(code): (problem.status, problem.title) for code, problem in PROBLEMS.items()
     }
     assert set(PROBLEMS) == set(Code)
+
+
+def test_the_strategy_table_is_the_built_in_strategies() -> None:
+    rows = table("operating.md", "| strategy | what it does | ranks | alphas | source |")
+    told = {row[0].strip("`"): row[2] for row in rows}
+    rules = map(strategy, strategies())
+    assert told.keys() == {rule.name for rule in rules if type(rule).__module__.startswith("flexlora_server.")}
+    for name, ranks in told.items():
+        with pytest.raises(UnsupportedRun) if ranks == "one" else nullcontext():
+            strategy(name).check([2, 4])
+
+
+def test_the_table_of_what_is_trainable_is_the_messages() -> None:
+    rows = table("protocol.md", "| `trainable` | what is trained | what is uploaded |")
+    assert tuple(row[0].strip("`") for row in rows) == get_args(Trainable) == get_args(AgentsTrain)
 
 
 def test_the_settings_table_is_the_settings() -> None:

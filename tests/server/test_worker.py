@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexlora_server import engine, leases
+from flexlora_server import leases, worker
 from flexlora_server.errors import LeaseLost
 from flexlora_server.leases import Heartbeat
 from flexlora_server.records import rounds, uploads
@@ -138,7 +138,7 @@ def test_five_failures_end_the_run_with_the_reason(coordinator: Served, caplog: 
 def test_a_failure_that_passes_is_forgotten(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     ready(coordinator)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "weighted", lambda uploads: [][1])
+        patch.setattr(worker, "weighted", lambda uploads: [][1])
         assert coordinator.work() == 1
     coordinator.clock.advance(2)
     assert coordinator.work() == 1

@@ -8,6 +8,11 @@ A training loop is a class without constructor arguments and with one method, `t
 
 Name it as `package.module:MyTrainer` (see `plugin`). It must write exactly the tensors of the slice served
 (`flexlora_shared.layout.adapter_shapes`), in `job.spec.upload_dtype`; one instance serves every round of a run.
+
+What of the slice is trained is the run's choice: `job.trainable` is "slice", "B" or "fresh", and
+`flexlora_shared.messages.tasks` says what each uploads. A class names those that it heeds; without, it is given slices only:
+
+        supports = ("slice", "B", "fresh")
 """
 
 from collections.abc import Sequence
@@ -17,6 +22,7 @@ from typing import Protocol
 
 from flexlora_client.training.examples import Example
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Trainable
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -42,6 +48,8 @@ class Job:
     device: str  # "cpu", "cuda", "cuda:1", "mps" or "auto"
     model_path: str | None  # where the participant keeps the base model, instead of spec.model.id
     progress: Progress
+    trainable: Trainable = "slice"
+    participant: str = ""  # who trains: what is drawn at random for a fresh adapter must differ between participants
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Outcome:
 
 
 class Trainer(Protocol):
-    """A training loop."""
+    """A training loop; its attribute `supports` may be missing, see the module."""
 
     def train(self, job: Job) -> Outcome:
         """Train one round from `job.adapter`. Raises: TrainingError with a sentence for the participant."""

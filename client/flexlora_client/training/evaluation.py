@@ -32,6 +32,7 @@ def evaluate(
     model_path: str | None = None,
     models: Models | None = None,
     answers: int | None = None,
+    under: Path | None = None,
 ) -> dict[str, float]:
     """Metrics of the slice in directory `adapter`, by metric name; no tensor is changed.
 
@@ -43,13 +44,15 @@ def evaluate(
 
     The last two exist where `heldout` holds prompts or conversations (their last answer is asked for). Generation takes
     most of the time: `answers` bounds how many, the first ones, are generated (None: all, 0: none).
-    Give the trainer's `models` to share its base model.
+    Give the trainer's `models` to share its base model. Where `adapter` holds a fresh adapter, `under` is the directory
+    of the slice that it was trained on top of: the two act together.
 
     Raises:
         TrainingError: as `StandardTrainer.train` does.
     """
     check_task(heldout, spec.model.task_type == "SEQ_CLS")
-    loaded = (models or Models()).with_slice(read_slice(adapter, spec), spec, device, model_path)
+    below = read_slice(under, spec) if under is not None else None
+    loaded = (models or Models()).with_slice(read_slice(adapter, spec), spec, device, model_path, under=below)
     loaded.model.eval()
     encoder = Encoder(loaded.tokenizer, loaded.max_length)
     encoded = sorted((encoder.encode(example) for example in heldout), key=lambda example: len(example.ids))

@@ -81,8 +81,19 @@ class Models:
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._placed: Placed | None = None
 
-    def with_slice(self, part: Slice, spec: RunSpec, device: str = "auto", model_path: str | None = None) -> Loaded:
+    def with_slice(
+        self,
+        part: Slice,
+        spec: RunSpec,
+        device: str = "auto",
+        model_path: str | None = None,
+        *,
+        under: Slice | None = None,
+        trains_A: bool = True,
+    ) -> Loaded:
         """The run's base model with the slice in it, on the device; `model_path` stands in for `spec.model.id`.
+
+        `under` is the slice that a fresh adapter `part` was, or is to be, trained on top of; see `placing.place`.
 
         Raises:
             ModelError: the base model or its tokenizer does not load, or lacks weights that the run does not train.
@@ -95,7 +106,7 @@ class Models:
         key = _Key(model_path or spec.model.id, revision, spec.model, names, chosen)
         try:
             base, tokenizer = self._loaded(key)
-            self._placed = place(part, base, spec, self._placed)
+            self._placed = place(part, base, spec, self._placed, under, trains_A)
         except BaseException:
             self.clear()  # half a slice must never be trained
             raise

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flexlora_client.training.errors import AdapterError
+from flexlora_client.training.layers import ADAPTER, freeze_A, is_A, is_under, lora_layers, plain, put_under
 from flexlora_client.training.slices import Slice, SliceConfig
 from flexlora_shared.messages.runs import RunSpec
-
-ADAPTER = "default"  # PEFT's name of the one adapter in the model
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,18 @@ class Placed:
     dropout: float
 
 
-def place(part: Slice, base: PreTrainedModel, spec: RunSpec, before: Placed | None) -> Placed:
+def place(
+    part: Slice,
+    base: PreTrainedModel,
+    spec: RunSpec,
+    before: Placed | None,
+    under: Slice | None = None,
+    trains_A: bool = True,
+) -> Placed:
     """The base model with the slice in it, its trainable tensors in float32.
 
     `before` is what the same base model was wrapped as last: kept where the configuration is the same, else taken off.
+    `under` is a slice of the same configuration that acts too, frozen. Without `trains_A`, lora_A is frozen.
 
     Raises:
         AdapterError: the base model lacks a module or a tensor of the slice, or has it in another shape.
@@ -46,6 +52,7 @@ def place(part: Slice, base: PreTrainedModel, spec: RunSpec, before: Placed | No
             before.model.unload()
         _check_base(base, spec)
         before = Placed(_wrapped(part.config, base, spec), part.config, dropout)
+    plain(before.model)
     for parameter in before.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -56,13 +63,18 @@ def place(part: Slice, base: PreTrainedModel, spec: RunSpec, before: Placed | No
             f"PEFT cannot put the slice into the base model ({str(error)[:200]}); the run's extra tensors must be those "
             "of the modules that the slice's modules_to_save names, and of classifier and score, which PEFT saves whole."
         ) from error
-    _check_placed(before, part)
+    if under is not None:
+        put_under(before.model, under)
+    if not trains_A:
+        freeze_A(before.model)
+    _check_placed(before, part, trains_A)
     return before
 
 
 def trained_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     """The adapter's tensors by their keys in `adapter_model.safetensors`, extra tensors included."""
-    return dict(get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False))
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    return {key: tensor for key, tensor in state.items() if not is_under(key)}
 
 
 def _wrapped(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftModel:
@@ -109,7 +121,7 @@ def _check_base(base: PreTrainedModel, spec: RunSpec) -> None:
             raise AdapterError(f"the base model's {tensor.name} is {list(shape)}, the run's {list(tensor.shape)}.")
 
 
-def _check_placed(placed: Placed, part: Slice) -> None:
+def _check_placed(placed: Placed, part: Slice, trains_A: bool) -> None:
     state = trained_tensors(placed.model)
     odd = sorted(state.keys() ^ part.tensors.keys())
     if odd:
@@ -122,12 +134,9 @@ def _check_placed(placed: Placed, part: Slice) -> None:
                 f"PEFT did not take over tensor {name!r}; use the versions this agent was released with."
             )
     trainable = sum(parameter.numel() for parameter in placed.model.parameters() if parameter.requires_grad)
-    if trainable != sum(tensor.numel() for tensor in state.values()):
-        raise AdapterError("PEFT trains tensors besides the slice's; use the versions this agent was released with.")
-    layers = dict(placed.model.get_base_model().named_modules())
-    for name in part.config.target_modules:
-        layer = layers[name]
-        assert isinstance(layer, LoraLayer)  # by the tensors' names
+    if trainable != sum(tensor.numel() for name, tensor in state.items() if trains_A or not is_A(name)):
+        raise AdapterError("PEFT trains other tensors than the run's; use the versions this agent was released with.")
+    for name, layer in lora_layers(placed.model):
         if not math.isclose(layer.scaling[ADAPTER], part.config.scaling_of(name), rel_tol=1e-9):
             raise AdapterError(
                 f"PEFT scales {name} by {layer.scaling[ADAPTER]}, the protocol by {part.config.scaling_of(name)}; "

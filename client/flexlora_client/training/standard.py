@@ -9,10 +9,12 @@ from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.encoding import Encoded, Encoder
 from flexlora_client.training.errors import DataError, DeviceError
 from flexlora_client.training.examples import Example, Labelled
+from flexlora_client.training.fresh import fresh_adapter
 from flexlora_client.training.loop import Fitted, fit, plan
 from flexlora_client.training.models import Loaded, Models
 from flexlora_client.training.placing import trained_tensors
 from flexlora_client.training.slices import read_slice, write_slice
+from flexlora_shared.messages.tasks import Trainable
 
 
 class StandardTrainer:
@@ -21,6 +23,8 @@ class StandardTrainer:
     Give it the `Models` that `evaluate` uses too, and one base model serves both. The number of CPU threads is the
     caller's choice (`torch.set_num_threads`). On the CPU, the same job gives the same bytes.
     """
+
+    supports: tuple[Trainable, ...] = ("slice", "B", "fresh")
 
     def __init__(self, models: Models | None = None) -> None:
         self._models = models or Models()
@@ -37,8 +41,7 @@ class StandardTrainer:
             DivergedError: a loss or a trained tensor is not finite.
         """
         check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
-        part = read_slice(job.adapter, job.spec)
-        loaded = self._models.with_slice(part, job.spec, job.device, job.model_path)
+        loaded = self._start(job)
         steps = plan([example.characters for example in job.train], job.spec.training, job.round)
         used = sorted({index for step in steps for index in step})
         encoder = Encoder(loaded.tokenizer, loaded.max_length)
@@ -49,6 +52,14 @@ class StandardTrainer:
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
         metrics = {"train_loss": fitted.loss, "train_steps": float(len(steps)), "train_seconds": seconds}
         return Outcome(adapter, len(used), metrics | {"train_predictions": float(fitted.predictions)})
+
+    def _start(self, job: Job) -> Loaded:
+        """The model with what is trained ready to train, and the rest frozen."""
+        served, spec = read_slice(job.adapter, job.spec), job.spec
+        if job.trainable == "fresh":
+            start = fresh_adapter(served, spec, job.round, job.participant)
+            return self._models.with_slice(start, spec, job.device, job.model_path, under=served)
+        return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=job.trainable == "slice")
 
 
 def check_task(examples: Sequence[Example], classifies: bool) -> None:

@@ -7,6 +7,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from flexlora_server.adapters.stored import StoredAdapter
+from flexlora_server.aggregation.check import is_served_A
 from flexlora_server.aggregation.strategy import strategy
 from flexlora_server.errors import Refusal
 from flexlora_shared.header import HeaderError, TensorError, read_header
@@ -22,8 +24,8 @@ from flexlora_shared.ranks import by_pattern, lora_scaling, module_ranks
 MOST_CANCELLATION = 1e3
 
 
-def inspect(path: Path, spec: RunSpec, told: UploadCreate) -> None:
-    """Check an upload's file, one tensor pair in memory at a time.
+def inspect(path: Path, spec: RunSpec, told: UploadCreate, previous: StoredAdapter) -> None:
+    """Check an upload's file, one tensor pair in memory at a time; `previous` is what its slice was cut from.
 
     Raises:
         Refusal: INVALID_HEADER, or INVALID_TENSOR that names the tensor and the reason.
@@ -36,13 +38,17 @@ def inspect(path: Path, spec: RunSpec, told: UploadCreate) -> None:
         raise Refusal(Code.INVALID_HEADER, f"{error}.") from None
     except TensorError as error:
         raise Refusal(Code.INVALID_TENSOR, f"{error}.", tensor=error.tensor) from None
+    rule = strategy(spec.strategy)
     with safe_open(path, framework="pt") as file:
         for module in spec.modules:
             A, B = file.get_tensor(key_A(module.name)), file.get_tensor(key_B(module.name))
             scaling = upload_scaling(told, module.name)
             _check_product(module.name, A, B, scaling, spec.norm_bound)
-            if strategy(spec.strategy).averages_factors:
+            if rule.agents_train == "B":
+                _check_frozen(module.name, A, previous)
+            elif rule.averages_factors:
                 _check_norm(key_A(module.name), _norm(key_A(module.name), A), spec.norm_bound)
+            if rule.averages_factors:
                 _check_norm(key_B(module.name), scaling * _norm(key_B(module.name), B), spec.norm_bound)
         for extra in spec.extra:
             key = key_extra(extra.name)
@@ -84,6 +90,17 @@ def _check_product(module: str, A: Tensor, B: Tensor, scaling: float, bound: flo
             f"tensor {key_B(module)!r}: its columns times the rows of lora_A cancel; they sum to {terms:.3g} before they do, "
             f"more than {MOST_CANCELLATION:g} times the run's bound {bound:.3g}; lower the learning rate and train again.",
             tensor=key_B(module),
+        )
+
+
+def _check_frozen(module: str, A: Tensor, previous: StoredAdapter) -> None:
+    """Refuse another lora_A than the one served, in the dtype it was sent in: averaged, B would meet the served one."""
+    if not is_served_A(A, previous.factors(module, A.shape[0]).A):
+        raise Refusal(
+            Code.INVALID_TENSOR,
+            f"tensor {key_A(module)!r}: is not the one that was served; this run trains lora_B alone (`trainable` of the task "
+            'is "B"): freeze lora_A, train again and send it as it was served.',
+            tensor=key_A(module),
         )
 
 

@@ -5,10 +5,16 @@ thread of any process on the same kind of machine.
 """
 
 from flexlora_server.aggregation.fedavg import FedAvg
+from flexlora_server.aggregation.ffa import FrozenA
 from flexlora_server.aggregation.flexlora import FlexLora
+from flexlora_server.aggregation.flora import Flora
+from flexlora_server.aggregation.hetlora import HetLora
 from flexlora_server.aggregation.residual import ResidualFlexLora
 from flexlora_server.aggregation.strategy import register
 
 register(FlexLora())
 register(ResidualFlexLora())
 register(FedAvg())
+register(FrozenA())
+register(HetLora())
+register(Flora())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.aggregation.stack import Stack, Term
 
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -88,9 +89,6 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow.to(torch.float32)
 
 
-def weighted_stack(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
-    """All factors side by side in float64: B (d, R) and A (R, k) with B @ A = sum of p_i s_i B_i A_i."""
-    roots = [math.sqrt(update.weight * update.scaling) for update in updates]
-    B = torch.cat([root * update.B.double() for root, update in zip(roots, updates, strict=True)], dim=1)
-    A = torch.cat([root * update.A.double() for root, update in zip(roots, updates, strict=True)], dim=0)
-    return B, A
+def weighted_stack(updates: Sequence[Update]) -> Stack:
+    """The sum of p_i s_i B_i A_i, one term an update."""
+    return Stack([Term(update.B, update.A, update.weight * update.scaling) for update in updates])

@@ -6,7 +6,7 @@ import torch
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
 from flexlora_server.aggregation.truncate import truncate
 
 
@@ -15,10 +15,13 @@ class FlexLora:
 
     name = "flexlora"
     averages_factors = False
+    agents_train: AgentsTrain = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""
 
-    def aggregate(self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype) -> Aggregate:
+    def aggregate(
+        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    ) -> Aggregate:
         check_updates(updates, previous)
-        return truncate(*weighted_stack(updates), previous, dtype)
+        return truncate(weighted_stack(updates), previous, dtype, error_bound)

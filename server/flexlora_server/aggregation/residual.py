@@ -13,9 +13,8 @@ from torch import Tensor
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors, weighted_stack
-from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.svd import factored_svd
-from flexlora_server.aggregation.truncate import reported, truncate
+from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.truncate import as_they_are, truncate
 
 # Two float64 products of the same float32 numbers: what differs by less is the same update.
 _SAME = 1e-14
@@ -26,21 +25,37 @@ class ResidualFlexLora:
 
     name = "flexlora-residual"
     averages_factors = False
+    agents_train: AgentsTrain = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""
 
-    def aggregate(self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype) -> Aggregate:
+    def aggregate(
+        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    ) -> Aggregate:
         check_updates(updates, previous)
-        slices = [slice_factors(previous, u.rank, u.served_scaling, dtype) for u in updates]
-        if all(_is_as_served(u, *served) for u, served in zip(updates, slices, strict=True)):
+        served = {scaling: _served_B(previous, scaling, dtype) for scaling in {u.served_scaling for u in updates}}
+        if all(_is_as_served(u, previous.A[: u.rank], served[u.served_scaling][:, : u.rank]) for u in updates):
             return _unchanged(previous)
-        residual = previous.B.to(torch.float64, copy=True)
-        for update, (_, B) in zip(updates, slices, strict=True):
-            residual[:, : update.rank] -= update.weight * update.served_scaling * B.double()
-        stack_B, stack_A = weighted_stack(updates)
-        B, A = torch.cat([stack_B, residual], dim=1), torch.cat([stack_A, previous.A.double()])
-        return truncate(B, A, previous, dtype)
+        residual = previous.B.double() - sum(
+            _share(updates, scaling, previous.A.shape[0]).to(B.device) * B.double()
+            for scaling, B in sorted(served.items())
+        )
+        return truncate(weighted_stack(updates).and_(residual, previous.A), previous, dtype, error_bound)
+
+
+def _served_B(previous: GlobalFactors, scaling: float, dtype: torch.dtype) -> Tensor:
+    """lora_B as served at the largest rank; every rank's is a prefix, so that nothing is kept for each participant."""
+    return slice_factors(previous, previous.A.shape[0], scaling, dtype)[1]
+
+
+def _share(updates: Sequence[Update], scaling: float, r_max: int) -> Tensor:
+    """(r_max,): how much of column j of lora_B, as served at this scaling, came back with some upload."""
+    share = torch.zeros(r_max, dtype=torch.float64)
+    for update in updates:
+        if update.served_scaling == scaling:
+            share[: update.rank] += update.weight * scaling
+    return share
 
 
 def _is_as_served(update: Update, A: Tensor, B: Tensor) -> bool:
@@ -52,5 +67,4 @@ def _is_as_served(update: Update, A: Tensor, B: Tensor) -> bool:
 
 def _unchanged(previous: GlobalFactors) -> Aggregate:
     """Nobody learned: decomposing again would round A to the served dtype again, and W would drift."""
-    svd = factored_svd(previous.B, previous.A, previous.A.shape[0])
-    return Aggregate(previous, reported(svd), svd.total_energy)
+    return as_they_are(previous)

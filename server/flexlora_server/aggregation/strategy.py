@@ -1,26 +1,29 @@
 """The interface of an aggregation strategy, and the register of strategies by name.
 
-A new rule is a class with `name`, `averages_factors`, `check` and `aggregate`, handed to `register`:
+A new rule is a class with these attributes and methods, handed to `register`:
 
     class Mean:
         name = "mean"
         averages_factors = False
+        agents_train = "slice"
 
         def check(self, ranks): ...
-        def aggregate(self, updates, previous, dtype):
-            return truncate(*weighted_stack(updates), previous, dtype)
+        def aggregate(self, updates, previous, dtype, error_bound=1.0):
+            return truncate(weighted_stack(updates), previous, dtype, error_bound)
 
     register(Mean())
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update
+
+AgentsTrain = Literal["slice", "B", "fresh"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,16 @@ class Aggregate:
     factors: the new global update.
     singular_values: the leading 64 of the aggregated W, before truncation, descending.
     total_energy: the squared Frobenius norm of that W.
+    certificate: the truncation's error is at most this many times the smallest possible; 1 where it is exact.
+    route: how W was decomposed; `fell_back` names the routes that failed before, and why.
     """
 
     factors: GlobalFactors
     singular_values: tuple[float, ...]
     total_energy: float
+    certificate: float = 1.0
+    route: str = ""
+    fell_back: tuple[str, ...] = ()
 
 
 class Strategy(Protocol):
@@ -52,11 +60,20 @@ class Strategy(Protocol):
         norm bound, not just their product.
         """
 
+    @property
+    def agents_train(self) -> AgentsTrain:
+        """What agents train: both factors of the `slice` they are served, its `B` alone, or a `fresh` adapter on top of it."""
+
     def check(self, ranks: Sequence[int]) -> None:
         """Raise UnsupportedRun if a run with these allowed ranks cannot be served."""
 
-    def aggregate(self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype) -> Aggregate:
-        """The next global update, of previous' shapes, with A rounded to `dtype`; raises AggregationError."""
+    def aggregate(
+        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    ) -> Aggregate:
+        """The next global update, of previous' shapes, with A rounded to `dtype`; raises AggregationError.
+
+        `error_bound`: a truncation may have up to this many times the smallest possible error, certified; 1: the exact one.
+        """
 
 
 _registered: dict[str, Strategy] = {}

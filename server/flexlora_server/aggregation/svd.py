@@ -1,63 +1,93 @@
-"""The exact truncated SVD of a product of two factors, W = B @ A, without forming W where that is cheaper.
+"""The truncated SVD of a stack, by the cheapest route that can answer, and by the next safer one where it cannot.
 
-Householder QR of both factors and the SVD of the small core, all in float64: with Q kept implicit that costs
-little, and small singular values keep the digits a Gram matrix would lose. The result is a function of the bytes
-of B and A alone if torch runs on one thread (`torch.set_num_threads(1)`); with more, LAPACK and BLAS may sum in
-another order.
+Exact where exactness is asked for; else certified. The result is a function of the bytes of the stack and of `start` alone if
+torch runs on one thread (`torch.set_num_threads(1)`); with more, LAPACK and BLAS may sum in another order.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # exported, but not in torch's annotations
 
-from flexlora_server.aggregation.check import check_finite
 from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.aggregation.routes import cost
+from flexlora_server.aggregation.routes.dense import by_eigh, by_svd
+from flexlora_server.aggregation.routes.gram import by_gram
+from flexlora_server.aggregation.routes.leading import EPS, Leading, RouteFailed
+from flexlora_server.aggregation.routes.qr import by_qr
+from flexlora_server.aggregation.routes.subspace import by_subspace
+from flexlora_server.aggregation.stack import Stack
 
-# Float64 rounding in the core, in units of the sum of the rank-one norms: what is below is no singular value.
-# (Relative to that sum, not to sigma_1: updates that cancel leave noise of the size of what was cancelled.)
-_NOISE = 32 * torch.finfo(torch.float64).eps
+# Float64 rounding in units of the sum of the rank-one norms: what is below is no singular value. (Relative to that sum, not
+# to sigma_1: updates that cancel leave noise of the size of what was cancelled.)
+_NOISE = 32 * EPS
 _TIE = 1 - 1e-9
+_EXACT = {"gram": by_gram, "qr": by_qr, "eigh": by_eigh, "svd": by_svd}
 
 
 @dataclass(frozen=True)
 class TruncatedSVD:
     """W = U diag(S) Vt at some rank r, all float64.
 
-    U: (d, r), orthonormal columns where S > 0, zero where S = 0; the largest |entry| of a column is positive.
+    US: (d, r), left singular vectors times S; the largest |entry| of a column is positive, columns of S = 0 are zero.
     S: (r,), descending, exactly 0 where W has no such direction.
     Vt: (r, k), orthonormal rows, completed where S = 0 (beyond k rows: orthonormal in blocks of k).
-    singular_values: the min(d, R, k) of W that can differ from 0, descending.
-    total_energy: the squared Frobenius norm of W.
+    singular_values: those of W that are known, descending: all min(d, R, k) by an exact route, S by a certified one.
+    total_energy: the squared Frobenius norm of W; an estimate where the route is not exact (its tail to about 1 %).
+    certificate: the truncation's error is at most this many times the smallest possible, but for float32 rounding.
+    route: which way it was computed; `fell_back` tells which others failed before, and why.
     """
 
-    U: Tensor
+    US: Tensor
     S: Tensor
     Vt: Tensor
     singular_values: Tensor
     total_energy: float
+    certificate: float
+    route: str
+    fell_back: tuple[str, ...]
 
 
-def factored_svd(B: Tensor, A: Tensor, rank: int) -> TruncatedSVD:
-    """The rank-`rank` truncated SVD of B @ A, for B (d, R) and A (R, k) of any float dtype.
+def decompose(stack: Stack, rank: int, error_bound: float = 1.0, start: Tensor | None = None) -> TruncatedSVD:
+    """The rank-`rank` truncated SVD of the stack's W (d, k).
 
-    Raises AggregationError for shapes that do not multiply, non-finite values, or no convergence.
+    error_bound: the ratio of the truncation's error to the smallest possible that is good enough; 1 asks for exactness.
+    start: (j, k), directions that W's leading right singular vectors may be near, such as the previous round's.
+
+    Raises:
+        AggregationError: shapes that do not multiply, non-finite values, or no convergence by any route.
     """
-    if rank < 1 or B.shape[1] != A.shape[0]:
-        raise AggregationError(f"cannot decompose {tuple(B.shape)} @ {tuple(A.shape)} at rank {rank}")
-    check_finite("the stack of lora_B", B)
-    check_finite("the stack of lora_A", A)
-    B, A = B.double(), A.double()
-    U, sigma, Vt = _by_dense(B, A, rank) if _dense_is_cheaper(B, A) else _by_qr(B, A, rank)
-    noise = _NOISE * float((B.norm(dim=0) * A.norm(dim=1)).sum())
-    sigma = torch.where(sigma > noise, sigma, 0.0)[: B.shape[1]]
-    energy = float(sigma.square().sum())
-    kept = min(rank, int((sigma > 0).sum()))
-    signs = _signs(U[:, :kept])
-    full_U, full_S = B.new_zeros(B.shape[0], rank), B.new_zeros(rank)
-    full_U[:, :kept], full_S[:kept] = U[:, :kept] * signs, sigma[:kept]
-    return TruncatedSVD(full_U, full_S, complete_rows(Vt[:kept] * signs[:, None], rank), sigma, energy)
+    _check(stack, rank)
+    failed: list[str] = []
+    for route in cost.routes(*stack.shape, rank, exact=error_bound <= 1):
+        try:
+            found = by_subspace(stack, rank, error_bound, start) if route == "subspace" else _EXACT[route](stack, rank)
+        except RouteFailed as error:
+            failed.append(f"{route}: {error}")
+        else:
+            return _finished(found, stack, rank, route, tuple(failed))
+    raise AggregationError("; ".join(failed))
+
+
+def _check(stack: Stack, rank: int) -> None:
+    d, _, k = stack.shape
+    for term in stack.terms:
+        if rank < 1 or term.B.shape[0] != d or term.A.shape[1] != k or term.B.shape[1] != term.A.shape[0]:
+            raise AggregationError(f"cannot decompose {tuple(term.B.shape)} @ {tuple(term.A.shape)} at rank {rank}")
+
+
+def _finished(found: Leading, stack: Stack, rank: int, route: str, failed: tuple[str, ...]) -> TruncatedSVD:
+    """Noise cut off, signs fixed, rows completed."""
+    d, R, _ = stack.shape
+    noise = _NOISE * stack.rank_one_norms()
+    sigma = torch.where(found.singular_values > noise, found.singular_values, 0.0)[:R]
+    kept = min(rank, R, len(found.S), int((sigma > 0).sum()))
+    signs = _signs(found.US[:, :kept])
+    US, S = found.US.new_zeros(d, rank), found.S.new_zeros(rank)
+    US[:, :kept], S[:kept] = found.US[:, :kept] * signs, found.S[:kept]
+    Vt = complete_rows(found.Vt[:kept] * signs[:, None], rank)
+    energy = found.total_energy if kept else 0.0
+    return TruncatedSVD(US, S, Vt, sigma, energy, found.certificate, route, failed)
 
 
 def complete_rows(Vt: Tensor, rows: int) -> Tensor:
@@ -78,54 +108,6 @@ def complete_rows(Vt: Tensor, rows: int) -> Tensor:
     return torch.cat([Vt, extra])
 
 
-def _by_qr(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Q stays implicit (Householder reflectors): only the leading `rank` vectors are ever expanded."""
-    left, left_tau = torch.geqrf(B)
-    right, right_tau = torch.geqrf(A.mT)
-    m, n = len(left_tau), len(right_tau)
-    U, sigma, Vt = small_svd(left[:m].triu() @ right[:n].triu().mT)
-    U = _expand(left[:, :m], left_tau, U[:, :rank])
-    V = _expand(right[:, :n], right_tau, Vt[:rank].mT)
-    return U, sigma, V.mT
-
-
-def _expand(reflectors: Tensor, tau: Tensor, vectors: Tensor) -> Tensor:
-    padded = vectors.new_zeros(reflectors.shape[0], vectors.shape[1])
-    padded[: vectors.shape[0]] = vectors
-    return torch.ormqr(reflectors, tau, padded)
-
-
-def _by_dense(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    U, sigma, Vt = small_svd(B @ A)
-    return U[:, :rank], sigma, Vt[:rank]
-
-
-def small_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD of a float64 matrix (m, n): U (m, p), sigma (p,), Vt (p, n), p = min(m, n).
-
-    LAPACK's gesdd; should it not converge, the symmetric solver on [[0, C], [C^T, 0]], whose eigenpairs are
-    +-sigma with (u, +-v) / sqrt(2): another algorithm of the same accuracy (Golub and Van Loan, 8.6).
-    """
-    try:
-        U, sigma, Vt = torch.linalg.svd(C, full_matrices=False)
-        return U, sigma, Vt
-    except LinAlgError:
-        return _svd_by_eigh(C)
-
-
-def _svd_by_eigh(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    m, n = C.shape
-    symmetric = C.new_zeros(m + n, m + n)
-    symmetric[:m, m:], symmetric[m:, :m] = C, C.mT
-    try:
-        values, vectors = torch.linalg.eigh(symmetric)
-    except LinAlgError as error:
-        raise AggregationError(f"neither SVD algorithm converged on a {m} x {n} core: {error}") from error
-    p = min(m, n)
-    leading = vectors[:, -p:].flip(1) * 2**0.5
-    return leading[:m], values[-p:].flip(0).clamp(min=0), leading[m:].mT
-
-
 def _signs(U: Tensor) -> Tensor:
     """+-1 per column, so that its largest |entry| (the first of those equal to rounding) becomes positive."""
     if U.shape[1] == 0:
@@ -133,22 +115,3 @@ def _signs(U: Tensor) -> Tensor:
     size = U.abs()
     first = (size >= size.amax(dim=0) * _TIE).to(torch.uint8).argmax(dim=0, keepdim=True)
     return torch.where(U.gather(0, first)[0] < 0, -1.0, 1.0).to(U.dtype)
-
-
-def _dense_is_cheaper(B: Tensor, A: Tensor) -> bool:
-    """Compare floating-point operations: form W and decompose it, or reduce both factors first."""
-    (d, R), k = B.shape, A.shape[1]
-    m, n = min(d, R), min(k, R)
-    dense = 2 * d * R * k + _svd_flops(d, k)
-    factored = _qr_flops(d, R) + _qr_flops(k, R) + 2 * m * R * n + _svd_flops(m, n)
-    return dense < factored
-
-
-def _qr_flops(rows: int, columns: int) -> float:
-    long, short = max(rows, columns), min(rows, columns)
-    return 2 * long * short**2 - 2 * short**3 / 3
-
-
-def _svd_flops(rows: int, columns: int) -> float:
-    long, short = max(rows, columns), min(rows, columns)
-    return 6 * long * short**2 + 20 * short**3

@@ -5,26 +5,31 @@ from torch import Tensor
 
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, rounded
+from flexlora_server.aggregation.stack import Stack, Term
 from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.svd import TruncatedSVD, factored_svd
+from flexlora_server.aggregation.svd import TruncatedSVD, decompose
 
-REPORTED = 64
+REPORTED = 64  # leading singular values
 
 
-def truncate(B: Tensor, A: Tensor, previous: GlobalFactors, dtype: torch.dtype) -> Aggregate:
-    """W = B @ A at previous' rank: B = U Sigma, A = V^T.
+def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0) -> Aggregate:
+    """The stack's W at previous' rank: B = U Sigma, A = V^T; started from the previous directions where it iterates.
 
     All of Sigma goes on B: the rows of A stay orthonormal, so a direction with sigma = 0 has B = 0 but A != 0
     and still trains (FlexLoRA: Bai et al. 2024, arXiv 2402.11505).
     """
-    svd = factored_svd(B, A, previous.A.shape[0])
-    factors = GlobalFactors(B=to_float32(svd.U * svd.S), A=rounded(svd.Vt, dtype))
-    return Aggregate(factors, reported(svd), svd.total_energy)
+    svd = decompose(stack, previous.A.shape[0], error_bound, start=previous.A)
+    return _described(GlobalFactors(B=to_float32(svd.US), A=rounded(svd.Vt, dtype)), svd)
 
 
-def reported(svd: TruncatedSVD) -> tuple[float, ...]:
-    """The singular values that are reported: the leading 64."""
-    return tuple(svd.singular_values[:REPORTED].tolist())
+def as_they_are(factors: GlobalFactors) -> Aggregate:
+    """Factors that are published without decomposing their product; decomposed for the figures alone."""
+    return _described(factors, decompose(Stack([Term(factors.B, factors.A, 1.0)]), factors.A.shape[0]))
+
+
+def _described(factors: GlobalFactors, svd: TruncatedSVD) -> Aggregate:
+    leading = tuple(svd.singular_values[:REPORTED].tolist())
+    return Aggregate(factors, leading, svd.total_energy, svd.certificate, svd.route, svd.fell_back)
 
 
 def to_float32(B: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from flexlora_server import rounds as machine
 from flexlora_server.errors import Refusal
 from flexlora_server.records import events
 from flexlora_server.store import Tx
-from flexlora_server.tables import Assignment, Client, Participation, Round, Run, Upload
+from flexlora_server.tables import Assignment, Client, Participation, Round, RoundModules, Run, Upload
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.status import RoundState
 from flexlora_shared.problems import Code
@@ -52,6 +52,13 @@ def every(tx: Tx, run: str) -> Sequence[Round]:
     attempts = last.group_by(Round.number).subquery()
     wanted = select(Round).join(attempts, (Round.number == attempts.c.number) & (Round.attempt == attempts.c.attempt))
     return tx.session.scalars(wanted.where(Round.run == run).order_by(Round.number.desc())).all()
+
+
+def change_norms(tx: Tx, run: str, number: int) -> tuple[float, ...]:
+    """The median change norms of the published rounds before `number`, oldest first."""
+    wanted = select(RoundModules.updates).join(Round, Round.id == RoundModules.round_id)
+    wanted = wanted.where(Round.run == run, Round.number < number, Round.state == "PUBLISHED").order_by(Round.number)
+    return tuple(updates["change_norm"] for updates in tx.session.scalars(wanted) if updates)
 
 
 def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:

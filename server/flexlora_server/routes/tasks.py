@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from fastapi import Body, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from flexlora_server.aggregation.strategy import strategy
 from flexlora_server.auth import ClientId
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal
@@ -138,6 +139,7 @@ def _message(spec: RunSpec, round_: Round, place: Assignment, sha256: str, size:
         adapter=AdapterRef(
             href=f"{path}/adapter?{query}", config_href=f"{path}/adapter-config?{query}", sha256=sha256, size=size
         ),
+        trainable=strategy(spec.strategy).agents_train,
         spec=spec,
     )
 

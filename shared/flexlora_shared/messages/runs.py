@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from flexlora_shared.messages.base import Alpha, Dimension, Message, Rank, RunName, TensorName, Tuple
+from flexlora_shared.messages.robust import Filter
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
@@ -82,6 +83,10 @@ class RunSpec(Message):
     ranks: Annotated[Tuple[Rank], Field(min_length=1, max_length=256)]
     scaling: Scaling = Scaling(alpha_per_rank=1.0)
     strategy: Annotated[str, Field(max_length=64)] = "flexlora"
+    robust: Annotated[Tuple[Filter], Field(max_length=8)] = ()  # filters of a round's updates, applied in this order
+    error_bound: Annotated[float, Field(ge=1, le=2)] = (
+        1.02  # a truncation's error may be this many times the smallest possible, certified; 1: always exact
+    )
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     clients_per_round: Annotated[int, Field(ge=1, le=100_000)] | None = None  # None: everyone present
     min_clients: Annotated[int, Field(ge=1, le=100_000)] = 1  # participants present before a round begins

@@ -31,14 +31,47 @@ class EnergyKept(Message):
     share: float
 
 
+class CosineRange(Message):
+    """Cosines between the changes of all pairs of a round's participants."""
+
+    least: float
+    median: float
+    most: float
+
+
 class ModuleMetrics(Message):
-    """One module's aggregate: leading singular values, and the energy kept at each served rank."""
+    """One module's aggregate: its spectrum, what each served rank keeps of it, and how it was computed."""
 
     name: str
-    singular_values: tuple[float, ...]
-    total_energy: float  # squared Frobenius norm
+    singular_values: tuple[float, ...]  # the leading 64
+    total_energy: float  # squared Frobenius norm; an estimate where the certificate is above 1
     effective_rank: float  # exp of the entropy of the singular values' shares; 0 where the aggregate is 0
     energy_kept: tuple[EnergyKept, ...]
+    pairwise_cosine: CosineRange | None = None  # None where fewer than two participants changed it
+    route: str = ""  # gram, qr, eigh, svd or subspace
+    fell_back: tuple[str, ...] = ()  # the routes that failed before, and why
+    certificate: float = 1.0  # the truncation's error is at most this many times the smallest possible; 1: exact
+    seconds: float = 0.0  # on one thread
+    bytes_read: int = 0  # of this module's uploads
+
+
+class UpdateMetrics(Message):
+    """What became of one participant's update."""
+
+    client_id: str
+    weight: float  # with which it counts; the rest of its share counts for what it was served, or for the others
+    change_norm: float  # Frobenius norm of its change, over all modules
+    cosine: float | None  # mean over the other participants; None where there is no direction to compare
+    notes: tuple[str, ...]  # what the run's filters did to it
+
+
+class AggregationMetrics(Message):
+    """A round's updates beside each other."""
+
+    change_norm: float  # median over the participants
+    pairwise_cosine: CosineRange | None
+    cosines: tuple[tuple[float | None, ...], ...]  # of all pairs, in the order of `updates`; empty beyond 32
+    updates: tuple[UpdateMetrics, ...]
 
 
 class EvaluationSummary(Message):
@@ -60,6 +93,7 @@ class ParticipantStatus(Message):
     examples: int  # trained on, where the update is announced; else declared
     hardware: Hardware
     bytes_received: int
+    update: UpdateMetrics | None = None  # once the round is published
 
 
 class RoundSummary(Message):
@@ -79,6 +113,11 @@ class RoundSummary(Message):
     train_metrics: dict[str, float]  # of the accepted uploads, weighted by examples
     evaluations: tuple[EvaluationSummary, ...]  # of the adapter this round published
     energy_kept: tuple[EnergyKept, ...]
+    energy_above_smallest_rank: float | None = None  # its fall towards 0 is rank collapse
+    pairwise_cosine: CosineRange | None = None
+    change_norm: float | None = None  # median over the participants
+    filtered: int = 0  # updates that the run's filters clipped, weighed down or dropped
+    certificate: float | None = None  # the largest of all modules
     aggregation_seconds: float | None
 
 
@@ -88,6 +127,9 @@ class RoundDetail(Message):
     summary: RoundSummary
     modules: tuple[ModuleMetrics, ...]
     participants: tuple[ParticipantStatus, ...] | None
+    cosines: tuple[tuple[float | None, ...], ...] | None = (
+        None  # of all pairs of accepted participants, by client id; for the operator
+    )
 
 
 class RoundList(Message):

@@ -12,15 +12,24 @@ import torch
 
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.strategy import Aggregate, Strategy, register, strategies, strategy
+from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate, Strategy, register, strategies, strategy
 from flexlora_server.aggregation.truncate import truncate
-from tests.server.aggregation.cases import random_round
+from tests.server.aggregation.cases import Round, random_round
 
-NAMES = ("fedavg", "flexlora", "flexlora-residual")
+NAMES = ("fedavg", "ffa", "flexlora", "flexlora-residual", "flora", "hetlora")
+ONE_RANK = ("fedavg", "ffa")
+
+
+def case_of(name: str, ranks: Sequence[int], **shape: int) -> Round:
+    """A round that this strategy can aggregate."""
+    case = random_round(ranks, **shape)
+    if strategy(name).agents_train != "B":
+        return case
+    return replace(case, updates=tuple(replace(update, A=case.previous.A) for update in case.updates))
 
 
 def digest(name: str) -> str:
-    case = random_round([48] * 4 if name == "fedavg" else [4, 16, 32, 48], d=320, k=256)
+    case = case_of(name, [48] * 4 if name in ONE_RANK else [4, 16, 32, 48], d=320, k=256)
     start = replace(case.previous, B=torch.randn(320, 48, generator=torch.Generator().manual_seed(9)))
     result = strategy(name).aggregate(case.updates, start, torch.bfloat16)
     data = result.factors.A.numpy().tobytes() + result.factors.B.numpy().tobytes()
@@ -51,13 +60,13 @@ def test_built_in_strategies() -> None:
     assert [strategy(name).name for name in NAMES] == list(NAMES)
 
 
-@pytest.mark.parametrize("name", ["flexlora", "flexlora-residual"])
+@pytest.mark.parametrize("name", sorted(set(NAMES).difference(ONE_RANK)))
 def test_any_mix_of_ranks_can_be_served(name: str) -> None:
     strategy(name).check([2, 4, 200])
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(AggregationError, match="choose one of fedavg, flexlora, flexlora-residual"):
+    with pytest.raises(AggregationError, match=f"choose one of {', '.join(NAMES)}"):
         strategy("fedprox")
 
 
@@ -66,13 +75,16 @@ class Uniform:
 
     name = "uniform-for-a-test"
     averages_factors = False
+    agents_train: AgentsTrain = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
         pass
 
-    def aggregate(self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype) -> Aggregate:
+    def aggregate(
+        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    ) -> Aggregate:
         equal = [replace(update, weight=1 / len(updates)) for update in updates]
-        return truncate(*weighted_stack(equal), previous, dtype)
+        return truncate(weighted_stack(equal), previous, dtype, error_bound)
 
 
 def test_a_new_strategy_is_registered_by_name_once() -> None:
@@ -89,7 +101,7 @@ def changed(update: Update, **fields: object) -> list[Update]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_updates_are_refused(name: str) -> None:
-    case = random_round([6])
+    case = case_of(name, [6])
     (good,) = case.updates
     holed = good.B.clone()
     holed[3, 2] = float("nan")

@@ -1,0 +1,32 @@
+"""The adapter that a participant starts from where a run trains a fresh one on top of the slice it is served."""
+
+import hashlib
+import math
+from dataclasses import replace
+
+import torch
+
+from flexlora_client.training.slices import Slice
+from flexlora_shared.layout import key_A, key_B
+from flexlora_shared.messages.runs import RunSpec
+
+
+def fresh_adapter(served: Slice, spec: RunSpec, round: int, participant: str) -> Slice:
+    """An adapter of the slice's ranks and alphas: lora_A Kaiming-uniform as PEFT draws it, lora_B = 0, extra tensors as served.
+
+    The same round of the same participant draws the same; another participant, round or module draws another lora_A:
+    one for all would confine what they learn together to the span of its few rows.
+    """
+    tensors = dict(served.tensors)
+    for module in spec.modules:
+        A = torch.empty(served.config.rank_of(module.name), module.in_features)
+        generator = _generator(f"{spec.training.seed}:{round}:{participant}:{module.name}")
+        torch.nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+        tensors[key_A(module.name)] = A
+        tensors[key_B(module.name)] = torch.zeros(module.out_features, len(A))
+    return replace(served, tensors=tensors)
+
+
+def _generator(name: str) -> torch.Generator:
+    digest = hashlib.sha256(name.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -1,0 +1,39 @@
+"""FLoRA: everybody trains a fresh adapter, and the stack of all of them is added (Wang et al., NeurIPS 2024, arXiv 2409.05976).
+
+Stacked side by side, [p_1 s_1 B_1 ... p_n s_n B_n] [A_1; ...; A_n] = sum of p_i s_i B_i A_i, with no error from averaging the
+factors apart, at any mix of ranks. In the paper the coordinator sends the whole stack, everybody merges it into the base
+model, and the next fresh adapter is trained on top. Here the global update D stands for what has been merged so far:
+
+    D_new = D_old + sum of p_i s_i B_i A_i
+
+Exact as long as the run's largest rank holds it, else its best approximation at that rank: what is served stays one
+adapter whose size does not grow with rounds and participants. A participant of a lower rank trains on top of its slice of D.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from flexlora_server.aggregation.check import check_updates
+from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
+from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.truncate import as_they_are, truncate
+
+
+class Flora:
+    """D_new = D_old + sum of p_i s_i B_i A_i, truncated to the largest rank served."""
+
+    name = "flora"
+    averages_factors = False
+    agents_train: AgentsTrain = "fresh"
+
+    def check(self, ranks: Sequence[int]) -> None:
+        """Any mix of ranks can be served."""
+
+    def aggregate(
+        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    ) -> Aggregate:
+        check_updates(updates, previous)
+        if not any(bool(update.B.any()) for update in updates):  # decomposed again, A would be rounded again
+            return as_they_are(previous)
+        return truncate(weighted_stack(updates).and_(previous.B, previous.A), previous, dtype, error_bound)

@@ -1,0 +1,100 @@
+"""Lengths of a round's changes and the angles between them: all that a robust filter needs.
+
+A participant's change is D_i = W_i - S_i: what it uploaded, s_i B_i A_i, less the slice it was served, rounding included.
+Over all modules it is one long vector; its inner products are sums over the modules.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexlora_server.aggregation.changes import Changes, gram, inner_products, reaches
+from flexlora_server.aggregation.check import check_finite
+from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.aggregation.factors import GlobalFactors, Update
+
+# Of a change's reach squared: what rounding in the Gram matrices can hide.
+_NOISE = 32 * torch.finfo(torch.float64).eps
+# The global update is stored in float32: a change smaller than this share of its reach is rounding and has no direction.
+_STILL = 1e-6
+_ELEMENTS = 2**16
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Inner products of the changes of a round's N participants, and with the last change G of the global update.
+
+    inner: <D_i, D_j>, (N, N) float64. with_previous: <D_i, G>, (N,), None where there was no round before.
+    previous_norm: |G|.
+    """
+
+    inner: Tensor
+    with_previous: Tensor | None
+    previous_norm: float
+
+    def __add__(self, other: "Geometry") -> "Geometry":
+        """Of two groups of tensors together."""
+        both = [with_ for with_ in (self.with_previous, other.with_previous) if with_ is not None]
+        if len(both) == 1 or self.inner.shape != other.inner.shape:
+            raise AggregationError("geometries of different participants or rounds cannot be added")
+        norm = math.hypot(self.previous_norm, other.previous_norm)
+        return Geometry(self.inner + other.inner, both[0] + both[1] if both else None, norm)
+
+    @property
+    def norms(self) -> list[float]:
+        """|D_i|, in the order of the participants."""
+        norms: list[float] = self.inner.diagonal().clamp(min=0).sqrt().tolist()
+        return norms
+
+    def of(self, participants: Sequence[int], factors: Sequence[float]) -> "Geometry":
+        """Of these participants alone, their changes multiplied by these factors."""
+        index, c = torch.tensor(participants), torch.tensor(factors, dtype=torch.float64)
+        with_previous = None if self.with_previous is None else self.with_previous[index] * c
+        return Geometry(self.inner[index][:, index] * torch.outer(c, c), with_previous, self.previous_norm)
+
+
+def module_geometry(
+    updates: Sequence[Update], previous: GlobalFactors, before: GlobalFactors | None, dtype: torch.dtype, fresh: bool
+) -> Geometry:
+    """The geometry of one module, from R x R Gram matrices in float64; R is the sum of all ranks.
+
+    previous: the global update the round's slices were cut from, served in `dtype`; before: the one published a round
+    earlier, so that G = previous - before. fresh: participants trained new adapters, hence S_i = 0. The result is a
+    function of the bytes if torch runs on one thread. Raises AggregationError for non-finite values.
+    """
+    changes = Changes(updates, previous, before, dtype, fresh)
+    left, right, outers = gram(changes.left()), gram(changes.right()), changes.outers()
+    inner, reach = inner_products(left, right, outers), reaches(left, right, outers)
+    # Factors can be chosen to cancel, so that rounding makes a long change look short: it is never less than rounding.
+    inner.diagonal()[: len(updates)].clamp_(min=0).add_(_NOISE * reach[: len(updates)].square())
+    return _geometry(inner, len(updates), still=float(reach[-1]) * _STILL)
+
+
+def tensor_geometry(uploads: Sequence[Tensor], previous: Tensor, before: Tensor | None, dtype: torch.dtype) -> Geometry:
+    """The same of a tensor that is trained in full: what was served is `previous` in `dtype`. One shape, any float dtype."""
+
+    def rows() -> Iterator[Tensor]:
+        flat, old = [upload.reshape(-1) for upload in uploads], previous.reshape(-1)
+        for first in range(0, len(old), _ELEMENTS):
+            part = slice(first, first + _ELEMENTS)
+            served = old[part].to(dtype).double()
+            last = [] if before is None else [old[part].double() - before.reshape(-1)[part].double()]
+            yield torch.stack([*(one[part].double() - served for one in flat), *last], dim=1)
+
+    still = 0.0 if before is None else _STILL * float(previous.double().norm())
+    return _geometry(gram(rows()), len(uploads), still)
+
+
+def _geometry(inner: Tensor, participants: int, still: float) -> Geometry:
+    """Split what belongs to G, the last row if there is one more than participants."""
+    check_finite("the inner products of this round's changes", inner)
+    own = inner[:participants, :participants].clone()
+    if len(inner) == participants:
+        return Geometry(own, None, 0.0)
+    norm = math.sqrt(max(0.0, float(inner[-1, -1])))
+    if norm <= still:
+        return Geometry(own, torch.zeros(participants, dtype=torch.float64), 0.0)
+    return Geometry(own, inner[-1, :-1].clone(), norm)

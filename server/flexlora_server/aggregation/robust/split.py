@@ -1,0 +1,45 @@
+"""From shares to the updates of one module that a strategy is handed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
+from flexlora_server.aggregation.robust.reweight import Shares
+
+
+def split(
+    updates: Sequence[Update], shares: Shares, previous: GlobalFactors, dtype: torch.dtype, fresh: bool
+) -> list[Update]:
+    """For each participant in order its upload, if it counts, and what it was served, if that counts in its place.
+
+    fresh: participants train new adapters, and one that changed nothing has B = 0. The weights sum to 1.
+    Raises AggregationError where a slice cannot be cut.
+    """
+    found = []
+    for update, upload, served in zip(updates, shares.upload, shares.served, strict=True):
+        found += list(_parts(update, upload, served, previous, dtype, fresh))
+    return found
+
+
+def _parts(
+    update: Update, upload: float, served: float, previous: GlobalFactors, dtype: torch.dtype, fresh: bool
+) -> Iterator[Update]:
+    s = update.served_scaling
+    if upload > 0:
+        yield Update(update.A, update.B, update.scaling, upload, s)
+    if served > 0:
+        A, B = slice_factors(previous, update.rank, s, dtype)
+        yield Update(A, torch.zeros_like(B) if fresh else B, s, served, s)
+
+
+def split_tensors(
+    uploads: Iterable[Tensor], shares: Shares, previous: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, float]]:
+    """The same for a tensor that is averaged whole: pairs of a tensor and its weight; everybody was served `previous`."""
+    for tensor, upload in zip(uploads, shares.upload, strict=True):
+        if upload > 0:
+            yield tensor, upload
+    if any(shares.served):
+        yield previous.to(dtype), sum(shares.served)

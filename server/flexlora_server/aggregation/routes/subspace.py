@@ -1,0 +1,124 @@
+"""Block subspace iteration on the factors, started from the previous round's directions, with a certificate.
+
+Every product goes through the factors, W V = sum of s_b B_b (A_b V), in float32; what is small is in float64. The block goes
+to and fro between W's two sides, and after each product the certificate says how far from the best a truncation can be.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexlora_server.aggregation.routes.certificate import Outside, Product, certified, most_energy
+from flexlora_server.aggregation.routes.leading import Leading, RouteFailed
+from flexlora_server.aggregation.routes.small import orthonormal, small_svd
+from flexlora_server.aggregation.stack import Stack
+
+PRODUCTS = 16  # before it gives up
+CANCELS = 100.0  # times W's norm that its terms may sum to before they cancel
+
+
+def width(rank: int, d: int, k: int) -> int:
+    """Columns of the iterated block: the rank asked for and some more, which pay for themselves in accuracy."""
+    return min(rank + max(8, rank // 8), d, k)
+
+
+def by_subspace(stack: Stack, rank: int, bound: float, start: Tensor | None) -> Leading:
+    """The leading `rank` triplets, certified to `bound`; `start` (j, k) holds directions to begin with.
+
+    Raises:
+        RouteFailed: no certificate within `PRODUCTS`, or numbers beyond float32.
+    """
+    d, R, k = stack.shape
+    uncancelled = stack.rank_one_norms()
+    generator = torch.Generator().manual_seed(d * 1_000_003 + R * 1009 + k)
+    forth, back = _finite(stack.times), _finite(stack.transposed_times)
+    block = _Block.of(_start(start, k, width(rank, d, k), generator).to(stack.device), forth, back, generator)
+    claimed = float("inf")
+    for product in range(1, PRODUCTS):
+        forth, back = back, forth
+        Q, to_image = orthonormal(block.image)
+        following = _Block.of(Q, forth, back, generator)
+        claimed = _Claim.of(block, following, to_image, rank).at_most(bound)
+        if claimed <= bound:
+            energy = float(following.image.square().sum()) + following.outside.energy
+            if uncancelled > CANCELS * energy**0.5:
+                raise RouteFailed(
+                    f"the terms cancel to {energy**0.5 / uncancelled:.1e} of their size, too much for float32"
+                )
+            return _leading(following, rank, energy, claimed, right=product % 2 == 0)
+        block = following
+    raise RouteFailed(f"certified {claimed:.4g} times the smallest error after {PRODUCTS} products, not {bound:g}")
+
+
+@dataclass(frozen=True)
+class _Block:
+    """An orthonormal Q (n, l) of one side, its image on the other, and what lies outside it; all float64."""
+
+    Q: Tensor
+    image: Tensor
+    outside: Outside
+
+    @classmethod
+    def of(cls, Q: Tensor, forth: Product, back: Product, generator: torch.Generator) -> "_Block":
+        outside = Outside(Q, forth, back, generator)
+        images = forth(torch.cat([Q, outside.vectors], dim=1)).double()
+        outside.begin(images[:, Q.shape[1] :])
+        return cls(Q, images[:, : Q.shape[1]], outside)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What two successive blocks say about the truncation of the second."""
+
+    T: Tensor  # Q^T M Q (l, l) of the first
+    CtC: Tensor  # (l, l), what M leads out of it
+    rank: int
+    kept: float  # energy of the second's truncation
+    outside: Outside  # of the first
+
+    @classmethod
+    def of(cls, block: _Block, following: _Block, to_image: Tensor, rank: int) -> "_Claim":
+        T = block.image.mT @ block.image
+        C = following.image @ to_image - block.Q @ T
+        kept = torch.linalg.eigvalsh(following.image.mT @ following.image)[-rank:].sum()
+        return cls(T, C.mT @ C, rank, float(kept), block.outside)
+
+    def at_most(self, bound: float) -> float:
+        """How far the truncation can be from the best, as a ratio; looks outside no closer than `bound` needs, or can get."""
+        claimed = self._with(self.outside.largest())
+        while claimed > bound >= self._with(self.outside.seen()) and self.outside.deepen():
+            claimed = self._with(self.outside.largest())
+        return claimed
+
+    def _with(self, mu: float) -> float:
+        most = most_energy(self.T, self.CtC, self.rank, mu)
+        return certified(self.kept, most, float(self.T.trace()) + self.outside.least_energy())
+
+
+def _start(start: Tensor | None, k: int, columns: int, generator: torch.Generator) -> Tensor:
+    """(k, columns) orthonormal: the given directions, then random ones."""
+    V = torch.randn(k, columns, generator=generator, dtype=torch.float64)
+    if start is not None:
+        given = start[:columns].mT.double().cpu()
+        V[:, : given.shape[1]] = given
+    return orthonormal(V)[0]
+
+
+def _leading(block: _Block, rank: int, energy: float, claimed: float, right: bool) -> Leading:
+    """The truncation of W QQ^T (for Q of the right side) or QQ^T W."""
+    P, R = orthonormal(block.image)
+    u, sigma, vt = small_svd(R)
+    u, sigma, v = P @ u[:, :rank], sigma[:rank], block.Q @ vt[:rank].mT
+    US, Vt = (u * sigma, v.mT) if right else (v * sigma, u.mT)
+    return Leading(US, sigma, Vt, sigma, energy, claimed)
+
+
+def _finite(product: Product) -> Product:
+    def checked(block: Tensor) -> Tensor:
+        made = product(block)
+        if not bool(torch.isfinite(made).all()):
+            raise RouteFailed("the products are too large for float32")
+        return made
+
+    return checked

@@ -1,0 +1,158 @@
+"""A sum of low-rank terms, W = sum of s_b B_b A_b, and the products with it that need no dense matrix.
+
+The terms stay where they are, memory-mapped uploads in any float dtype included: every product reads them in pieces and
+converts piece by piece, so what is in memory depends on the module's shape and the sum of ranks squared, never on all terms.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 18  # numbers of a float64 piece that is multiplied at once: 2 MiB, a core's cache
+GROUP = 512  # columns of terms put side by side before they are multiplied into a dense matrix
+
+
+@dataclass(frozen=True)
+class Term:
+    """`scale * B @ A`, with B (d, r) and A (r, k) of any float dtype."""
+
+    B: Tensor
+    A: Tensor
+    scale: float
+
+
+class Stack:
+    """W (d, k) as a sum of terms; R is the sum of their ranks."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self.terms = tuple(terms)
+
+    def and_(self, B: Tensor, A: Tensor) -> "Stack":
+        """This sum and one more term, B @ A."""
+        return Stack([*self.terms, Term(B, A, 1.0)])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(d, R, k)."""
+        return self.terms[0].B.shape[0], sum(term.A.shape[0] for term in self.terms), self.terms[0].A.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.terms[0].A.device
+
+    @property
+    def scales(self) -> Tensor:
+        """Each column's scale (R,), float64."""
+        each = [torch.full((t.A.shape[0],), t.scale, dtype=torch.float64, device=self.device) for t in self.terms]
+        return torch.cat(each)
+
+    def rank_one_norms(self) -> float:
+        """The sum of |s_b b_j| |a_j| over all columns, to float32: how large W would be if nothing cancelled."""
+        return sum(abs(term.scale) * float(_norms(term.B, 0) @ _norms(term.A, 1)) for term in self.terms)
+
+    def grams(self) -> tuple[Tensor, Tensor]:
+        """(B^T B, A A^T), both (R, R) float64, of the factors side by side, without their scales."""
+        R = self.shape[1]
+        of_B = torch.zeros(R, R, dtype=torch.float64, device=self.device)
+        of_A = torch.zeros_like(of_B)
+        for _, piece in self._rows_of_B():
+            of_B.addmm_(piece.mT, piece)
+        for _, piece in self._columns_of_A():
+            of_A.addmm_(piece, piece.mT)
+        return of_B, of_A
+
+    def B_times(self, X: Tensor) -> Tensor:
+        """[B_1 B_2 ...] @ X: (d, n) float64 for X (R, n), without the scales."""
+        made = torch.empty(self.shape[0], X.shape[1], dtype=torch.float64, device=self.device)
+        for rows, piece in self._rows_of_B():
+            torch.mm(piece, X, out=made[rows])
+        return made
+
+    def times_A(self, X: Tensor) -> Tensor:
+        """X @ [A_1; A_2; ...]: (n, k) float64 for X (n, R), without the scales."""
+        made = torch.empty(X.shape[0], self.shape[2], dtype=torch.float64, device=self.device)
+        for columns, piece in self._columns_of_A():
+            made[:, columns] = X @ piece
+        return made
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """All terms side by side in float64, the scales on B: B (d, R), A (R, k)."""
+        B = torch.cat([term.scale * term.B.double() for term in self.terms], dim=1)
+        return B, torch.cat([term.A.double() for term in self.terms], dim=0)
+
+    def dense(self) -> Tensor:
+        """W (d, k), float64."""
+        d, _, k = self.shape
+        W = torch.zeros(d, k, dtype=torch.float64, device=self.device)
+        for terms in _grouped(self.terms):
+            W.addmm_(*Stack(terms).factors())
+        return W
+
+    def times(self, V: Tensor) -> Tensor:
+        """W @ V: (d, n) for V (k, n), multiplied in float32; term by term, so that none is copied."""
+        V = V.float()
+        made = torch.zeros(self.shape[0], V.shape[1], device=self.device)
+        for term in self.terms:
+            made.addmm_(term.B.float(), term.A.float() @ V, alpha=term.scale)
+        return made
+
+    def transposed_times(self, Q: Tensor) -> Tensor:
+        """W^T @ Q: (k, n) for Q (d, n), multiplied in float32."""
+        Qt = Q.float().mT.contiguous()
+        made = torch.zeros(Q.shape[1], self.shape[2], device=self.device)
+        for term in self.terms:
+            made.addmm_(Qt @ term.B.float(), term.A.float(), alpha=term.scale)
+        return made.mT
+
+    def _rows_of_B(self) -> Iterator[tuple[slice, Tensor]]:
+        """[B_1 B_2 ...] as float64 pieces of whole rows."""
+        d, R, _ = self.shape
+        for rows in _pieces(d, R):
+            piece = torch.empty(rows.stop - rows.start, R, dtype=torch.float64, device=self.device)
+            _fill(piece.mT, [term.B[rows].mT for term in self.terms])
+            yield rows, piece
+
+    def _columns_of_A(self) -> Iterator[tuple[slice, Tensor]]:
+        """[A_1; A_2; ...] as float64 pieces of whole columns."""
+        _, R, k = self.shape
+        for columns in _pieces(k, R):
+            piece = torch.empty(R, columns.stop - columns.start, dtype=torch.float64, device=self.device)
+            _fill(piece, [term.A[:, columns] for term in self.terms])
+            yield columns, piece
+
+
+def _norms(X: Tensor, dim: int) -> Tensor:
+    """Norms along `dim`, float64: squared and summed in float32 while that holds them, three times faster than norm()."""
+    norms: Tensor = X.float().square().sum(dim).sqrt().double()
+    if X.dtype == torch.float64 or not bool(torch.isfinite(norms).all()):
+        norms = torch.linalg.vector_norm(X, dim=dim, dtype=torch.float64)
+    return norms
+
+
+def _pieces(length: int, R: int) -> Iterator[slice]:
+    step = max(64, PIECE // R)
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _fill(piece: Tensor, parts: Sequence[Tensor]) -> None:
+    """Copy `parts` below one another into `piece`, converting on the way."""
+    at = 0
+    for part in parts:
+        piece[at : at + part.shape[0]].copy_(part)
+        at += part.shape[0]
+
+
+def _grouped(terms: Sequence[Term]) -> Iterator[list[Term]]:
+    """The terms in order, as many at a time as have `GROUP` columns together."""
+    some: list[Term] = []
+    columns = 0
+    for term in terms:
+        some.append(term)
+        columns += term.A.shape[0]
+        if columns >= GROUP:
+            yield some
+            some, columns = [], 0
+    if some:
+        yield some

@@ -1,0 +1,50 @@
+"""The robust filters of a run's definition: what is done to updates that may be faulty or hostile, in the order given."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from flexlora_shared.messages.base import Message
+
+
+class NormClip(Message):
+    """Shorten a change that is longer than a bound: a fixed one, or a multiple of the median change.
+
+    Give exactly one of `bound` and `median_factor`; `history` belongs to `median_factor`.
+    """
+
+    kind: Literal["norm-clip"] = "norm-clip"
+    bound: Annotated[float, Field(gt=0, le=1e15)] | None = None  # Frobenius norm over all modules
+    median_factor: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    history: Annotated[int, Field(ge=0, le=1000)] = 0  # past rounds whose median counts beside this round's changes
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.bound is None) == (self.median_factor is None):
+            raise ValueError("give exactly one of bound and median_factor")
+        if self.bound is not None and self.history:
+            raise ValueError("history belongs to median_factor: a fixed bound has none")
+        return self
+
+
+class MultiKrum(Message):
+    """Keep the updates that lie closest to their neighbours, leave out as many as may be byzantine."""
+
+    kind: Literal["multi-krum"] = "multi-krum"
+    byzantine_share: Annotated[float, Field(gt=0, lt=0.5)]  # of a round's updates
+
+
+class GeometricMedian(Message):
+    """Weight the updates so that their mean is their geometric median."""
+
+    kind: Literal["geometric-median"] = "geometric-median"
+
+
+class Cosine(Message):
+    """Leave out a change that points away from the last round's."""
+
+    kind: Literal["cosine"] = "cosine"
+    minimum: Annotated[float, Field(ge=-1, le=1)]  # of its cosine with the last change of the global update
+
+
+Filter = Annotated[NormClip | MultiKrum | GeometricMedian | Cosine, Field(discriminator="kind")]

@@ -1,0 +1,164 @@
+"""What a task says is trainable: lora_B alone, or a fresh adapter on top of the slice served."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from flexlora_client.training.evaluation import evaluate
+from flexlora_client.training.examples import Example, Labelled, Prompted
+from flexlora_client.training.fresh import fresh_adapter
+from flexlora_client.training.layers import UNDER, lora_layers
+from flexlora_client.training.models import Models
+from flexlora_client.training.slices import read_slice
+from flexlora_client.training.standard import StandardTrainer
+from flexlora_shared.messages.runs import RunSpec, TrainingSpec
+from tests.client.training.making import load_base, load_peft, make_job, make_run, make_slice
+
+QUESTIONS: list[Example] = [Prompted(f"What is {n} plus one? ", f"It is {n + 1}.") for n in range(8)]
+ANIMALS: list[Example] = [
+    Labelled(f"{word} number {n}", label) for n in range(4) for label, word in enumerate(["sings", "swims", "grows"])
+]
+IDS = torch.arange(2, 42).reshape(2, 20)
+Case = tuple[RunSpec, Path, list[Example]]
+Make = Callable[..., Case]
+
+
+@pytest.fixture(params=["CAUSAL_LM", "SEQ_CLS"])
+def make(request: pytest.FixtureRequest, llama: Path, bert: Path, tmp_path: Path) -> Make:
+    """A run of either task, a slice of it with ranks and alphas of its own for some modules, and examples."""
+    base, examples, one = (llama, QUESTIONS, "q_proj") if request.param == "CAUSAL_LM" else (bert, ANIMALS, "query")
+
+    def made(dtype: str = "float32", **training: Any) -> Case:
+        quick = TrainingSpec(**{"learning_rate": 0.01, "epochs": 4, "batch_size": 4, "max_length": 64} | training)
+        spec = make_run(base, request.param, training=quick, upload_dtype=dtype)
+        served = make_slice(
+            tmp_path / "served", base, spec, use_rslora=True, rank_pattern={one: 8}, alpha_pattern={one: 3}
+        )
+        return spec, served, examples
+
+    return made
+
+
+def tensors(adapter: Path) -> dict[str, torch.Tensor]:
+    return load_file(adapter / "adapter_model.safetensors" if adapter.is_dir() else adapter)
+
+
+def of_B(named: Mapping[str, torch.Tensor]) -> set[str]:
+    return {key for key in named if "lora_A" not in key}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_B_alone_is_trained_and_A_goes_back_bit_for_bit(make: Make, tmp_path: Path, dtype: str) -> None:
+    spec, served, examples = make(dtype, weight_decay=0.5)
+    losses: list[float] = []
+    job = make_job(spec, served, examples, tmp_path / "out", trainable="B", progress=lambda n, of, x: losses.append(x))
+    after = tensors(StandardTrainer().train(job).adapter)
+    before = {key: tensor.to(getattr(torch, dtype)) for key, tensor in tensors(served).items()}
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert changed == of_B(after)  # the head among them
+    assert losses[-1] < losses[0]
+
+
+def test_a_slice_is_trained_whole_again_after_its_B_alone_or_a_fresh_one(make: Make, tmp_path: Path) -> None:
+    spec, served, examples = make(epochs=1)
+    job = make_job(spec, served, examples, tmp_path / "slice")
+    alone = StandardTrainer().train(job).adapter.read_bytes()
+    models = Models()
+    trainer = StandardTrainer(models)
+    for trainable in ("B", "fresh"):
+        trainer.train(replace(job, trainable=trainable, output=tmp_path / trainable))
+        assert trainer.train(replace(job, output=tmp_path / "again")).adapter.read_bytes() == alone
+        trainer.train(replace(job, trainable=trainable, output=tmp_path / trainable))
+        plain = evaluate(spec, served, examples, device="cpu", answers=0)
+        assert evaluate(spec, served, examples, device="cpu", models=models, answers=0) == plain
+
+
+def test_a_fresh_adapter_starts_from_what_the_slice_computes(make: Make, tmp_path: Path) -> None:
+    """The first step's loss is the served slice's, whatever the dropout: B = 0, and the slice has none."""
+    spec, served, examples = make(max_steps=1, batch_size=len(ANIMALS), lora_dropout=0.9)
+    losses: list[float] = []
+    job = make_job(
+        spec, served, examples, tmp_path / "out", trainable="fresh", progress=lambda n, of, x: losses.append(x)
+    )
+    StandardTrainer().train(job)
+    expected = evaluate(spec, served, examples, device="cpu", answers=0)["loss"]
+    assert losses == [pytest.approx(expected, rel=1e-6)]
+
+
+def test_only_the_fresh_adapter_and_the_extra_tensors_are_uploaded(make: Make, tmp_path: Path) -> None:
+    """With next to no learning rate the upload is what training started from."""
+    spec, served, examples = make(learning_rate=1e-12, max_steps=1)
+    job = make_job(spec, served, examples, tmp_path / "out", trainable="fresh", participant="me")
+    sent, slice_ = tensors(StandardTrainer().train(job).adapter), tensors(served)
+    start = fresh_adapter(read_slice(served, spec), spec, 1, "me").tensors
+    assert sent.keys() == slice_.keys()
+    for key, tensor in sent.items():
+        torch.testing.assert_close(tensor, start[key], rtol=1e-6, atol=1e-9)
+        if "lora_B" in key:
+            assert bool(slice_[key].any())
+            assert tensor.norm() < 1e-9
+        elif "lora_A" in key:
+            assert not torch.allclose(tensor, slice_[key])
+            bound = tensor.shape[1] ** -0.5
+            assert 0.9 * bound < tensor.abs().max() <= bound  # as PEFT draws it
+        else:
+            torch.testing.assert_close(tensor, slice_[key], rtol=1e-6, atol=1e-9)
+
+
+def test_base_and_slice_and_fresh_adapter_are_what_is_trained(make: Make, tmp_path: Path) -> None:
+    """Plain PEFT, with the slice merged into the base model and the fresh adapter on top, computes the same."""
+    spec, served, examples = make()
+    models, losses, out = Models(), list[float](), tmp_path / "out"
+    job = make_job(spec, served, examples, out, trainable="fresh", progress=lambda n, of, x: losses.append(x))
+    StandardTrainer(models).train(job)
+    below, top = read_slice(served, spec), read_slice(out, spec)
+    ours = models.with_slice(top, spec, "cpu", under=below).model.eval()
+    merged = load_peft(Path(spec.model.id), spec, served).merge_and_unload()
+    plain = PeftModel.from_pretrained(merged, out).eval()
+    with torch.no_grad():
+        expected = plain(input_ids=IDS).logits
+        torch.testing.assert_close(ours(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
+    together = evaluate(spec, out, examples, device="cpu", models=models, answers=0, under=served)
+    assert together["loss"] < losses[0]
+    assert together["loss"] != pytest.approx(evaluate(spec, out, examples, device="cpu", answers=0)["loss"], rel=1e-3)
+
+
+def test_the_slice_and_the_base_model_stay_frozen(make: Make, tmp_path: Path) -> None:
+    spec, served, examples = make()
+    models = Models()
+    StandardTrainer(models).train(make_job(spec, served, examples, tmp_path / "out", trainable="fresh"))
+    assert models._placed is not None
+    model, slice_ = models._placed.model, tensors(served)
+    for name, layer in lora_layers(model):
+        for factor, found in (("lora_A", layer.lora_A[UNDER]), ("lora_B", layer.lora_B[UNDER])):
+            assert torch.equal(found.weight, slice_[f"base_model.model.{name}.{factor}.weight"])  # type: ignore[arg-type]
+    base, extra = load_base(Path(spec.model.id), spec).state_dict(), {tensor.name for tensor in spec.extra}
+    trained = model.unload().state_dict()
+    assert all(torch.equal(trained[name], base[name]) for name in base if name not in extra)
+
+
+@pytest.mark.parametrize("trainable", ["B", "fresh"])
+def test_the_same_job_gives_the_same_bytes(make: Make, tmp_path: Path, trainable: str) -> None:
+    spec, served, examples = make(lora_dropout=0.2, epochs=1)
+    job = make_job(spec, served, examples, tmp_path / "first", trainable=trainable, participant="me")
+    trainer = StandardTrainer()
+    first = trainer.train(job).adapter.read_bytes()
+    before = torch.get_rng_state()
+    assert trainer.train(replace(job, output=tmp_path / "again")).adapter.read_bytes() == first
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)  # another state of the global generator
+    assert StandardTrainer().train(replace(job, output=tmp_path / "anew")).adapter.read_bytes() == first
+
+
+def test_every_round_participant_and_module_starts_from_a_lora_A_of_its_own(make: Make) -> None:
+    spec, served, _ = make()
+    part = read_slice(served, spec)
+    starts = [fresh_adapter(part, spec, round_, who).tensors for round_, who in ((1, "me"), (2, "me"), (1, "you"))]
+    rows = [tensor[0] for start in starts for key, tensor in start.items() if "lora_A" in key]
+    assert len({tuple(row.tolist()) for row in rows}) == len(rows) == 3 * len(spec.modules)
