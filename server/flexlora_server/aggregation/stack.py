@@ -6,6 +6,7 @@ converts piece by piece, so what is in memory depends on the module's shape and 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class Stack:
         each = [torch.full((t.A.shape[0],), t.scale, dtype=torch.float64, device=self.device) for t in self.terms]
         return torch.cat(each)
 
+    @cached_property
     def rank_one_norms(self) -> float:
         """The sum of |s_b b_j| |a_j| over all columns, to float32: how large W would be if nothing cancelled."""
         return sum(abs(term.scale) * float(_norms(term.B, 0) @ _norms(term.A, 1)) for term in self.terms)

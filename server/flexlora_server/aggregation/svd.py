@@ -79,7 +79,7 @@ def _check(stack: Stack, rank: int) -> None:
 def _finished(found: Leading, stack: Stack, rank: int, route: str, failed: tuple[str, ...]) -> TruncatedSVD:
     """Noise cut off, signs fixed, rows completed."""
     d, R, _ = stack.shape
-    noise = _NOISE * stack.rank_one_norms()
+    noise = _NOISE * stack.rank_one_norms
     sigma = torch.where(found.singular_values > noise, found.singular_values, 0.0)[:R]
     kept = min(rank, R, len(found.S), int((sigma > 0).sum()))
     signs = _signs(found.US[:, :kept])

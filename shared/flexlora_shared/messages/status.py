@@ -116,7 +116,7 @@ class RoundSummary(Message):
     energy_above_smallest_rank: float | None = None  # its fall towards 0 is rank collapse
     pairwise_cosine: CosineRange | None = None
     change_norm: float | None = None  # median over the participants
-    filtered: int = 0  # updates that the run's filters clipped, weighed down or dropped
+    filtered: int = 0  # updates of which the run's filters noted something
     certificate: float | None = None  # the largest of all modules
     aggregation_seconds: float | None
 

@@ -2,14 +2,15 @@
 
 Let Q (n, l) be orthonormal, M = W W^T or W^T W (n, n), T = Q^T M Q, C = (1 - QQ^T) M Q what M leads out of Q, and D the part
 of M outside Q with largest eigenvalue mu. For every tau > mu, M is at most blockdiag(T + C^T C / (tau - mu), tau) in the
-Loewner order (the off-diagonal blocks by completing the square), so with the eigenvalues lambda_j of the first block
+Loewner order (the off-diagonal blocks by completing the square), so each j may choose its tau in
 
-    sum of the r largest sigma_j^2  <=  sum over j <= r of max(lambda_j, tau).
+    sigma_j^2  <=  max(lambda_j(T + C^T C / (tau - mu)), tau),    and the sum over j <= r bounds what can be kept.
 
-It is Ky Fan's inequality where the spectrum is flat, and quadratic in the residual C where there is a gap. mu is not known;
-a block Krylov iteration from Gaussian vectors bounds it from above: of b starting vectors, the combination that lies best has
-tan^2 of its angle to the leading eigenvector distributed as chi^2_{n-1} / chi^2_b, and a Chebyshev polynomial of the Krylov
-space makes (1 - eps) mu of it (Kuczynski and Wozniakowski 1992, SIAM J. Matrix Anal. Appl. 13, for one vector).
+It is quadratic in the residual C, over the gap between sigma_j^2 and mu, and loose by the error of mu where there is no gap.
+mu is not known; a block Krylov iteration from Gaussian vectors bounds it from above: of b starting vectors, the combination
+that lies best has tan^2 of its angle to the leading eigenvector distributed as chi^2_{n-1} / chi^2_b, and a Chebyshev
+polynomial of the Krylov space makes (1 - eps) mu of it (Kuczynski and Wozniakowski 1992, SIAM J. Matrix Anal. Appl. 13, for
+one vector).
 """
 
 import math
@@ -24,7 +25,7 @@ Product = Callable[[Tensor], Tensor]
 CHANCE = 1e-9  # that a bound is not true, for each of the two random quantities
 VECTORS = 16  # starting vectors
 STEPS = 8  # blocks of the Krylov space, at most
-TAUS = 16  # values of tau that are tried
+TAUS = 12  # values of tau that are tried near mu, and as many between mu and the largest eigenvalue
 # What float32 products leave of W, relative to its norm: errors below it are not told apart
 FLOAT32 = 3e-6
 
@@ -101,17 +102,18 @@ def overlooked(n: int, b: int, steps: int) -> float:
 
 
 def most_energy(T: Tensor, CtC: Tensor, rank: int, largest: float) -> float:
-    """The bound above, at the best of some tau: T and C^T C (l, l) float64, `largest` an upper bound on mu."""
+    """The bound above, each j at the best of some tau: T and C^T C (l, l) float64, `largest` an upper bound on mu."""
     theta = torch.linalg.eigvalsh(T).flip(0)
-    rth = float(theta[min(rank, len(theta)) - 1])
-    floor = max(largest, 1e-30 * float(theta[0]), 1e-300)
-    steps = torch.linspace(0.01, 1, TAUS, dtype=torch.float64, device=T.device)
-    taus = floor + steps**3 * max(2 * rth - floor, floor)
+    rth, first = float(theta[min(rank, len(theta)) - 1]), float(theta[0])
+    floor = max(largest, 1e-30 * first, 1e-300)
+    steps = torch.linspace(0, 1, TAUS + 1, dtype=torch.float64, device=T.device)[1:]
+    near = floor + steps**3 * max(rth - floor, floor)  # where the spectrum is flat at r, it counts how close to mu
+    wide = floor * (max(first, 2 * floor) / floor) ** steps  # for a large lambda_j the gap is its own distance from mu
+    taus = torch.cat([near, wide])
     blocks = T + CtC / (taus - largest).clamp(min=1e-300)[:, None, None]
     values = torch.linalg.eigvalsh(blocks).flip(1)[:, :rank]
     missing = rank - values.shape[1]  # ranks beyond the subspace can each keep tau at most
-    sums = torch.maximum(values, taus[:, None]).sum(dim=1) + missing * taus
-    return float(sums.min())
+    return float(torch.maximum(values, taus[:, None]).amin(dim=0).sum() + missing * taus.min())
 
 
 def certified(kept: float, most: float, total: float) -> float:

@@ -20,7 +20,7 @@ def by_eigh(stack: Stack, rank: int) -> Leading:
     gram = tall.mT @ tall
     values, vectors = eigh(gram)
     # W itself has the rounding of what cancelled in it
-    noise = max(EPS * float(gram.norm()), MARGIN * (EPS * stack.rank_one_norms()) ** 2)
+    noise = max(EPS * float(gram.norm()), MARGIN * (EPS * stack.rank_one_norms) ** 2)
     resolved(values, rank, noise, f"{len(values)} x {len(values)}")
     short = vectors[:, :rank]
     long = tall @ short

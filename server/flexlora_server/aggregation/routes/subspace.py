@@ -30,7 +30,7 @@ def by_subspace(stack: Stack, rank: int, bound: float, start: Tensor | None) -> 
         RouteFailed: no certificate within `PRODUCTS`, or numbers beyond float32.
     """
     d, R, k = stack.shape
-    uncancelled = stack.rank_one_norms()
+    uncancelled = stack.rank_one_norms
     generator = torch.Generator().manual_seed(d * 1_000_003 + R * 1009 + k)
     forth, back = _finite(stack.times), _finite(stack.transposed_times)
     block = _Block.of(_start(start, k, width(rank, d, k), generator).to(stack.device), forth, back, generator)
@@ -87,7 +87,7 @@ class _Claim:
     def at_most(self, bound: float) -> float:
         """How far the truncation can be from the best, as a ratio; looks outside no closer than `bound` needs, or can get."""
         claimed = self._with(self.outside.largest())
-        while claimed > bound >= self._with(self.outside.seen()) and self.outside.deepen():
+        while claimed > bound and self._with(self.outside.seen()) <= bound and self.outside.deepen():
             claimed = self._with(self.outside.largest())
         return claimed
 
@@ -98,11 +98,9 @@ class _Claim:
 
 def _start(start: Tensor | None, k: int, columns: int, generator: torch.Generator) -> Tensor:
     """(k, columns) orthonormal: the given directions, then random ones."""
-    V = torch.randn(k, columns, generator=generator, dtype=torch.float64)
-    if start is not None:
-        given = start[:columns].mT.double().cpu()
-        V[:, : given.shape[1]] = given
-    return orthonormal(V)[0]
+    given = torch.empty(k, 0, dtype=torch.float64) if start is None else start[:columns].mT.double().cpu()
+    more = torch.randn(k, columns - given.shape[1], generator=generator, dtype=torch.float64)
+    return orthonormal(torch.cat([given, more], dim=1))[0]
 
 
 def _leading(block: _Block, rank: int, energy: float, claimed: float, right: bool) -> Leading:

@@ -25,7 +25,7 @@ SHAPES = [(30, 40, (8,)), (40, 30, (3, 5, 1)), (12, 60, (20, 20)), (60, 12, (20,
 
 def check(found: Leading, stack: Stack, rank: int, accuracy: float) -> None:
     W = dense(stack)
-    norm, rounding = float(np.linalg.norm(W)), 1e-13 * stack.rank_one_norms()  # of the oracle's own sum
+    norm, rounding = float(np.linalg.norm(W)), 1e-13 * stack.rank_one_norms  # of the oracle's own sum
     size = max(norm, rounding / accuracy)
     values = oracle.singular_values(W)
     S = oracle.to_numpy(found.S)
