@@ -1,0 +1,86 @@
+"""Synthetic rounds that look like a running federation: who takes part at which rank, and what they upload of one module."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flexlora_server.aggregation.stack import Stack, Term
+
+MIXED = "mixed"
+CYCLE = (4, 8, 16, 32, 64)
+# FlexLoRA's four kinds of participants: the rank in attention layers, and in MLPs (Bai et al. 2024, arXiv 2402.11505)
+TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))
+# Its resource distributions, with the shares of its authors' code; `normal` as their figure 3 has it, with their mean and sd
+SHARES = {
+    "uniform": (0.25, 0.25, 0.25, 0.25),
+    "heavy-tail-light": (0.80, 0.05, 0.05, 0.10),
+    "heavy-tail-strong": (0.05, 0.05, 0.10, 0.80),
+    "normal": (0.0575, 0.4425, 0.4425, 0.0575),
+}
+DATA = ("federation", "flat")
+DRIFT, NOISE = 0.1, 0.3  # of the round's common change, and of each participant's own, relative to the global update
+
+
+def ranks_of(mix: str, participants: int, mlp: bool) -> list[int]:
+    """Each participant's rank; shares become whole participants by largest remainder."""
+    if mix == MIXED:
+        return [CYCLE[i % len(CYCLE)] for i in range(participants)]
+    exact = [share * participants for share in SHARES[mix]]
+    counts = [math.floor(count) for count in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: participants - sum(counts)]:
+        counts[i] += 1
+    return [TYPES[i][mlp] for i, count in enumerate(counts) for _ in range(count)]
+
+
+def largest(mix: str) -> int:
+    """The rank of the global update, r_max."""
+    return max(CYCLE) if mix == MIXED else max(max(kind) for kind in TYPES)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One module's uploads, and V^T (r_max, k), the right directions of the global update they were trained from."""
+
+    stack: Stack
+    V: Tensor
+
+
+def make(d: int, k: int, ranks: Sequence[int], r_max: int, data: str, seed: int = 0) -> Round:
+    """A seeded round: `federation`, or `flat`: i.i.d. Gaussian factors, whose spectrum no iteration likes."""
+    generator = torch.Generator().manual_seed(seed)
+    V = _orthonormal(k, r_max, generator).mT.contiguous()
+    each = _federation(d, V, ranks, generator) if data == "federation" else _flat(d, k, ranks, generator)
+    return Round(Stack([Term(B, A, 1 / len(ranks)) for B, A in each]), V)
+
+
+def _federation(d: int, V: Tensor, ranks: Sequence[int], generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Everyone's slice of U diag(s) V^T, moved by a change that all share and by one of its own."""
+    r_max, k = V.shape
+    s = torch.exp(-0.05 * torch.arange(r_max))
+    B = (_orthonormal(d, r_max, generator) + DRIFT * _columns(d, r_max, generator)) * s
+    A = V + DRIFT * _columns(k, r_max, generator).mT
+    return [
+        (
+            B[:, :r] + NOISE * s[:r] * _columns(d, r, generator),
+            A[:r] + NOISE * _columns(k, r, generator).mT.contiguous(),
+        )
+        for r in ranks
+    ]
+
+
+def _flat(d: int, k: int, ranks: Sequence[int], generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    return [(_columns(d, r, generator), _columns(k, r, generator).mT.contiguous()) for r in ranks]
+
+
+def _columns(length: int, count: int, generator: torch.Generator) -> Tensor:
+    """Gaussian columns of norm about 1."""
+    return torch.randn(length, count, generator=generator).div_(math.sqrt(length))
+
+
+def _orthonormal(length: int, count: int, generator: torch.Generator) -> Tensor:
+    Q: Tensor = torch.linalg.qr(_columns(length, count, generator)).Q
+    return Q
