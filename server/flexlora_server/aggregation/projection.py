@@ -14,7 +14,7 @@ from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.geometry import Geometry
 from flexlora_server.aggregation.routes.small import orthonormal
 
-LEADING = 64  # directions on either side
+LEADING = 32  # directions on either side
 
 
 def projected_geometry(

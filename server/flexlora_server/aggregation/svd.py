@@ -61,7 +61,10 @@ def decompose(stack: Stack, rank: int, error_bound: float = 1.0, start: Tensor |
     failed: list[str] = []
     for route in cost.routes(*stack.shape, rank, exact=error_bound <= 1):
         try:
-            found = by_subspace(stack, rank, error_bound, start) if route == "subspace" else _EXACT[route](stack, rank)
+            if route == "subspace":
+                found = by_subspace(stack, rank, error_bound, start, cost.products(*stack.shape, rank))
+            else:
+                found = _EXACT[route](stack, rank)
         except RouteFailed as error:
             failed.append(f"{route}: {error}")
         else:

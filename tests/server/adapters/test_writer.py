@@ -1,7 +1,9 @@
 """The safetensors writer: what it writes, the library reads; whatever a tensor's shape and strides."""
 
 from io import BytesIO
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
@@ -33,3 +35,17 @@ def test_what_was_announced_must_be_written() -> None:
         writer.close()
     with pytest.raises(AssertionError, match="instead of a"):
         writer.write("b", torch.zeros(2, 2))
+
+
+def test_what_lies_in_one_piece_is_not_copied() -> None:
+    """Rows of a mapped file go from the page cache to the file."""
+    rows = torch.randn(6, 5).to(torch.bfloat16)[2:4]
+    seen: list[int] = []
+
+    class Addresses(BytesIO):
+        def write(self, data: Any, /) -> int:
+            seen.append(np.frombuffer(data, np.uint8).ctypes.data)
+            return super().write(data)
+
+    TensorWriter(Addresses(), {"rows": (rows.dtype, (2, 5))}).write("rows", rows)
+    assert seen[-1] == rows.data_ptr()

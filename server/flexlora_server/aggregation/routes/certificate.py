@@ -80,6 +80,10 @@ class Outside:
             return self.seen()
         return self.seen() / (1 - overlooked(self._n, self._b, len(self._images)))
 
+    def reachable(self) -> float:
+        """What `largest` will say at the least after all `STEPS`."""
+        return self.seen() / (1 - overlooked(self._n, self._b, STEPS)) if self._b else 0.0
+
     def least_energy(self) -> float:
         """A lower bound on the trace: the mean over b vectors is at most E + 2 sqrt(largest E t / b) + 2 largest t / b
         (Laurent and Massart 2000, Annals of Statistics 28, lemma 1)."""

@@ -6,7 +6,7 @@ from 250 to 4,100): they differ between machines by tens of percent, the routes'
 
 from collections.abc import Sequence
 
-from flexlora_server.aggregation.routes.subspace import width
+from flexlora_server.aggregation.routes.subspace import PRODUCTS, width
 
 FLOAT32 = 0.6  # a product in float32
 SKINNY = 1.5  # one with few columns, bound by memory
@@ -14,10 +14,14 @@ QR = 2.5  # Householder reflections
 EIGH = 15.0  # n^3 of them, with vectors
 SVD = 35.0
 FIXED = 2e7  # operations: what starting any of a route's steps costs, about 0.3 ms in all
-PRODUCTS = 8  # of the whole stack with a block, that a subspace usually needs
+USUAL = (
+    6  # products of the whole stack with a block that a subspace needs, and of one with the narrower blocks outside it
+)
 # Safest first. One is passed over only for another at less than this share of its work.
 SAFEST = ("svd", "qr", "eigh", "gram")
 CLEARLY = 0.7
+# A subspace may need more than usual and then give up, so it must promise more than that.
+MUCH = 0.4
 
 
 def routes(d: int, R: int, k: int, rank: int, exact: bool) -> Sequence[str]:
@@ -29,7 +33,7 @@ def routes(d: int, R: int, k: int, rank: int, exact: bool) -> Sequence[str]:
             best = route
     safer = [route for route in SAFEST[: SAFEST.index(best)] if route in {"svd", "qr"}]
     exact_ones = [best, *sorted(safer, key=lambda route: work[route])]
-    if not exact and work["subspace"] < CLEARLY * work[best]:
+    if not exact and work["subspace"] < MUCH * work[best]:
         return ["subspace", *exact_ones]
     return exact_ones
 
@@ -45,5 +49,17 @@ def works(d: int, R: int, k: int, rank: int) -> dict[str, float]:
         "qr": FIXED + QR * 2.0 * both * R * m + 2.0 * m**2 * R + SVD * m**3 + QR * 4.0 * both * m * min(rank, m),
         "eigh": FIXED + dense + 2.0 * d * k * n + EIGH * n**3 + 2.0 * d * k * rank,
         "gram": FIXED + 2.0 * both * R**2 + (4.0 + EIGH) * R**3 + 2.0 * both * R * rank,
-        "subspace": FIXED * 10 + PRODUCTS * (FLOAT32 * SKINNY * 2.0 * both * R * columns + 4.0 * both * columns**2),
+        "subspace": FIXED * 10 + USUAL * _product(both, R, columns) + 24 * EIGH / 3 * columns**3,
     }
+
+
+def products(d: int, R: int, k: int, rank: int) -> int:
+    """After how many products a subspace gives up: it spends no more than half of what the exact route will."""
+    work = works(d, R, k, rank)
+    exact = min(work[route] for route in SAFEST)
+    return max(4, min(PRODUCTS, int(exact / 2 / _product(d + k, R, width(rank, d, k) + 16))))
+
+
+def _product(both: int, R: int, columns: int) -> float:
+    """One of the stack with a block, made orthonormal and looked at; and one with a narrow block, as slow as a third of it."""
+    return FLOAT32 * SKINNY * 2.0 * both * R * (columns + 32) + 4.0 * both * columns**2 + 3 * EIGH * columns**3

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexlora_server.aggregation.routes.certificate import Outside, Product, certified, most_energy
 from flexlora_server.aggregation.routes.leading import Leading, RouteFailed
-from flexlora_server.aggregation.routes.small import orthonormal, small_svd
+from flexlora_server.aggregation.routes.small import eigh, orthonormal, small_svd
 from flexlora_server.aggregation.stack import Stack
 
 PRODUCTS = 16  # before it gives up
@@ -23,11 +23,11 @@ def width(rank: int, d: int, k: int) -> int:
     return min(rank + max(8, rank // 8), d, k)
 
 
-def by_subspace(stack: Stack, rank: int, bound: float, start: Tensor | None) -> Leading:
+def by_subspace(stack: Stack, rank: int, bound: float, start: Tensor | None, products: int = PRODUCTS) -> Leading:
     """The leading `rank` triplets, certified to `bound`; `start` (j, k) holds directions to begin with.
 
     Raises:
-        RouteFailed: no certificate within `PRODUCTS`, or numbers beyond float32.
+        RouteFailed: no certificate within so many products, or numbers beyond float32.
     """
     d, R, k = stack.shape
     uncancelled = stack.rank_one_norms
@@ -35,11 +35,11 @@ def by_subspace(stack: Stack, rank: int, bound: float, start: Tensor | None) -> 
     forth, back = _finite(stack.times), _finite(stack.transposed_times)
     block = _Block.of(_start(start, k, width(rank, d, k), generator).to(stack.device), forth, back, generator)
     claimed = float("inf")
-    for product in range(1, PRODUCTS):
+    for product in range(1, products):
         forth, back = back, forth
         Q, to_image = orthonormal(block.image)
         following = _Block.of(Q, forth, back, generator)
-        claimed = _Claim.of(block, following, to_image, rank).at_most(bound)
+        claimed = _Claim(block, following, to_image, rank).at_most(bound)
         if claimed <= bound:
             energy = float(following.image.square().sum()) + following.outside.energy
             if uncancelled > CANCELS * energy**0.5:
@@ -48,7 +48,8 @@ def by_subspace(stack: Stack, rank: int, bound: float, start: Tensor | None) -> 
                 )
             return _leading(following, rank, energy, claimed, right=product % 2 == 0)
         block = following
-    raise RouteFailed(f"certified {claimed:.4g} times the smallest error after {PRODUCTS} products, not {bound:g}")
+    found = f"{claimed:.4g} times the smallest error" if claimed < float("inf") else "nothing"
+    raise RouteFailed(f"certified {found} after {products} products, not {bound:g}")
 
 
 @dataclass(frozen=True)
@@ -67,33 +68,41 @@ class _Block:
         return cls(Q, images[:, : Q.shape[1]], outside)
 
 
-@dataclass(frozen=True)
 class _Claim:
     """What two successive blocks say about the truncation of the second."""
 
-    T: Tensor  # Q^T M Q (l, l) of the first
-    CtC: Tensor  # (l, l), what M leads out of it
-    rank: int
-    kept: float  # energy of the second's truncation
-    outside: Outside  # of the first
-
-    @classmethod
-    def of(cls, block: _Block, following: _Block, to_image: Tensor, rank: int) -> "_Claim":
-        T = block.image.mT @ block.image
-        C = following.image @ to_image - block.Q @ T
-        kept = torch.linalg.eigvalsh(following.image.mT @ following.image)[-rank:].sum()
-        return cls(T, C.mT @ C, rank, float(kept), block.outside)
+    def __init__(self, block: _Block, following: _Block, to_image: Tensor, rank: int) -> None:
+        self._rank, self._outside = rank, block.outside
+        self._T = block.image.mT @ block.image  # Q^T M Q (l, l) of the first
+        C = following.image @ to_image - block.Q @ self._T  # what M leads out of it
+        self._CtC = C.mT @ C
+        self._kept = float(torch.linalg.eigvalsh(following.image.mT @ following.image)[-rank:].sum())
+        theta, vectors = eigh(self._T)
+        self._theta = theta[:rank]
+        self._leaks = (vectors * (self._CtC @ vectors)).sum(dim=0)[:rank]
 
     def at_most(self, bound: float) -> float:
-        """How far the truncation can be from the best, as a ratio; looks outside no closer than `bound` needs, or can get."""
-        claimed = self._with(self.outside.largest())
-        while claimed > bound and self._with(self.outside.seen()) <= bound and self.outside.deepen():
-            claimed = self._with(self.outside.largest())
+        """How far the truncation can be from the best, as a ratio; looks no closer than `bound` needs, or can get."""
+        claimed = float("inf")
+        while self._hoped(self._outside.reachable()) <= bound:
+            if self._hoped(self._outside.largest()) <= bound:
+                claimed = self._proven(self._outside.largest())
+            if claimed <= bound or not self._outside.deepen():
+                break
         return claimed
 
-    def _with(self, mu: float) -> float:
-        most = most_energy(self.T, self.CtC, self.rank, mu)
-        return certified(self.kept, most, float(self.T.trace()) + self.outside.least_energy())
+    def _hoped(self, mu: float) -> float:
+        """About what `_proven` says, without its many eigenvalues: every direction apart, coupled to one of size mu.
+
+        Less than what is kept already cannot be: then there is more outside than was seen, and as far from a proof.
+        """
+        coupled = float(((self._theta + mu) / 2 + ((self._theta - mu).square() / 4 + self._leaks).sqrt()).sum())
+        most = self._kept + abs(coupled - self._kept)
+        return certified(self._kept, most, float(self._T.trace()) + self._outside.energy)
+
+    def _proven(self, mu: float) -> float:
+        most = most_energy(self._T, self._CtC, self._rank, mu)
+        return certified(self._kept, most, float(self._T.trace()) + self._outside.least_energy())
 
 
 def _start(start: Tensor | None, k: int, columns: int, generator: torch.Generator) -> Tensor:

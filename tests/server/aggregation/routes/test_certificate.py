@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.routes import subspace
 from flexlora_server.aggregation.routes.certificate import (
     FLOAT32,
     STEPS,
@@ -173,8 +172,7 @@ def test_certified_by_hand() -> None:
     assert certified(kept=4.0, most=4.0, total=4.0) == pytest.approx(1.0)  # nothing is left but rounding
 
 
-def test_a_bound_that_is_not_met_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subspace, "PRODUCTS", 3)
+def test_a_bound_that_is_not_met_is_refused() -> None:
     stack, _ = with_spectrum(SPECTRA["nearly flat"], 90, 70)
-    with pytest.raises(RouteFailed, match=r"certified .* times the smallest error after 3 products, not 1.0001"):
-        by_subspace(stack, RANK, 1.0001, None)
+    with pytest.raises(RouteFailed, match=r"certified .* after 3 products, not 1.0001"):
+        by_subspace(stack, RANK, 1.0001, None, products=3)

@@ -65,7 +65,7 @@ def test_a_failed_square_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_failed_certificate_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     forced(monkeypatch, "subspace", "gram", "qr")
-    monkeypatch.setattr("flexlora_server.aggregation.routes.subspace.PRODUCTS", 2)
+    monkeypatch.setattr(cost, "products", lambda *shape: 2)
     found = decompose(gaussian(200, 220, [40] * 4), 8, error_bound=1.0001)
     assert found.route == "gram"
     assert found.certificate == 1.0
