@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from flexlora_server import figures
-from flexlora_server.adapters.slices import served_dtype
-from flexlora_server.adapters.stored import StoredAdapter, StoredWriter
+from flexlora_server.adapters.stored import StoredAdapter, StoredWriter, served_dtype
 from flexlora_server.adapters.uploads import Input, Uploads
 from flexlora_server.aggregation.extra import initial_extra, weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors

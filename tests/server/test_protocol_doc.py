@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import PydanticUndefined
 
 from flexlora_server.aggregation.errors import UnsupportedRun
-from flexlora_server.aggregation.strategy import AgentsTrain, strategies, strategy
+from flexlora_server.aggregation.strategy import strategies, strategy
 from flexlora_server.app import create_app
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
@@ -107,7 +107,7 @@ def test_the_strategy_table_is_the_built_in_strategies() -> None:
 
 def test_the_table_of_what_is_trainable_is_the_messages() -> None:
     rows = table("protocol.md", "| `trainable` | what is trained | what is uploaded |")
-    assert tuple(row[0].strip("`") for row in rows) == get_args(Trainable) == get_args(AgentsTrain)
+    assert tuple(row[0].strip("`") for row in rows) == get_args(Trainable)
 
 
 def test_the_settings_table_is_the_settings() -> None:

@@ -1,11 +1,14 @@
 """The global update as stored: one safetensors file at the run's largest rank.
 
-Each module has `NAME.Bt`, the transposed B (r_max, out_features), and `NAME.A` (r_max, in_features), both float32 and ordered by
-singular value, so that the slice of rank r is the first r rows of each. Extra tensors follow as `extra:NAME`, float32.
+Each module has `NAME.Bt`, the transposed B (r_max, out_features) in float32, and `NAME.A` (r_max, in_features) in the dtype
+that the run serves, which represents all it holds (float32 where agents train fresh adapters). Strategies that decompose order
+both by singular value. The slice of rank r is the first r rows of each, and its lora_A the first bytes of `NAME.A`. Extra
+tensors follow as `extra:NAME`, float32. Files written before A was kept in the served dtype have it in float32: the same values.
 """
 
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -13,25 +16,37 @@ from torch import Tensor
 
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
+from flexlora_server.aggregation.strategy import strategy
 from flexlora_shared.messages.runs import RunSpec
+
+
+def served_dtype(spec: RunSpec) -> torch.dtype:
+    """The dtype of a run's slices."""
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[spec.upload_dtype]
+
+
+def _dtype_of_A(spec: RunSpec) -> torch.dtype:
+    """Where agents train fresh adapters A is not rounded: nothing that comes back is compared with what was served."""
+    return torch.float32 if strategy(spec.strategy).agents_train == "fresh" else served_dtype(spec)
 
 
 class StoredWriter:
     """Writes a stored global update, module by module in the spec's order, then the extra tensors."""
 
     def __init__(self, file: BinaryIO, spec: RunSpec) -> None:
+        self._dtype = _dtype_of_A(spec)
         tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         for module in spec.modules:
             tensors[f"{module.name}.Bt"] = (torch.float32, (spec.largest_rank, module.out_features))
-            tensors[f"{module.name}.A"] = (torch.float32, (spec.largest_rank, module.in_features))
+            tensors[f"{module.name}.A"] = (self._dtype, (spec.largest_rank, module.in_features))
         for extra in spec.extra:
             tensors[f"extra:{extra.name}"] = (torch.float32, extra.shape)
         self._writer = TensorWriter(file, tensors)
 
     def module(self, name: str, factors: GlobalFactors) -> None:
-        """The next module's factors."""
+        """The next module's factors; A as every strategy returns it, of values that the stored dtype holds."""
         self._writer.write(f"{name}.Bt", factors.B.mT.contiguous())
-        self._writer.write(f"{name}.A", factors.A)
+        self._writer.write(f"{name}.A", factors.A.to(self._dtype))
 
     def extra(self, name: str, tensor: Tensor) -> None:
         """The next extra tensor."""
@@ -43,21 +58,26 @@ class StoredWriter:
 
 
 class StoredAdapter:
-    """A stored global update, read from its memory-mapped file."""
+    """A stored global update, read from its memory-mapped file, which is opened once: every opening parses the whole header."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @cached_property
+    def _file(self) -> Any:  # safetensors' annotations leave out what it returns
+        return safe_open(self._path, framework="pt")
+
     def factors(self, module: str, rank: int | None = None) -> GlobalFactors:
-        """A module's factors, B (out_features, rank) and A (rank, in_features); all ranks where none is given."""
-        with safe_open(self._path, framework="pt") as file:
-            rows = slice(None, rank)
-            return GlobalFactors(
-                B=file.get_slice(f"{module}.Bt")[rows].mT.contiguous(), A=file.get_slice(f"{module}.A")[rows]
-            )
+        """A module's factors, B (out_features, rank) and A (rank, in_features), float32; all ranks where none is given."""
+        Bt, A = self.rows(module, rank)
+        return GlobalFactors(B=Bt.mT.contiguous(), A=A.float())
+
+    def rows(self, module: str, rank: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first `rank` rows of `NAME.Bt` and of `NAME.A` as they are stored: views of the mapped file."""
+        rows = slice(None, rank)
+        return self._file.get_slice(f"{module}.Bt")[rows], self._file.get_slice(f"{module}.A")[rows]
 
     def extra(self, name: str) -> Tensor:
         """An extra tensor, float32."""
-        with safe_open(self._path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(f"extra:{name}")
-            return tensor
+        tensor: Tensor = self._file.get_tensor(f"extra:{name}")
+        return tensor

@@ -8,8 +8,9 @@ from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
 from flexlora_server.aggregation.one_rank import check_full_rank, check_one_rank
-from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.truncate import as_they_are
+from flexlora_shared.messages.tasks import Trainable
 
 
 class FedAvg:
@@ -17,7 +18,7 @@ class FedAvg:
 
     name = "fedavg"
     averages_factors = True
-    agents_train: AgentsTrain = "slice"
+    agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
         """One rank for all."""

@@ -13,8 +13,9 @@ from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
 from flexlora_server.aggregation.one_rank import check_full_rank, check_one_rank
-from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.truncate import as_they_are
+from flexlora_shared.messages.tasks import Trainable
 
 
 class FrozenA:
@@ -22,7 +23,7 @@ class FrozenA:
 
     name = "ffa"
     averages_factors = True
-    agents_train: AgentsTrain = "B"
+    agents_train: Trainable = "B"
 
     def check(self, ranks: Sequence[int]) -> None:
         """One rank for all, as in the paper."""

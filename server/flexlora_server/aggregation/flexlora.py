@@ -6,8 +6,9 @@ import torch
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.truncate import truncate
+from flexlora_shared.messages.tasks import Trainable
 
 
 class FlexLora:
@@ -15,7 +16,7 @@ class FlexLora:
 
     name = "flexlora"
     averages_factors = False
-    agents_train: AgentsTrain = "slice"
+    agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""

@@ -16,8 +16,9 @@ import torch
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.truncate import as_they_are, truncate
+from flexlora_shared.messages.tasks import Trainable
 
 
 class Flora:
@@ -25,7 +26,7 @@ class Flora:
 
     name = "flora"
     averages_factors = False
-    agents_train: AgentsTrain = "fresh"
+    agents_train: Trainable = "fresh"
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""
@@ -34,6 +35,7 @@ class Flora:
         self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
     ) -> Aggregate:
         check_updates(updates, previous)
-        if not any(bool(update.B.any()) for update in updates):  # decomposed again, A would be rounded again
+        if not any(bool(update.B.any()) for update in updates):  # not even the last bit moves
             return as_they_are(previous)
-        return truncate(weighted_stack(updates).and_(previous.B, previous.A), previous, dtype, error_bound)
+        # what is served stays frozen and does not come back, so A is kept exact here and rounded in slices alone
+        return truncate(weighted_stack(updates).and_(previous.B, previous.A), previous, torch.float32, error_bound)

@@ -11,7 +11,7 @@ With equal shares and scalings that is the paper's rule. Where nobody moved B (a
 ranks during local training is not part of this: a participant keeps the rank that it declares.
 
 Plain padding would set both factors to zero above the highest rank present, and a direction with A = B = 0 has no gradient:
-it would never train again. There A stays as it was, with B = 0.
+it would never train again. There A stays as it was, with B = 0; an update of next to no weight counts as absent.
 """
 
 import math
@@ -24,8 +24,11 @@ from torch.nn.functional import pad
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
-from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.truncate import as_they_are
+from flexlora_shared.messages.tasks import Trainable
+
+PRESENT = 1e-6  # weight below which an update holds up no direction: what it would leave of A could never train again
 
 
 class HetLora:
@@ -33,7 +36,7 @@ class HetLora:
 
     name = "hetlora"
     averages_factors = True
-    agents_train: AgentsTrain = "slice"
+    agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""
@@ -45,7 +48,7 @@ class HetLora:
         weights, r_max = sparsity_weights(updates), previous.A.shape[0]
         B = weighted_average((_padded_B(update, r_max), q) for update, q in zip(updates, weights, strict=True))
         A = weighted_average((_padded_A(update, r_max), q) for update, q in zip(updates, weights, strict=True))
-        present = max(update.rank for update, q in zip(updates, weights, strict=True) if q > 0)
+        present = max(update.rank for update, q in zip(updates, weights, strict=True) if q > PRESENT)
         A[present:] = previous.A[present:]
         return as_they_are(GlobalFactors(B=B, A=rounded(A, dtype)))
 

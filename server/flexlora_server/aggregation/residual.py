@@ -13,8 +13,9 @@ from torch import Tensor
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors, weighted_stack
-from flexlora_server.aggregation.strategy import AgentsTrain, Aggregate
+from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.truncate import as_they_are, truncate
+from flexlora_shared.messages.tasks import Trainable
 
 # Two float64 products of the same float32 numbers: what differs by less is the same update.
 _SAME = 1e-14
@@ -25,7 +26,7 @@ class ResidualFlexLora:
 
     name = "flexlora-residual"
     averages_factors = False
-    agents_train: AgentsTrain = "slice"
+    agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
         """Any mix of ranks can be served."""

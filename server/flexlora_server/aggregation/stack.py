@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 PIECE = 1 << 18  # numbers of a float64 piece that is multiplied at once: 2 MiB, a core's cache
+STRIPES = 4  # that a symmetric product is made in
 GROUP = 512  # columns of terms put side by side before they are multiplied into a dense matrix
 
 
@@ -60,10 +61,10 @@ class Stack:
         of_B = torch.zeros(R, R, dtype=torch.float64, device=self.device)
         of_A = torch.zeros_like(of_B)
         for _, piece in self._rows_of_B():
-            of_B.addmm_(piece.mT, piece)
+            _add_gram(of_B, piece)
         for _, piece in self._columns_of_A():
-            of_A.addmm_(piece, piece.mT)
-        return of_B, of_A
+            _add_gram(of_A, piece.mT)
+        return _mirrored(of_B), _mirrored(of_A)
 
     def B_times(self, X: Tensor) -> Tensor:
         """[B_1 B_2 ...] @ X: (d, n) float64 for X (R, n), without the scales."""
@@ -123,6 +124,19 @@ class Stack:
             piece = torch.empty(R, columns.stop - columns.start, dtype=torch.float64, device=self.device)
             _fill(piece, [term.A[:, columns] for term in self.terms])
             yield columns, piece
+
+
+def _add_gram(total: Tensor, piece: Tensor) -> None:
+    """Add piece^T piece (R, R) to the blocks of `total` on and above the diagonal: in stripes, 5/8 of the work of the whole."""
+    R = total.shape[0]
+    step = max(64, -(-R // STRIPES))
+    for start in range(0, R, step):
+        stripe = slice(start, start + step)
+        total[stripe, start:].addmm_(piece[:, stripe].mT, piece[:, start:])
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    return torch.triu(upper) + torch.triu(upper, 1).mT
 
 
 def _norms(X: Tensor, dim: int) -> Tensor:

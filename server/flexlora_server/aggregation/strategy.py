@@ -16,14 +16,15 @@ A new rule is a class with these attributes and methods, handed to `register`:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_shared.messages.tasks import Trainable
 
-AgentsTrain = Literal["slice", "B", "fresh"]
+_PARTS = ("name", "averages_factors", "agents_train", "check", "aggregate")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Strategy(Protocol):
         """
 
     @property
-    def agents_train(self) -> AgentsTrain:
+    def agents_train(self) -> Trainable:
         """What agents train: both factors of the `slice` they are served, its `B` alone, or a `fresh` adapter on top of it."""
 
     def check(self, ranks: Sequence[int]) -> None:
@@ -70,7 +71,9 @@ class Strategy(Protocol):
     def aggregate(
         self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
     ) -> Aggregate:
-        """The next global update, of previous' shapes, with A rounded to `dtype`; raises AggregationError.
+        """The next global update, of previous' shapes; raises AggregationError.
+
+        A holds values of the served `dtype`, so that agents send back what the coordinator has; unless they train fresh ones.
 
         `error_bound`: a truncation may have up to this many times the smallest possible error, certified; 1: the exact one.
         """
@@ -80,7 +83,10 @@ _registered: dict[str, Strategy] = {}
 
 
 def register(strategy: Strategy) -> None:
-    """Make a strategy available by its name; a name can be taken only once."""
+    """Make a strategy available by its name; a name can be taken only once. Raises AggregationError."""
+    missing = [part for part in _PARTS if not hasattr(strategy, part)]
+    if missing:
+        raise AggregationError(f"the strategy {strategy!r} lacks {', '.join(missing)}: see Strategy for what they mean")
     if strategy.name in _registered:
         raise AggregationError(f"a strategy named {strategy.name!r} is already registered: choose another name")
     _registered[strategy.name] = strategy

@@ -17,9 +17,14 @@ def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bo
 
     All of Sigma goes on B: the rows of A stay orthonormal, so a direction with sigma = 0 has B = 0 but A != 0
     and still trains (FlexLoRA: Bai et al. 2024, arXiv 2402.11505).
+
+    Rounding moves a row v to a: then <v, a> / |a|^2 times a is nearest to v. Without that factor a direction that hardly
+    changes is rounded the same way round after round, and its sigma grows or shrinks each time.
     """
     svd = decompose(stack, previous.A.shape[0], error_bound, start=previous.A)
-    return _described(GlobalFactors(B=to_float32(svd.US), A=rounded(svd.Vt, dtype)), svd)
+    A = rounded(svd.Vt, dtype)
+    nearest = (svd.Vt * A).sum(dim=1) / A.double().square().sum(dim=1)
+    return _described(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd)
 
 
 def as_they_are(factors: GlobalFactors) -> Aggregate:

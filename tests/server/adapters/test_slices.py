@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flexlora_server.adapters import slices
-from flexlora_server.adapters.slices import cut, served_dtype, served_scaling
-from flexlora_server.adapters.stored import StoredAdapter, StoredWriter
+from flexlora_server.adapters.slices import cut, served_scaling
+from flexlora_server.adapters.stored import StoredAdapter, StoredWriter, served_dtype
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, rounded, slice_factors

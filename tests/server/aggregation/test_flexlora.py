@@ -57,12 +57,16 @@ def test_rows_of_A_are_orthonormal_and_dead_directions_can_train(case: Round) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_A_is_representable_and_B_is_not_rounded(dtype: torch.dtype) -> None:
+def test_A_is_representable_and_B_makes_the_best_of_it(dtype: torch.dtype) -> None:
+    """Every direction is as near as its rounded row allows: what is left over is orthogonal to that row."""
     case = random_round([2, 5, 8])
     single, result = aggregate(case), aggregate(case, dtype)
     assert torch.equal(result.factors.A, result.factors.A.to(dtype).float())
-    assert torch.equal(result.factors.B, single.factors.B)
     assert result.factors.B.dtype == torch.float32
+    for j in range(8):
+        exact = single.factors.B[:, j : j + 1].double() @ single.factors.A[j : j + 1].double()
+        left = exact - result.factors.B[:, j : j + 1].double() @ result.factors.A[j : j + 1].double()
+        assert float((left @ result.factors.A[j].double()).norm()) < 1e-6 * float(exact.norm())
     assert oracle.relative_error(product(result.factors), product(single.factors)) < 2 * torch.finfo(dtype).eps
 
 

@@ -34,7 +34,7 @@ def padded(uploads: Sequence[oracle.Upload], previous_A: Matrix) -> tuple[Matrix
     for upload, q in zip(uploads, shares(uploads), strict=True):
         A[: len(upload.A)] += q * upload.A
         B[:, : len(upload.A)] += q * upload.scaling * upload.B
-    present = max(len(upload.A) for upload, q in zip(uploads, shares(uploads), strict=True) if q > 0)
+    present = max(len(upload.A) for upload, q in zip(uploads, shares(uploads), strict=True) if q > 1e-6)
     A[present:] = previous_A[present:]
     return A, B
 
@@ -86,6 +86,14 @@ def test_a_participant_whose_product_is_nothing_does_not_count_as_present() -> N
     idle = replace(case.updates[1], B=torch.zeros(24, 5))
     factors = HETLORA.aggregate([case.updates[0], idle], case.previous, torch.float32).factors
     assert torch.equal(factors.A[:2], case.updates[0].A)
+    assert torch.equal(factors.A[2:], case.previous.A[2:])
+
+
+def test_nor_does_one_whose_product_is_next_to_nothing() -> None:
+    """Its share is real, but what it would leave of A in the upper directions could never train again."""
+    case = random_round([2, 5])
+    faint = replace(case.updates[1], B=1e-9 * case.updates[1].B)
+    factors = HETLORA.aggregate([case.updates[0], faint], case.previous, torch.float32).factors
     assert torch.equal(factors.A[2:], case.previous.A[2:])
 
 
