@@ -126,6 +126,7 @@ class Participant(Api):
             "rank": rank,
             "rank_pattern": task["rank_pattern"],
             "alpha": 2.0 * rank,
+            "trainable": task["trainable"],
             "examples": 10,
             "size": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),

@@ -101,6 +101,7 @@ class Agent:
         """Do one task; whether its update was accepted."""
         step, number = self.reporter.step, task.round
         step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
+        self.learner.check(task.trainable)  # before a download and an evaluation that would be for nothing
         wanted = of_task(task)
         start = self._download(wanted, number)
         self._report(start, number - 1, wanted)
@@ -169,7 +170,6 @@ class Agent:
             round=number,
             attempt=task.attempt,
             adapter=start.sha256,
-            trainable=task.trainable,
             file=str(outcome.adapter.resolve().relative_to(output.resolve())),
             upload=UploadCreate(
                 rank=task.rank,
@@ -177,6 +177,7 @@ class Agent:
                 alpha=wanted.alpha,
                 alpha_pattern=wanted.alpha_pattern,
                 use_rslora=self.spec.scaling.use_rslora,
+                trainable=task.trainable,
                 examples=outcome.examples,
                 size=outcome.adapter.stat().st_size,
                 sha256=sha256_of(outcome.adapter),

@@ -17,6 +17,7 @@ import torch
 
 from flexlora_client.errors import BadInput, ClientError
 from flexlora_client.slices import CONFIG, Wanted
+from flexlora_client.supported import check_supported
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome, Progress, Trainer
 from flexlora_client.training.errors import DeviceError, TrainingError
 from flexlora_client.training.evaluation import evaluate
@@ -43,6 +44,10 @@ class Learner:
     model_path: str | None
     participant: str = ""  # its id: what it draws at random differs from what others draw
 
+    def check(self, trainable: Trainable) -> None:
+        """Refuse to train what the loop cannot. Raises: BadInput."""
+        check_supported(self.trainer, trainable)
+
     def fit(
         self,
         wanted: Wanted,
@@ -58,11 +63,7 @@ class Learner:
             TrainingError: the loop says what is wrong.
             BadInput: the loop failed otherwise, wrote no adapter of this run, or cannot train what the run trains.
         """
-        if trainable not in getattr(self.trainer, "supports", ("slice",)):
-            raise BadInput(
-                f"this run's tasks say trainable {trainable!r}, which the training loop does not name among what it supports; "
-                "let it heed job.trainable and name that in its attribute `supports`, or leave --trainer out"
-            )
+        self.check(trainable)
         job = Job(
             spec=wanted.spec,
             round=number,

@@ -113,11 +113,16 @@ def _aggregated(s: RoundSummary) -> list[tuple[object, object]]:
     rows: list[tuple[object, object]] = []
     if s.energy_above_smallest_rank is not None:
         rows.append(("energy above the smallest rank", f"{s.energy_above_smallest_rank:.4f}"))
-    if s.pairwise_cosine is not None:
-        c = s.pairwise_cosine
-        rows.append(("cosine of two updates", f"{c.median:.3f} (median; {c.least:.3f} to {c.most:.3f})"))
-    if s.certificate is not None:
-        rows.append(("truncation error", "exact" if s.certificate == 1 else f"at most {s.certificate:.4f} of the best"))
+    if s.aggregation is not None:
+        c, most = s.aggregation.pairwise_cosine, s.aggregation.certificate
+        if c is not None:
+            rows.append(("cosine of two updates", f"{c.median:.3f} (median; {c.least:.3f} to {c.most:.3f})"))
+        rows.append(("change", f"{s.aggregation.change_norm:.4g} (median norm)"))
+        rows.append(
+            ("truncation error", "the smallest possible" if most == 1 else f"at most {most:.4f} of the smallest")
+        )
+        if s.aggregation.filtered:
+            rows.append(("noted by filters", f"{s.aggregation.filtered} updates"))
     return rows
 
 

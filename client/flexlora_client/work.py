@@ -29,7 +29,6 @@ class Trained(Message):
     round: int
     attempt: int
     adapter: Sha256  # of the slice it started from
-    trainable: Trainable = "slice"
     file: str  # name inside the output folder
     upload: UploadCreate
 
@@ -85,7 +84,7 @@ class Work:
     def trained(self, round_: int, adapter: str, trainable: Trainable = "slice") -> Trained | None:
         """The update already trained for this round from this slice, as asked, on this basis, if its file is still sound."""
         found, wanted = self.state.trained, (self.basis, round_, adapter, trainable)
-        if found is None or (found.basis, found.round, found.adapter, found.trainable) != wanted:
+        if found is None or (found.basis, found.round, found.adapter, found.upload.trainable) != wanted:
             return None
         path = self.output / found.file
         return found if path.is_file() and sha256_of(path) == found.upload.sha256 else None

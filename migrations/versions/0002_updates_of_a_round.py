@@ -16,6 +16,7 @@ depends_on = None
 def upgrade() -> None:
     with op.batch_alter_table("round_modules") as batch_op:
         batch_op.add_column(sa.Column("updates", sa.JSON(), nullable=True))
+        batch_op.add_column(sa.Column("summary", sa.JSON(), nullable=True))
     _runs_stay_exact()
 
 
@@ -29,4 +30,5 @@ def _runs_stay_exact() -> None:
 
 def downgrade() -> None:
     with op.batch_alter_table("round_modules") as batch_op:
+        batch_op.drop_column("summary")
         batch_op.drop_column("updates")

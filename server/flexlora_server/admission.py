@@ -83,7 +83,8 @@ def _largest_served(spec: RunSpec) -> float:
     rule = strategy(spec.strategy)
     added = spec.rounds if rule.agents_train == "fresh" else 1  # each round's fresh adapters are added to all before
     B = added * spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
-    unscaled = bool(spec.extra) or rule.averages_factors  # a decomposed A has rows of norm 1
+    averages_A = rule.averages_factors and rule.agents_train != "B"  # else A has rows of norm 1, or stays round 0's
+    unscaled = bool(spec.extra) or averages_A
     return max(B, spec.norm_bound) if unscaled else B
 
 
@@ -100,6 +101,7 @@ def check_announcement(spec: RunSpec, place: Assignment, told: UploadCreate) -> 
             rank=place.rank,
             rank_pattern=place.rank_pattern,
         )
+    _check_trained(spec, told)
     check_keys(spec, told.alpha_pattern)
     ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)
     least, most = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
@@ -109,4 +111,16 @@ def check_announcement(spec: RunSpec, place: Assignment, told: UploadCreate) -> 
             f"An adapter of these ranks takes {least} to {most} bytes, not {told.size}; send the trained slice as safetensors.",
             least=least,
             most=most,
+        )
+
+
+def _check_trained(spec: RunSpec, told: UploadCreate) -> None:
+    """Refuse an update of another kind than the run's: the tensors of a slice and of a fresh adapter look alike."""
+    asked = strategy(spec.strategy).agents_train
+    if told.trainable != asked:
+        raise Refusal(
+            Code.INVALID_REQUEST,
+            f"This run asks for updates that trained {asked!r} (`trainable` of the task), not {told.trainable!r}; "
+            f"train what the task asks and announce it as trainable {asked!r}.",
+            trainable=asked,
         )

@@ -1,8 +1,8 @@
 """Aggregates a round: reads the accepted uploads module by module from their files, writes the new global update.
 
 One LAPACK thread a module, modules side by side in threads (two threads in one factorisation were 20 times slower than one on
-a busy two-core machine). Never more than `threads` modules are in memory, and never a whole upload. Results are written in
-the order of the modules, so the bytes do not depend on the number of threads.
+a busy two-core machine). No more than `threads` modules and one that waits to be written are in memory, never a whole upload.
+Results are written in the order of the modules, so the bytes do not depend on the number of threads.
 """
 
 import time
@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -23,15 +21,16 @@ from flexlora_server.adapters.stored import StoredAdapter, StoredWriter, served_
 from flexlora_server.adapters.uploads import Input, Uploads
 from flexlora_server.aggregation.extra import initial_extra, weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
-from flexlora_server.aggregation.geometry import Geometry, module_geometry, tensor_geometry
-from flexlora_server.aggregation.projection import projected_geometry
+from flexlora_server.aggregation.geometry import Geometry, factor_geometry, module_geometry, tensor_geometry
+from flexlora_server.aggregation.projection import cosines, projected_geometry, squared_norms
 from flexlora_server.aggregation.robust.defined import rules
 from flexlora_server.aggregation.robust.reweight import Shares, reweighted
 from flexlora_server.aggregation.robust.split import split, split_tensors
 from flexlora_server.aggregation.strategy import Aggregate, strategy
 from flexlora_server.aggregation.truncate import as_they_are
+from flexlora_server.figures import Seen
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
-from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
+from flexlora_shared.messages.status import AggregationMetrics, CosineRange, ModuleMetrics
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,7 +85,7 @@ class _Done:
     """One module's result."""
 
     aggregate: Aggregate
-    geometry: Geometry
+    seen: Seen | None  # None where a pass before has seen it
     seconds: float
     bytes_read: int
 
@@ -101,42 +100,58 @@ class _Round:
         self._before = None if work.before is None else StoredAdapter(work.before)
         self._strategy, self._dtype = strategy(work.spec.strategy), served_dtype(work.spec)
         self._fresh = self._strategy.agents_train == "fresh"
+        self._ranges: dict[str, CosineRange | None] = {}
+        self._whole: Seen | None = None
 
     def write(self, file: BinaryIO) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
-        shares, whole = self._filtered() if self._spec.robust else (self._as_given(), None)
-        writer, metrics, seen = StoredWriter(file, self._spec), [], list[Geometry]()
+        shares = self._filtered() if self._spec.robust else self._as_given()
+        writer, metrics = StoredWriter(file, self._spec), []
         for module, done in self._side_by_side(lambda m: self._aggregate(m, shares), self._spec.modules):
             writer.module(module.name, done.aggregate.factors)
-            metrics.append(
-                figures.of_module(self._spec, module, done.aggregate, done.geometry, done.seconds, done.bytes_read)
-            )
-            seen = [reduce(add, [*seen, done.geometry])]
+            if done.seen is not None:
+                self._see(module.name, done.seen)
+            found = figures.of_module(self._spec, module, done.aggregate, self._ranges[module.name])
+            metrics.append(found.model_copy(update={"seconds": done.seconds, "bytes_read": done.bytes_read}))
         for extra in self._spec.extra:
             self._alive()
+            if not self._spec.robust:
+                self._see(extra.name, _exactly(self._extra_geometry(extra.name)))
             writer.extra(extra.name, self._average(extra.name, shares))
         writer.close()
-        return tuple(metrics), figures.of_updates(self._work.inputs, shares, whole or seen[0])
+        assert self._whole is not None, "a run has modules"
+        return tuple(metrics), figures.of_updates(self._work.inputs, shares, self._whole)
+
+    def _see(self, name: str, seen: Seen) -> None:
+        """Keep of a tensor's geometry what is reported, and add it to that of the whole updates."""
+        self._ranges[name] = figures.cosine_range(cosines(seen.geometry))
+        self._whole = seen if self._whole is None else self._whole + seen
 
     def _as_given(self) -> Shares:
         weights = tuple(given.weight for given in self._work.inputs)
         return Shares(weights, (0.0,) * len(weights), ((),) * len(weights))
 
-    def _filtered(self) -> tuple[Shares, Geometry]:
+    def _filtered(self) -> Shares:
         """A pass over all tensors for the geometry of the whole updates, and what the run's filters make of it."""
-        found = [geometry for _, geometry in self._side_by_side(self._geometry, self._spec.modules)]
+        for module, geometry in self._side_by_side(self._geometry, self._spec.modules):
+            self._see(module.name, _exactly(geometry))
         for extra in self._spec.extra:
             self._alive()
-            before = None if self._before is None else self._before.extra(extra.name)
-            uploads, previous = list(self._uploads.extra(extra.name)), self._previous.extra(extra.name)
-            found.append(tensor_geometry(uploads, previous, before, self._dtype))
-        whole = reduce(add, found)
+            self._see(extra.name, _exactly(self._extra_geometry(extra.name)))
+        assert self._whole is not None, "a run has modules"
         weights = [given.weight for given in self._work.inputs]
-        return reweighted(weights, whole, rules(self._spec.robust), self._work.past_norms), whole
+        return reweighted(weights, self._whole.geometry, rules(self._spec.robust), self._work.past_norms)
 
     def _geometry(self, module: ModuleSpec) -> Geometry:
-        before = None if self._before is None else self._before.factors(module.name)
+        """With the last change of the global update where filters ask for it."""
+        before = None if self._before is None or not self._spec.robust else self._before.factors(module.name)
         updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
+        if self._strategy.averages_factors:
+            return factor_geometry(updates, previous, before, self._dtype)
         return module_geometry(updates, previous, before, self._dtype, self._fresh)
+
+    def _extra_geometry(self, name: str) -> Geometry:
+        before = None if self._before is None or not self._spec.robust else self._before.extra(name)
+        return tensor_geometry(list(self._uploads.extra(name)), self._previous.extra(name), before, self._dtype)
 
     def _aggregate(self, module: ModuleSpec, shares: Shares) -> "_Done":
         started = time.perf_counter()
@@ -145,12 +160,17 @@ class _Round:
             aggregate = self._on_device(split(updates, shares, previous, self._dtype, self._fresh), previous)
         else:
             aggregate = as_they_are(previous)
-        if sum(update.rank for update in updates) <= EXACT_FIGURES:
-            geometry = module_geometry(updates, previous, None, self._dtype, self._fresh)
-        else:
-            geometry = projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh)
         read = sum(update.A.nbytes + update.B.nbytes for update in updates)
-        return _Done(aggregate, geometry, time.perf_counter() - started, read)
+        seen = None if self._spec.robust else self._seen(module, updates, previous, aggregate)
+        return _Done(aggregate, seen, time.perf_counter() - started, read)
+
+    def _seen(
+        self, module: ModuleSpec, updates: Sequence[Update], previous: GlobalFactors, aggregate: Aggregate
+    ) -> Seen:
+        if self._strategy.averages_factors or sum(update.rank for update in updates) <= EXACT_FIGURES:
+            return _exactly(self._geometry(module))
+        geometry = projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh)
+        return Seen(geometry, squared_norms(updates, previous, self._dtype, self._fresh))
 
     def _average(self, name: str, shares: Shares) -> Tensor:
         previous = self._previous.extra(name)
@@ -167,7 +187,8 @@ class _Round:
 
     def _side_by_side(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
         """`work` of each item in order, as many at a time as there are threads; none begins before its turn is near."""
-        with ThreadPoolExecutor(self._work.threads) as pool:
+        # told in every thread: the first product in a new one would else be summed in another order
+        with ThreadPoolExecutor(self._work.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             running: deque[tuple[T, Future[R]]] = deque()
             try:
                 for item in items:
@@ -185,3 +206,7 @@ class _Round:
         found = future.result()
         self._alive()
         return item, found
+
+
+def _exactly(geometry: Geometry) -> Seen:
+    return Seen(geometry, geometry.inner.diagonal().clone())

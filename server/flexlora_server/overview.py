@@ -13,6 +13,7 @@ from flexlora_server.times import rfc3339, rfc3339_or_none
 from flexlora_shared.messages.runs import RunSpec, RunStatus
 from flexlora_shared.messages.status import (
     AggregationMetrics,
+    AggregationSummary,
     EnergyKept,
     EvaluationSummary,
     ModuleMetrics,
@@ -93,11 +94,8 @@ def _aggregated(published: RoundModules | None) -> dict[str, Any]:
         return {"energy_kept": ()}
     kept = tuple(EnergyKept.model_validate(one) for one in published.energy_kept)
     told: dict[str, Any] = {"energy_kept": kept, "energy_above_smallest_rank": 1 - kept[0].share if kept else None}
-    updates = _updates(published)
-    if updates is not None:
-        told |= {"pairwise_cosine": updates.pairwise_cosine, "change_norm": updates.change_norm}
-        told |= {"filtered": sum(bool(one.notes) for one in updates.updates)}
-        told |= {"certificate": max((m.get("certificate", 1.0) for m in published.modules), default=None)}
+    if published.summary is not None:
+        told["aggregation"] = AggregationSummary.model_validate_json(json.dumps(published.summary))
     return told
 
 

@@ -78,8 +78,10 @@ class RoundModules(Table):
     __tablename__ = "round_modules"
     round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
     energy_kept: Mapped[list[Any]]
-    modules: Mapped[list[Any]]
-    updates: Mapped[dict[str, Any] | None]  # AggregationMetrics; None of rounds published before there were any
+    # read only where one round is looked at: with thousands of participants and modules they take megabytes
+    modules: Mapped[list[Any]] = mapped_column(deferred=True)
+    updates: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # AggregationMetrics
+    summary: Mapped[dict[str, Any] | None]  # what a list of rounds shows; None of rounds published before there was any
 
 
 class Client(Table):

@@ -11,7 +11,7 @@ from flexlora_server import engine, leases, progress
 from flexlora_server.adapters.uploads import weighted
 from flexlora_server.blobs import Blob, BlobStore
 from flexlora_server.errors import LeaseLost
-from flexlora_server.figures import energy_over_modules
+from flexlora_server.figures import energy_over_modules, summary
 from flexlora_server.leases import Heartbeat, Lease
 from flexlora_server.records import adapters, rounds, runs, uploads
 from flexlora_server.serving import cut_blob
@@ -154,6 +154,7 @@ def _publish(tx: Tx, lease: Lease, result: Result) -> None:
     energy = [kept.model_dump(mode="json") for kept in energy_over_modules(result.modules)]
     modules = [module.model_dump(mode="json") for module in result.modules]
     updates = None if result.updates is None else result.updates.model_dump(mode="json")
-    tx.session.add(RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates))
+    told = None if result.updates is None else summary(result.modules, result.updates).model_dump(mode="json")
+    tx.session.add(RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates, summary=told))
     round_.aggregation_seconds = result.seconds
     progress.published(tx, run, round_)

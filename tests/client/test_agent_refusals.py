@@ -70,8 +70,10 @@ def over() -> list[Planned]:
     return [problem(Code.RUN_OVER, state="COMPLETED"), message(RunDetail(status=status, spec=RUN))]
 
 
-def take_part(server: Misbehaving, home: Path, waits: Waits, heldout: Sequence[Example] = ()) -> Nudge:
-    trainer = Nudge()
+def take_part(
+    server: Misbehaving, home: Path, waits: Waits, heldout: Sequence[Example] = (), trainer: Nudge | None = None
+) -> Nudge:
+    trainer = trainer or Nudge()
     learner = Learner(trainer, Models(), (Plain("one"),), heldout, 0, "cpu", None)
     with connect(server.url, waits) as api:
         Agent(api, RUN, Work(home, "run"), learner, DECLARATION, Reporter("run")).run()

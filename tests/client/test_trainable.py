@@ -11,7 +11,7 @@ from flexlora_client import credentials
 from flexlora_client.agent import Agent
 from flexlora_client.api import Api
 from flexlora_client.credentials import Identity
-from flexlora_client.errors import BadInput
+from flexlora_client.errors import BadInput, Refused
 from flexlora_client.exits import Exit
 from flexlora_client.http import Http
 from flexlora_client.learner import Learner
@@ -24,10 +24,13 @@ from flexlora_client.work import Work
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable
+from flexlora_shared.problems import Code
 from tests.client.command import call
-from tests.client.misbehaving import answer, message, misbehaving
+from tests.client.connecting import Waits
+from tests.client.misbehaving import answer, message, misbehaving, problem
+from tests.client.served_slices import config, whole
 from tests.client.test_agent import Listening, agent
-from tests.client.test_agent_refusals import DECLARATION, over, told
+from tests.client.test_agent_refusals import DECLARATION, DECLARE, TASK, over, take_part, told
 from tests.client.trainers import Nudge
 from tests.client.training.making import make_llama, make_run
 from tests.kit import Served
@@ -78,15 +81,43 @@ def test_a_loop_of_ones_own_is_told_what_to_train(site: Served, tmp_path: Path) 
     assert site.round("run", 1)["summary"]["state"] == "PUBLISHED"
 
 
+class Inherited(Nudge, StandardTrainer):
+    """Its own training over the agent's, whose `supports` it inherits without a thought."""
+
+
 @pytest.mark.parametrize("strategy", ["ffa", "flora"])
-def test_a_loop_that_trains_slices_only_is_given_nothing_else(site: Served, tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize("loop", [Nudge, Inherited])
+def test_a_loop_that_trains_slices_only_is_given_nothing_else(
+    site: Served, tmp_path: Path, strategy: str, loop: type[Nudge]
+) -> None:
     """Its update would be taken for something else, and count for a wrong one."""
-    run, trainer = site.run(rounds=1, strategy=strategy, ranks=[4]), Nudge()
+    run, trainer = site.run(rounds=1, strategy=strategy, ranks=[4]), loop()
     with agent(site, run, tmp_path, trainer, Listening("run")) as working, pytest.raises(BadInput) as caught:
         working.run()
-    assert "name that in its attribute `supports`" in str(caught.value)
+    assert "name that in an attribute `supports` of the same class" in str(caught.value)
     assert trainer.jobs == []
     assert site.round("run", 1)["summary"]["participants"]["accepted"] == 0
+
+
+@pytest.mark.parametrize("trainable", ["B", "fresh"])
+def test_a_loop_that_cannot_train_the_task_ends_before_the_download(tmp_path: Path, trainable: Trainable) -> None:
+    """Nor is anything evaluated: the agent would only hold its place in the round for longer."""
+    asked = told().model_copy(update={"trainable": trainable})
+    with misbehaving(message(DECLARATION), message(asked)) as server:
+        with pytest.raises(BadInput, match=f"say trainable '{trainable}'"):
+            take_part(server, tmp_path, Waits(), QUESTIONS)
+        assert server.calls == [DECLARE, TASK]
+
+
+def test_the_announcement_says_what_was_trained(tmp_path: Path) -> None:
+    """So that the coordinator can tell a fresh adapter from a slice; kept from before a restart, too."""
+    asked, refusal = told().model_copy(update={"trainable": "B"}), problem(Code.FORBIDDEN)
+    for plan in ([whole(), config(), refusal], [refusal]):
+        with misbehaving(message(DECLARATION), message(asked), *plan) as server:
+            with pytest.raises(Refused):
+                take_part(server, tmp_path, Waits(), trainer=Scripted())
+            assert json.loads(server.asked[-1].body)["trainable"] == "B"
+            assert server.plan == []
 
 
 def test_a_task_of_another_version_ends_the_command_with_a_sentence(tmp_path: Path) -> None:

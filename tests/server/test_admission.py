@@ -42,6 +42,10 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
             "may not fit into float16 .values up to 100000",
         ),
         (
+            {"upload_dtype": "float16", "norm_bound": 1e5, "strategy": "ffa", "ranks": [8], "extra": [HEAD]},
+            "may not fit into float16 .values up to 100000",
+        ),
+        (
             {
                 "upload_dtype": "float16",
                 "strategy": "flora",
@@ -66,6 +70,8 @@ def test_what_works_passes(dtype: str) -> None:
     check_spec(RunSpec.model_validate(spec(upload_dtype=dtype, strategy="flora", rounds=13)))
     check_spec(RunSpec.model_validate(spec(upload_dtype=dtype, strategy="hetlora")))
     check_spec(RunSpec.model_validate(spec(upload_dtype=dtype, strategy="ffa", ranks=[8])))
+    ffa = spec(upload_dtype=dtype, strategy="ffa", ranks=[8], norm_bound=1e5)  # A stays round 0's
+    check_spec(RunSpec.model_validate(ffa))
 
 
 def test_the_largest_alpha_served_is_the_largest_an_upload_may_have() -> None:

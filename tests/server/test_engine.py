@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from flexlora_server.adapters.stored import StoredAdapter
 from flexlora_server.adapters.uploads import Input, Uploads, weighted
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.projection import projected_geometry
+from flexlora_server.aggregation.routes import cost
 from flexlora_server.engine import Work, write_aggregate, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
@@ -98,6 +102,51 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path, strategy: st
     assert len(figures) == 1
 
 
+@pytest.mark.parametrize("route", ["gram", "subspace", "eigh"])
+def test_so_it_is_on_the_routes_of_larger_modules(tmp_path: Path, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every thread's first product, too: what is compared are float64 figures, to the last bit."""
+    monkeypatch.setattr(cost, "routes", lambda *shape, exact: (route,))
+    ranks = (16,) * 10
+    run = RunSpec.model_validate(spec(modules=_large(7), ranks=[max(ranks)], error_bound=1.3))
+    previous, given = initial(run, tmp_path), inputs(run, tmp_path, ranks)
+    digests, figures = set(), set()
+    for threads in (1, 2, 4):
+        target = tmp_path / f"result-{threads}"
+        modules, _ = aggregated(Work(run, given, previous, threads=threads), target)
+        assert {module.route for module in modules} == {route}
+        digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
+        figures.add(repr([(m.singular_values, m.total_energy, m.energy_kept, m.pairwise_cosine) for m in modules]))
+    assert len(digests) == 1
+    assert len(figures) == 1
+
+
+def test_so_it_is_in_a_process_that_was_told_of_one_thread_by_the_program_alone(tmp_path: Path) -> None:
+    """As a worker is: without OMP_NUM_THREADS, the first product in a new thread is summed otherwise than all later ones."""
+    run = RunSpec.model_validate(spec(modules=_large(6), ranks=[16]))
+    (tmp_path / "run.json").write_text(run.model_dump_json())
+    initial(run, tmp_path)
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "import sys; from pathlib import Path; from tests.server.test_engine import *\n"
+        "folder = Path(sys.argv[1]); run = RunSpec.model_validate_json((folder / 'run.json').read_text())\n"
+        "given = inputs(run, folder, (16,) * 10)\n"
+        "for threads in (1, 2, 4):\n"
+        "    modules, _ = aggregated(Work(run, given, folder / 'previous', threads=threads), folder / 'result')\n"
+        "    print([(m.route, m.singular_values, m.total_energy) for m in modules])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    environment["PYTHONPATH"] = ":".join(sys.path)
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], env=environment, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3, done.stderr
+    assert len(set(lines)) == 1
+    assert "'gram'" in lines[0]
+
+
+def _large(count: int) -> list[dict[str, Any]]:
+    return [{"name": f"layers.{i}.proj", "out_features": 1024, "in_features": 1024} for i in range(count)]
+
+
 def test_the_order_of_participants_changes_no_more_than_rounding(tmp_path: Path) -> None:
     run = run_of()
     previous, given = initial(run, tmp_path), inputs(run, tmp_path)
@@ -162,6 +211,24 @@ def test_when_filters_leave_nobody_the_global_update_stays(tmp_path: Path) -> No
     assert all(one.weight == 0 and one.notes for one in updates.updates)
 
 
+@pytest.mark.parametrize(
+    "kind", [{"kind": "multi-krum", "byzantine_share": 0.15}, {"kind": "norm-clip", "median_factor": 1.0}]
+)
+def test_strategies_that_average_factors_are_judged_by_factors(tmp_path: Path, kind: dict[str, Any]) -> None:
+    """A product of huge B and tiny A is no longer than the others'."""
+    run = run_of(strategy="fedavg", ranks=[8], robust=[kind])
+    previous, given = initial(run, tmp_path), inputs(run, tmp_path, (8,) * 6)
+    path = tmp_path / "disguised"
+    made = tensors(run, 8, seed=0)
+    path.write_bytes(
+        encode({key: t / 1e4 if "lora_A" in key else 1e4 * t if "lora_B" in key else t for key, t in made.items()})
+    )
+    given[0] = Input(path, told(path, 8), given[0].weight, "client-0")
+    _, updates = aggregated(Work(run, given, previous), tmp_path / "result")
+    assert updates.updates[0].notes
+    assert updates.updates[0].weight < 1e-3
+
+
 def test_the_running_bound_uses_past_rounds(tmp_path: Path) -> None:
     run = run_of(robust=[{"kind": "norm-clip", "median_factor": 1.0, "history": 5}])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path)
@@ -207,6 +274,9 @@ def test_figures_are_the_oracles(tmp_path: Path) -> None:
         assert module.route
         ranks = sum(one.told.rank for one in given)
         assert module.bytes_read == 4 * ranks * sum(SHAPES[index])
+    before = StoredAdapter(previous).extra("head.weight")
+    for seed, (one, change) in enumerate(zip(given, changes, strict=True)):
+        change.append(oracle.to_numpy(tensors(run, one.told.rank, seed=seed)[key_extra("head.weight")] - before))
     whole = np.array([np.concatenate([m.ravel() for m in change]) for change in changes])
     cosines = _cosines(whole)
     assert np.allclose(np.array(updates.cosines, dtype=float), cosines, atol=1e-9)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from flexlora_server.adapters.stored import StoredAdapter
 from tests.kit import Participant, Served
 from tests.server.aggregation import oracle
 from tests.server.aggregation.oracle import Matrix
@@ -130,6 +131,34 @@ def test_ffa_refuses_a_trained_A(coordinator: Served) -> None:
     assert "freeze lora_A" in body["detail"]
     send(member, people[0], task, good)
     assert coordinator.work() == 1
+
+
+def test_ffa_looks_at_A_alone(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stored B may be as large as all slices together: a commit does not copy it."""
+    people = [Person(5, 10.0, 7, {})]
+    (member,) = assemble(coordinator, people, strategy="ffa", ranks=[5])
+    task = member.task("run")
+    good = with_A(trained(people[0], 1), load(member.download(task)))
+    monkeypatch.delattr(StoredAdapter, "factors")
+    send(member, people[0], task, good)
+
+
+@pytest.mark.parametrize(("strategy", "asked"), [("flexlora", "slice"), ("ffa", "B"), ("flora", "fresh")])
+def test_an_update_of_another_kind_is_refused_before_its_bytes(coordinator: Served, strategy: str, asked: str) -> None:
+    """A fresh adapter has the tensors of a slice: only its sender can tell."""
+    people = [Person(5, 10.0, 7, {})]
+    (member,) = assemble(coordinator, people, strategy=strategy, ranks=[5])
+    task, path = member.task("run"), "/v1/runs/run/rounds/1/uploads"
+    assert task["trainable"] == asked
+    told = {"rank": 5, "alpha": 10.0, "examples": 7, "size": 9000, "sha256": "0" * 64}
+    for other in {"slice", "B", "fresh"} - {asked}:
+        body = member.problem("invalid-request", "POST", path, json=told | {"trainable": other})
+        assert f"asks for updates that trained '{asked}' (`trainable` of the task), not '{other}'" in body["detail"]
+        assert body["context"]["trainable"] == asked
+    if asked != "slice":
+        member.problem("invalid-request", "POST", path, json=told)  # says nothing, and so a slice
+    member.problem("invalid-request", "POST", path, json=told | {"trainable": "biases"})
+    member.announce(task, save(trained(people[0], 1)), alpha=10.0)
 
 
 def test_ffa_bounds_B_by_itself_and_takes_an_A_beyond_the_bound(coordinator: Served) -> None:

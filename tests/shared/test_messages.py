@@ -60,6 +60,7 @@ BAD: list[tuple[type[Message], str, list[Any]]] = [
     (UploadCreate, "rank", [*NOT_INTEGERS, 0, -1, 4097]),
     (UploadCreate, "alpha", [*NOT_FLOATS, 0.0, -1.0, 1e7]),
     (UploadCreate, "use_rslora", [1, 0, "true", None]),
+    (UploadCreate, "trainable", ["", "A", "b", "Slice", None, True, ["slice"]]),
     (UploadCreate, "examples", [*NOT_INTEGERS, 0, 2**48 + 1]),
     (UploadCreate, "size", [*NOT_INTEGERS, 0, 2**46]),
     (UploadCreate, "sha256", ["", "0" * 63, "0" * 65, "F" * 64, "g" * 64, "0" * 64 + "\n", 0, None]),

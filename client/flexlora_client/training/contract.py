@@ -10,7 +10,8 @@ Name it as `package.module:MyTrainer` (see `plugin`). It must write exactly the 
 (`flexlora_shared.layout.adapter_shapes`), in `job.spec.upload_dtype`; one instance serves every round of a run.
 
 What of the slice is trained is the run's choice: `job.trainable` is "slice", "B" or "fresh", and
-`flexlora_shared.messages.tasks` says what each uploads. A class names those that it heeds; without, it is given slices only:
+`flexlora_shared.messages.tasks` says what each uploads. A class names those that its `train` heeds; without, it is given slices
+only, and so is a subclass that brings another `train` and does not name them anew:
 
         supports = ("slice", "B", "fresh")
 """

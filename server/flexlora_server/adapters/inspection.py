@@ -95,7 +95,8 @@ def _check_product(module: str, A: Tensor, B: Tensor, scaling: float, bound: flo
 
 def _check_frozen(module: str, A: Tensor, previous: StoredAdapter) -> None:
     """Refuse another lora_A than the one served, in the dtype it was sent in: averaged, B would meet the served one."""
-    if not is_served_A(A, previous.factors(module, A.shape[0]).A):
+    _, served = previous.rows(module, A.shape[0])
+    if not is_served_A(A, served):
         raise Refusal(
             Code.INVALID_TENSOR,
             f"tensor {key_A(module)!r}: is not the one that was served; this run trains lora_B alone (`trainable` of the task "

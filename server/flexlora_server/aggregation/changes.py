@@ -7,6 +7,9 @@ With s B A uploaded and t B0 A0 served, the change is written in differences,
 so that a participant that changed little is not lost in the rounding of what it was served, and one that changed
 nothing has a change of exactly 0. A0 and B0 are prefixes of the same global factors for everyone: the B stack holds
 every dB and one served B per scaling, the A stack every dA and one A0.
+
+B A is also (B/c)(c A) for any c. Before differences are taken, every row of A is given the norm of the served one: else somebody
+could send huge factors of a small product, and its change would drown in the rounding of what cancels.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +21,8 @@ from torch import Tensor
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 
-CHUNK = 512
+CHUNK = 512  # rows of the stacks at a time
+ELEMENTS = 1 << 21  # numbers of a chunk, and (eight times as many) of a block of a Gram matrix
 
 
 @dataclass(frozen=True)
@@ -56,19 +60,31 @@ class Changes:
 
     def left(self) -> Iterator[Tensor]:
         """The B stack, float64, some rows at a time: (<= 512, columns)."""
-        for first in range(0, self.previous.B.shape[0], CHUNK):
-            rows = slice(first, first + CHUNK)
+        for rows in self._chunks(self.previous.B.shape[0]):
             served = {t: self._served_B(t, rank, rows) for t, rank in self._served_ranks.items()}
             last = [] if self.before is None else [self.previous.B[rows].double(), -self.before.B[rows].double()]
             yield torch.cat([*(self._dB(u, rows, served) for u in self.updates), *served.values(), *last], dim=1)
 
     def right(self) -> Iterator[Tensor]:
         """The A stack, float64, some columns at a time and transposed: (<= 512, rows)."""
-        for first in range(0, self.previous.A.shape[1], CHUNK):
-            columns = slice(first, first + CHUNK)
+        for columns in self._chunks(self.previous.A.shape[1]):
             A0 = self.previous.A[:, columns].double()
             last = [] if self.before is None else [self.before.A[:, columns].double()]
             yield torch.cat([*(self._dA(u, columns, A0) for u in self.updates), A0, *last]).mT
+
+    def _chunks(self, length: int) -> Iterator[slice]:
+        step = max(16, min(CHUNK, ELEMENTS // sum(u.rank for u in self.updates)))
+        return (slice(first, first + step) for first in range(0, length, step))
+
+    @cached_property
+    def _balances(self) -> dict[int, Tensor]:
+        """For each update (by its identity) the factors (r, 1) that give its rows of A the norms of the served ones."""
+        served = torch.linalg.vector_norm(self.previous.A, dim=1, dtype=torch.float64)
+        found = {}
+        for u in self.updates:
+            ratio = served[: u.rank] / torch.linalg.vector_norm(u.A, dim=1, dtype=torch.float64)
+            found[id(u)] = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)[:, None]
+        return found
 
     @cached_property
     def _served_ranks(self) -> dict[float, int]:
@@ -87,41 +103,61 @@ class Changes:
 
     def _dB(self, u: Update, rows: slice, served: dict[float, Tensor]) -> Tensor:
         B = u.scaling * u.B[rows].double()
-        return B if self.fresh else B - served[u.served_scaling][:, : u.rank]
+        return B if self.fresh else B / self._balances[id(u)].mT - served[u.served_scaling][:, : u.rank]
 
     def _dA(self, u: Update, columns: slice, A0: Tensor) -> Tensor:
         A = u.A[:, columns].double()
-        return A if self.fresh else A - A0[: u.rank]
+        return A if self.fresh else A * self._balances[id(u)] - A0[: u.rank]
 
 
-def gram(stack: Iterable[Tensor]) -> Tensor:
-    """X^T X of a matrix that comes some rows at a time, float64."""
-    products = (chunk.mT @ chunk for chunk in stack)
-    total = next(products)
-    for product in products:
-        total += product
+def gram(stack: Iterable[Tensor], columns: Tensor | None = None) -> Tensor:
+    """X[:, columns]^T X of a matrix that comes some rows at a time, float64; X^T X where no columns are named."""
+    total: Tensor | None = None
+    for chunk in stack:
+        left = chunk.mT if columns is None else chunk[:, columns].mT
+        total = left @ chunk if total is None else total.addmm_(left, chunk)
+    assert total is not None, "a module has rows"
     return total
 
 
-def inner_products(left: Tensor, right: Tensor, outers: Sequence[Outer]) -> Tensor:
-    """Frobenius inner products of all pairs, (n, n) float64, from the Gram matrices of the B and the A stack.
+def inner_products(changes: Changes) -> tuple[Tensor, Tensor]:
+    """Of all pairs of sums of outer products, their Frobenius inner products (n, n); and each one's reach (n,); float64.
 
-    <sum b_p a_p^T, sum b_q a_q^T> = sum over p, q of <b_p, b_q> <a_p, a_q>.
+    <sum b_p a_p^T, sum b_q a_q^T> = sum over p, q of <b_p, b_q> <a_p, a_q>. The reach is the sum of |b_p| |a_p|: the norm
+    each sum would have if nothing in it cancelled. Gram matrices are made for some participants at a time.
     """
+    outers = changes.outers()
     columns, rows = torch.cat([o.columns for o in outers]), torch.cat([o.rows for o in outers])
     owner = torch.repeat_interleave(torch.tensor([len(o.rows) for o in outers]))
-    lines = []
-    for o in outers:
-        products = left[o.columns][:, columns] * right[o.rows][:, rows]
-        lines.append(left.new_zeros(len(outers)).index_add_(0, owner, products.sum(0)))
+    lines, reaches = [], []
+    for some in _grouped(outers, int(columns.max()) + 1):
+        own_columns, own_rows = _once([o.columns for o in some]), _once([o.rows for o in some])
+        left, right = gram(changes.left(), own_columns), gram(changes.right(), own_rows)
+        for o in some:
+            at, across = torch.searchsorted(own_columns, o.columns), torch.searchsorted(own_rows, o.rows)
+            products = left[at][:, columns] * right[across][:, rows]
+            lines.append(left.new_zeros(len(outers)).index_add_(0, owner, products.sum(0)))
+            reaches.append((left[at, o.columns] * right[across, o.rows]).clamp(min=0).sqrt().sum())
     found = torch.stack(lines)
-    return (found + found.mT) / 2
+    return (found + found.mT) / 2, torch.stack(reaches)
 
 
-def reaches(left: Tensor, right: Tensor, outers: Sequence[Outer]) -> Tensor:
-    """Sum over p of |b_p| |a_p|, (n,): the norm each sum would have if nothing in it cancelled."""
-    b, a = left.diagonal().sqrt(), right.diagonal().sqrt()
-    return torch.stack([(b[o.columns] * a[o.rows]).sum() for o in outers])
+def _once(found: Sequence[Tensor]) -> Tensor:
+    """All indices, each once, ascending."""
+    each: Tensor = torch.unique(torch.cat(list(found)))
+    return each
+
+
+def _grouped(outers: Sequence[Outer], columns: int) -> Iterator[list[Outer]]:
+    """As many at a time as have a Gram matrix of at most 8 `ELEMENTS`, beside what all share."""
+    most, some, taken = 8 * ELEMENTS // columns, list[Outer](), 0
+    for o in outers:
+        if some and taken + len(o.columns) > most:
+            yield some
+            some, taken = [], 0
+        some.append(o)
+        taken += len(o.columns)
+    yield some
 
 
 def _outer(*runs: tuple[int, int, int]) -> Outer:

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from flexlora_server.aggregation.changes import Changes, gram, inner_products, reaches
+from flexlora_server.aggregation.changes import ELEMENTS, Changes, gram, inner_products
 from flexlora_server.aggregation.check import check_finite
 from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
 
 # Of a change's reach squared: what rounding in the Gram matrices can hide.
 _NOISE = 32 * torch.finfo(torch.float64).eps
 # The global update is stored in float32: a change smaller than this share of its reach is rounding and has no direction.
 _STILL = 1e-6
-_ELEMENTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,48 @@ def module_geometry(
     earlier, so that G = previous - before. fresh: participants trained new adapters, hence S_i = 0. The result is a
     function of the bytes if torch runs on one thread. Raises AggregationError for non-finite values.
     """
-    changes = Changes(updates, previous, before, dtype, fresh)
-    left, right, outers = gram(changes.left()), gram(changes.right()), changes.outers()
-    inner, reach = inner_products(left, right, outers), reaches(left, right, outers)
+    inner, reach = inner_products(Changes(updates, previous, before, dtype, fresh))
     # Factors can be chosen to cancel, so that rounding makes a long change look short: it is never less than rounding.
     inner.diagonal()[: len(updates)].clamp_(min=0).add_(_NOISE * reach[: len(updates)].square())
     return _geometry(inner, len(updates), still=float(reach[-1]) * _STILL)
+
+
+def factor_geometry(
+    updates: Sequence[Update], previous: GlobalFactors, before: GlobalFactors | None, dtype: torch.dtype
+) -> Geometry:
+    """The geometry of one module for a strategy that averages the factors apart, which never sees their product.
+
+    A change is that of `scaling * B` and that of A side by side, padded with zeros to the largest rank: factors that cancel in
+    the product do not cancel there, where one participant's B meets another's A.
+    """
+    served = {
+        t: t * slice_factors(previous, len(previous.A), t, dtype)[1].double()
+        for t in {u.served_scaling for u in updates}
+    }
+    own = ((u, served[u.served_scaling][:, : u.rank], previous.A[: u.rank]) for u in updates)
+    columns = [(u.scaling, u.B, B0, u.A, A0) for u, B0, A0 in own]
+    if before is not None:
+        columns.append((1.0, previous.B, before.B.double(), previous.A, before.A))
+    d, k, r_max = len(previous.B), previous.A.shape[1], len(previous.A)
+    step = max(1, ELEMENTS // (len(columns) * r_max))
+
+    def rows() -> Iterator[Tensor]:
+        for first in range(0, d, step):
+            part = slice(first, first + step)
+            yield torch.stack([_padded(s * B[part].double() - B0[part], r_max) for s, B, B0, _, _ in columns], dim=1)
+        for first in range(0, k, step):
+            part = slice(first, first + step)
+            yield torch.stack(
+                [_padded((A[:, part].double() - A0[:, part]).mT, r_max) for _, _, _, A, A0 in columns], dim=1
+            )
+
+    still = 0.0 if before is None else _STILL * math.hypot(float(previous.B.double().norm()), float(previous.A.norm()))
+    return _geometry(gram(rows()), len(updates), still)
+
+
+def _padded(part: Tensor, r_max: int) -> Tensor:
+    """(rows, r) as (rows * r_max,), zeros for the ranks it lacks."""
+    return pad(part, (0, r_max - part.shape[1])).reshape(-1)
 
 
 def tensor_geometry(uploads: Sequence[Tensor], previous: Tensor, before: Tensor | None, dtype: torch.dtype) -> Geometry:
@@ -78,8 +114,9 @@ def tensor_geometry(uploads: Sequence[Tensor], previous: Tensor, before: Tensor 
 
     def rows() -> Iterator[Tensor]:
         flat, old = [upload.reshape(-1) for upload in uploads], previous.reshape(-1)
-        for first in range(0, len(old), _ELEMENTS):
-            part = slice(first, first + _ELEMENTS)
+        step = max(1, ELEMENTS // (len(uploads) + 1))
+        for first in range(0, len(old), step):
+            part = slice(first, first + step)
             served = old[part].to(dtype).double()
             last = [] if before is None else [old[part].double() - before.reshape(-1)[part].double()]
             yield torch.stack([*(one[part].double() - served for one in flat), *last], dim=1)

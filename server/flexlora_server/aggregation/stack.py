@@ -51,9 +51,19 @@ class Stack:
         return torch.cat(each)
 
     @cached_property
+    def _columns(self) -> Tensor:
+        """|s_b b_j| |a_j| of every column (R,), to float32."""
+        return torch.cat([abs(term.scale) * _norms(term.B, 0) * _norms(term.A, 1) for term in self.terms])
+
+    @property
     def rank_one_norms(self) -> float:
-        """The sum of |s_b b_j| |a_j| over all columns, to float32: how large W would be if nothing cancelled."""
-        return sum(abs(term.scale) * float(_norms(term.B, 0) @ _norms(term.A, 1)) for term in self.terms)
+        """The sum of |s_b b_j| |a_j| over all columns: how large W would be if nothing cancelled."""
+        return float(self._columns.sum())
+
+    @property
+    def typical_norm(self) -> float:
+        """The root of the sum of their squares: how large W is if its columns have nothing to do with each other."""
+        return float(self._columns.norm())
 
     def grams(self) -> tuple[Tensor, Tensor]:
         """(B^T B, A A^T), both (R, R) float64, of the factors side by side, without their scales."""
@@ -94,19 +104,18 @@ class Stack:
         return W
 
     def times(self, V: Tensor) -> Tensor:
-        """W @ V: (d, n) for V (k, n), multiplied in float32; term by term, so that none is copied."""
-        V = V.float()
-        made = torch.zeros(self.shape[0], V.shape[1], device=self.device)
+        """W @ V: (d, n) for V (k, n), multiplied in V's dtype; term by term, so that none of that dtype is copied."""
+        made = torch.zeros(self.shape[0], V.shape[1], dtype=V.dtype, device=self.device)
         for term in self.terms:
-            made.addmm_(term.B.float(), term.A.float() @ V, alpha=term.scale)
+            made.addmm_(term.B.to(V.dtype), term.A.to(V.dtype) @ V, alpha=term.scale)
         return made
 
     def transposed_times(self, Q: Tensor) -> Tensor:
-        """W^T @ Q: (k, n) for Q (d, n), multiplied in float32."""
-        Qt = Q.float().mT.contiguous()
-        made = torch.zeros(Q.shape[1], self.shape[2], device=self.device)
+        """W^T @ Q: (k, n) for Q (d, n), multiplied in Q's dtype."""
+        Qt = Q.mT.contiguous()
+        made = torch.zeros(Q.shape[1], self.shape[2], dtype=Q.dtype, device=self.device)
         for term in self.terms:
-            made.addmm_(Qt @ term.B.float(), term.A.float(), alpha=term.scale)
+            made.addmm_(Qt @ term.B.to(Q.dtype), term.A.to(Q.dtype), alpha=term.scale)
         return made.mT
 
     def _rows_of_B(self) -> Iterator[tuple[slice, Tensor]]:
@@ -142,7 +151,7 @@ def _mirrored(upper: Tensor) -> Tensor:
 def _norms(X: Tensor, dim: int) -> Tensor:
     """Norms along `dim`, float64: squared and summed in float32 while that holds them, three times faster than norm()."""
     norms: Tensor = X.float().square().sum(dim).sqrt().double()
-    if X.dtype == torch.float64 or not bool(torch.isfinite(norms).all()):
+    if X.dtype == torch.float64 or not bool((torch.isfinite(norms) & (norms > 0)).all()):  # too large, or too small
         norms = torch.linalg.vector_norm(X, dim=dim, dtype=torch.float64)
     return norms
 

@@ -56,9 +56,9 @@ def every(tx: Tx, run: str) -> Sequence[Round]:
 
 def change_norms(tx: Tx, run: str, number: int) -> tuple[float, ...]:
     """The median change norms of the published rounds before `number`, oldest first."""
-    wanted = select(RoundModules.updates).join(Round, Round.id == RoundModules.round_id)
+    wanted = select(RoundModules.summary).join(Round, Round.id == RoundModules.round_id)
     wanted = wanted.where(Round.run == run, Round.number < number, Round.state == "PUBLISHED").order_by(Round.number)
-    return tuple(updates["change_norm"] for updates in tx.session.scalars(wanted) if updates)
+    return tuple(summary["change_norm"] for summary in tx.session.scalars(wanted) if summary)
 
 
 def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:

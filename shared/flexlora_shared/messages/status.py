@@ -74,6 +74,15 @@ class AggregationMetrics(Message):
     updates: tuple[UpdateMetrics, ...]
 
 
+class AggregationSummary(Message):
+    """What a list of rounds shows of one round's aggregation."""
+
+    pairwise_cosine: CosineRange | None
+    change_norm: float  # median over the participants
+    filtered: int  # updates of which the run's filters noted something
+    certificate: float  # the largest of all modules
+
+
 class EvaluationSummary(Message):
     """A metric over the participants of one rank, weighted by held-out examples."""
 
@@ -114,10 +123,7 @@ class RoundSummary(Message):
     evaluations: tuple[EvaluationSummary, ...]  # of the adapter this round published
     energy_kept: tuple[EnergyKept, ...]
     energy_above_smallest_rank: float | None = None  # its fall towards 0 is rank collapse
-    pairwise_cosine: CosineRange | None = None
-    change_norm: float | None = None  # median over the participants
-    filtered: int = 0  # updates of which the run's filters noted something
-    certificate: float | None = None  # the largest of all modules
+    aggregation: AggregationSummary | None = None  # None of round 0, and of rounds an earlier version published
     aggregation_seconds: float | None
 
 

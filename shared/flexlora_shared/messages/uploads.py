@@ -15,6 +15,7 @@ from flexlora_shared.messages.base import (
     RunName,
     Sha256,
 )
+from flexlora_shared.messages.tasks import Trainable
 
 UploadState = Literal["OPEN", "ACCEPTED", "CANCELLED"]
 PART_MEDIA_TYPE = "application/partial-upload"
@@ -28,6 +29,7 @@ class UploadCreate(Message):
     alpha: Alpha
     alpha_pattern: AlphaPattern = {}
     use_rslora: bool = False
+    trainable: Trainable = "slice"  # what was trained: as the task asked
     examples: Count  # trained on this round; the update's weight
     size: Annotated[int, Field(ge=1, lt=2**46)]  # bytes
     sha256: Sha256

@@ -39,9 +39,9 @@ class RunningBound:
         return clipped(weights, geometry.norms, self.factor * median_low([*geometry.norms, *past]))
 
 
-def round_norm(geometry: Geometry) -> float:
+def round_norm(norms: Sequence[float]) -> float:
     """What a round leaves to `past_norms`: the lower median of its participants' norms, before any filter."""
-    return median_low(geometry.norms)
+    return median_low(norms)
 
 
 def clipped(weights: Sequence[float], norms: Sequence[float], bound: float) -> Verdict:

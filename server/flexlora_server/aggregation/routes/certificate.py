@@ -10,7 +10,7 @@ It is quadratic in the residual C, over the gap between sigma_j^2 and mu, and lo
 mu is not known; a block Krylov iteration from Gaussian vectors bounds it from above: of b starting vectors, the combination
 that lies best has tan^2 of its angle to the leading eigenvector distributed as chi^2_{n-1} / chi^2_b, and a Chebyshev
 polynomial of the Krylov space makes (1 - eps) mu of it (Kuczynski and Wozniakowski 1992, SIAM J. Matrix Anal. Appl. 13, for
-one vector).
+one vector). The vectors are drawn by a seed that depends on the data, so that nobody who sends a part of it knows them.
 """
 
 import math
@@ -19,15 +19,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.routes.small import orthonormal
+from flexlora_server.aggregation.routes.small import eigvalsh, orthonormal
 
 Product = Callable[[Tensor], Tensor]
-CHANCE = 1e-9  # that a bound is not true, for each of the two random quantities
+CHANCE = 1e-9  # that a bound is not true, for each of the three random quantities
 VECTORS = 16  # starting vectors
 STEPS = 8  # blocks of the Krylov space, at most
 TAUS = 12  # values of tau that are tried near mu, and as many between mu and the largest eigenvalue
-# What float32 products leave of W, relative to its norm: errors below it are not told apart
-FLOAT32 = 3e-6
+# Errors below this share of |W| are not told apart, by float32 products and by float64 ones (of what is published in float32)
+FLOAT32, FLOAT64 = 3e-6, 3e-7
 
 
 class Outside:
@@ -58,8 +58,11 @@ class Outside:
         """One block more; False where the space is exhausted or `STEPS` are made."""
         if len(self._images) >= STEPS or self._known.shape[1] + self._b > self._known.shape[0]:
             return False
-        ahead = self._back(self._images[-1]).double()
-        block, _ = torch.linalg.qr(_away(self._known, _away(self._known, ahead)))
+        block = self._back(self._images[-1]).double()
+        for _ in range(
+            2
+        ):  # where the space is exhausted the first leaves rounding, which need not be orthogonal to anything
+            block, _ = torch.linalg.qr(_away(self._known, block))
         self._add(block, self._forth(block).double())
         return True
 
@@ -72,42 +75,54 @@ class Outside:
         if not self._images:
             return 0.0
         found = torch.cat(self._images, dim=1)
-        return float(torch.linalg.eigvalsh(found.mT @ found)[-1])
+        return float(eigvalsh(found.mT @ found)[0])
 
     def largest(self) -> float:
         """An upper bound on mu."""
         if self._known.shape[1] == self._known.shape[0]:
             return self.seen()
-        return self.seen() / (1 - overlooked(self._n, self._b, len(self._images)))
+        return _at_most(self.seen(), overlooked(self._n, self._b, len(self._images)))
 
     def reachable(self) -> float:
         """What `largest` will say at the least after all `STEPS`."""
-        return self.seen() / (1 - overlooked(self._n, self._b, STEPS)) if self._b else 0.0
+        return _at_most(self.seen(), overlooked(self._n, self._b, STEPS)) if self._b else 0.0
 
     def least_energy(self) -> float:
         """A lower bound on the trace: the mean over b vectors is at most E + 2 sqrt(largest E t / b) + 2 largest t / b
         (Laurent and Massart 2000, Annals of Statistics 28, lemma 1)."""
         c = self.largest() * -math.log(CHANCE) / max(1, self._b)
+        if not math.isfinite(c):
+            return 0.0
         return max(0.0, math.sqrt(max(0.0, self.energy - c)) - math.sqrt(c)) ** 2
 
 
-def overlooked(n: int, b: int, steps: int) -> float:
-    """eps: the Krylov space of `steps` blocks of b Gaussian vectors in n dimensions finds at least (1 - eps) mu."""
+def overlooked(n: int, b: int, steps: int, chance: float = CHANCE) -> float:
+    """eps: the Krylov space of `steps` blocks of b Gaussian vectors in n dimensions finds at least (1 - eps) mu; 1 if nothing
+    can be promised.
+    """
     # Chernoff: chi^2_b < b x with chance at most (x e^(1-x))^(b/2); chi^2_n < n + 2 sqrt(n t) + 2 t but for exp(-t)
-    least = b * CHANCE ** (2 / b) / math.e
-    t = -math.log(CHANCE)
+    least = b * chance ** (2 / b) / math.e
+    t = -math.log(chance)
     most = n + 2 * math.sqrt(n * t) + 2 * t
+
+    def enough(eps: float) -> bool:
+        chebyshev = math.cosh((steps - 1) * math.acosh((1 + eps) / (1 - eps)))
+        return bool(chebyshev**2 * eps / (1 - eps) > most / least)
+
     low, high = 1e-6, 1 - 1e-6
+    if not enough(high):
+        return 1.0
     for _ in range(60):
         eps = (low + high) / 2
-        chebyshev = math.cosh((steps - 1) * math.acosh((1 + eps) / (1 - eps)))
-        low, high = (low, eps) if chebyshev**2 * eps / (1 - eps) > most / least else (eps, high)
+        low, high = (low, eps) if enough(eps) else (eps, high)
     return high
 
 
 def most_energy(T: Tensor, CtC: Tensor, rank: int, largest: float) -> float:
     """The bound above, each j at the best of some tau: T and C^T C (l, l) float64, `largest` an upper bound on mu."""
-    theta = torch.linalg.eigvalsh(T).flip(0)
+    if not math.isfinite(largest):
+        return math.inf
+    theta = eigvalsh(T)
     rth, first = float(theta[min(rank, len(theta)) - 1]), float(theta[0])
     floor = max(largest, 1e-30 * first, 1e-300)
     steps = torch.linspace(0, 1, TAUS + 1, dtype=torch.float64, device=T.device)[1:]
@@ -115,19 +130,23 @@ def most_energy(T: Tensor, CtC: Tensor, rank: int, largest: float) -> float:
     wide = floor * (max(first, 2 * floor) / floor) ** steps  # for a large lambda_j the gap is its own distance from mu
     taus = torch.cat([near, wide])
     blocks = T + CtC / (taus - largest).clamp(min=1e-300)[:, None, None]
-    values = torch.linalg.eigvalsh(blocks).flip(1)[:, :rank]
+    values = eigvalsh(blocks)[:, :rank]
     missing = rank - values.shape[1]  # ranks beyond the subspace can each keep tau at most
     return float(torch.maximum(values, taus[:, None]).amin(dim=0).sum() + missing * taus.min())
 
 
-def certified(kept: float, most: float, total: float) -> float:
+def certified(kept: float, most: float, total: float, rounding: float = FLOAT32) -> float:
     """The most by which a truncation that keeps the energy `kept` can miss the smallest error, as a ratio of norms.
 
-    Smaller `total` makes it larger: give a lower bound.
+    rounding: the share of |W| below which errors are not told apart. A smaller `total` makes it larger: give a lower bound.
     """
-    rounding = FLOAT32**2 * total
+    rounding = rounding**2 * total
     best, got = total - max(most, kept) + rounding, total - kept + rounding
     return math.sqrt(got / best) if best > 0 else math.inf
+
+
+def _at_most(seen: float, overlooked: float) -> float:
+    return seen / (1 - overlooked) if overlooked < 1 else math.inf
 
 
 def _away(Q: Tensor, block: Tensor) -> Tensor:

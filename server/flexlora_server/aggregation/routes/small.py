@@ -19,11 +19,26 @@ def eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
+def eigvalsh(symmetric: Tensor) -> Tensor:
+    """Eigenvalues (..., n), descending, of symmetric matrices; raises RouteFailed without convergence."""
+    if not bool(torch.isfinite(symmetric).all()):
+        raise RouteFailed("the squared numbers are too large for float64")
+    try:
+        values: Tensor = torch.linalg.eigvalsh(symmetric)
+    except LinAlgError as error:
+        raise RouteFailed(f"LAPACK's symmetric eigensolver failed: {error}") from error
+    return values.flip(-1)
+
+
 def small_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD of a float64 matrix (m, n): U (m, p), sigma (p,), Vt (p, n), p = min(m, n).
 
     LAPACK's gesdd; should it not converge, the symmetric solver on [[0, C], [C^T, 0]], whose eigenpairs are
     +-sigma with (u, +-v) / sqrt(2): another algorithm of the same accuracy (Golub and Van Loan, 8.6).
+
+    Raises:
+        AggregationError: a number that is not finite, which no route can do anything about.
+        RouteFailed: neither algorithm converged.
     """
     if not bool(torch.isfinite(C).all()):
         raise AggregationError(
@@ -43,7 +58,7 @@ def _svd_by_eigh(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     try:
         values, vectors = eigh(symmetric)
     except RouteFailed as error:
-        raise AggregationError(f"neither SVD algorithm converged on a {m} x {n} core: {error}") from error
+        raise RouteFailed(f"neither SVD algorithm converged on a {m} x {n} core: {error}") from error
     p = min(m, n)
     leading = vectors[:, :p] * 2**0.5
     return leading[:m], values[:p].clamp(min=0), leading[m:].mT

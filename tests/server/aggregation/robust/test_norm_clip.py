@@ -18,7 +18,7 @@ def test_by_hand() -> None:
 def test_the_running_bound_is_a_multiple_of_the_lower_median() -> None:
     geometry = of_vectors([[1.0], [2.0], [3.0], [400.0]])
     assert RunningBound(1.5, 0).apply(equal(4), geometry, (9e9,)).factors == (1.0, 1.0, 1.0, 3 / 400)
-    assert round_norm(geometry) == 2.0
+    assert round_norm(geometry.norms) == 2.0
 
 
 def test_past_rounds_have_a_vote_each_as_many_as_asked() -> None:

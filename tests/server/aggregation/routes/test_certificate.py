@@ -152,17 +152,24 @@ def test_the_krylov_space_overlooks_less_the_deeper_it_is() -> None:
     assert shares[-1] < 0.25
 
 
-def test_overlooked_holds_in_the_worst_case() -> None:
-    """One leading eigenvalue above a plateau chosen to hide it, many starts: none may fall below (1 - eps) mu."""
-    n, steps = 200, 3
-    eps = overlooked(n, VECTORS, steps)
+@pytest.mark.parametrize("vectors", [1, 2, 4])
+def test_overlooked_holds_for_a_spectrum_made_to_hide_the_leading_value(vectors: int) -> None:
+    """One value above all others, which spread over [0, 1 - eps] as densely as a Krylov space finds hardest, at its ends.
+
+    At a chance of a tenth the promise is broken in a tenth of the starts at most; one much bolder is broken often.
+    """
+    n, steps, chance, starts = 300, 4, 0.1, 300
+    eps = overlooked(n, vectors, steps, chance)
+    angles = torch.linspace(0, math.pi, n - 1, dtype=torch.float64)
+    D = torch.cat([torch.ones(1, dtype=torch.float64), (1 - eps) * (1 + torch.cos(angles)) / 2])
     generator = torch.Generator().manual_seed(4)
-    D = torch.full((n,), 1 - eps, dtype=torch.float64)
-    D[0] = 1.0
-    for _ in range(200):
-        block = torch.linalg.qr(torch.randn(n, VECTORS, generator=generator, dtype=torch.float64)).Q
+    found = []
+    for _ in range(starts):
+        block = torch.randn(n, vectors, generator=generator, dtype=torch.float64)
         basis = torch.linalg.qr(torch.cat([block * D[:, None] ** power for power in range(steps)], dim=1)).Q
-        assert float(torch.linalg.eigvalsh(basis.mT @ (D[:, None] * basis))[-1]) >= 1 - eps
+        found.append(float(torch.linalg.eigvalsh(basis.mT @ (D[:, None] * basis))[-1]))
+    assert sum(value < 1 - eps for value in found) <= chance * starts
+    assert sum(value < 1 - eps / 20 for value in found) > chance * starts
 
 
 def test_certified_by_hand() -> None:
