@@ -1,13 +1,13 @@
 """Aggregating one module: this project's engine beside dense SVDs, randomised SVD, and the floor of matrix products.
 
 All on one thread, side by side in one run. `dense` is the reference code's way: a float32 sum of dense matrices, then
-`torch.linalg.svd`; `numpy`, `scipy` and `sklearn` factorise such a sum by numpy. A dense factorisation takes as long
-whoever takes part: it is measured in the first round of a shape, and further rounds add their own sum to its seconds
-(`dense_measured` tells; their error is not known). `ours` is exact; `ours warm` and `ours cold` may miss the smallest
-error by 2 %, from the previous round's directions and from none: they appear where the engine would iterate.
+`torch.linalg.svd`; `numpy`, `scipy` and `sklearn` factorise the same sum. A dense factorisation takes as long whoever takes
+part: it is measured in the first round of a shape, and further rounds add their own sum to its seconds (`dense_measured`
+tells; their error is not known). `ours` is exact; `ours warm` and `ours cold` may miss the smallest error by 2 %, from the
+previous round's directions and from none: they appear where the engine would iterate.
 
-seconds: the median; ratio_dense: how many times faster than `dense`. floor_seconds: the unavoidable matrix products (see
-`floor_operations`) at the float32 rate measured beside that method; ratio_floor: how many times slower.
+seconds: the median; ratio_dense: how many times faster than `dense`. floor_seconds: the matrix products of a method of that
+kind alone (see `floor_operations`) at the float32 rate measured beside it; ratio_floor: how many times slower.
 error_over_optimal: the truncation's error over the smallest possible. certificate: what the method claimed of it.
 peak_mib: memory above the start.
 """
@@ -16,10 +16,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from benchmarks.comparing import Comparison
 from benchmarks.lines import Line, heading
+from benchmarks.measuring import clock, one_thread
 from benchmarks.rounds import DATA, MIXED, SHARES
 
 SHAPES = ("4096x4096", "4096x11008", "14336x4096")
@@ -43,10 +42,13 @@ def tasks(asked: argparse.Namespace) -> Iterator[Task]:
 
 def measure(asked: argparse.Namespace) -> Iterator[Line]:
     """Every line, as soon as it is measured."""
-    comparison = Comparison(libraries=("sklearn",) if asked.quick else None, runs=asked.runs, budget=asked.budget)
-    for shape, participants, ranks, data in tasks(asked):
-        d, k = map(int, shape.split("x"))
-        yield from comparison.lines(d, k, participants, ranks, data)
+    libraries, todo, tell = ("sklearn",) if asked.quick else None, list(tasks(asked)), clock()
+    comparison = Comparison(libraries, asked.runs, asked.budget, tell, remeasure=asked.quick)
+    with one_thread():  # the comparison has loaded the libraries
+        for number, (shape, participants, ranks, data) in enumerate(todo, 1):
+            tell(f"round {number} of {len(todo)}")
+            d, k = map(int, shape.split("x"))
+            yield from comparison.lines(d, k, participants, ranks, data)
 
 
 def show(lines: Iterator[Line]) -> None:
@@ -71,19 +73,28 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--all", action="store_true", help="all rank mixes with 1000 participants too: hours, and 13 GB")
     made.add_argument("--data", choices=DATA, help="default: federation, and flat once")
-    made.add_argument("--runs", type=int, default=5, help="whose median is taken, after one to warm up")
+    made.add_argument("--runs", type=int, default=5, help="of the engine, whose median is taken, after one to warm up")
     made.add_argument(
-        "--budget", type=float, help="seconds for a method's runs; fewer runs if they take longer (60; quick: 10)"
+        "--budget", type=float, help="seconds for an engine's runs; fewer if they take longer (20; quick: 10)"
     )
     made.add_argument("--json", action="store_true", help="a JSON object a line, and nothing else")
     return made
 
 
+def options(given: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; exits with a sentence where that does not go together."""
+    made = parser()
+    asked = made.parse_args(given)
+    ignored = [f"--{name}" for name in ("shape", "participants", "ranks", "all") if getattr(asked, name)]
+    if asked.quick and ignored:
+        made.error(f"--quick has rounds of its own: leave out {' and '.join(ignored)}, or --quick")
+    asked.budget = asked.budget or (10.0 if asked.quick else 20.0)
+    return asked
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    asked = parser().parse_args(given)
-    asked.budget = asked.budget or (10.0 if asked.quick else 60.0)
-    torch.set_num_threads(1)
+    asked = options(given)
     try:
         if asked.json:
             for line in measure(asked):

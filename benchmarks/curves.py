@@ -8,24 +8,18 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.contenders import BOUND, DENSE, ours
+from benchmarks import plotting
+from benchmarks.contenders import BOUND, DENSE, ours, torch_sum
+from benchmarks.measuring import timed
 from benchmarks.rounds import CYCLE, Round, make
 
 METHODS = {"dense": "dense float32 SVD", "ours": "exact", "ours warm": "certified to 2 %, warm"}
-COLOURS = {
-    "dense": "#d1651f",
-    "ours": "#3b82d6",
-    "ours warm": "#2f9e58",
-}  # legible on white and on black, as the grey is
-GREY = "#808080"
 AXES = {
     "participants": ("participants (2048 x 2048, ranks 4 to 64)", (10, 20, 50, 100, 200, 500, 1000)),
     "r_max": ("largest rank (2048 x 2048, 50 participants)", (8, 16, 32, 64, 128, 256)),
@@ -67,48 +61,26 @@ def round_of(axis: str, at: int, scale: float) -> Round:
 def measured(method: str, given: Round, r_max: int) -> tuple[str, float]:
     """The route and the median seconds."""
     if method == "dense":
-        started = time.perf_counter()
-        route = DENSE.factorise(DENSE.total(given.stack), r_max).route
-        return route, time.perf_counter() - started
+        found, took = timed(lambda: DENSE.factorise(torch_sum(given.stack), r_max))
+        return found.route, took
     bound, start = (BOUND, given.V) if method == "ours warm" else (1.0, None)
     route, seconds = ours(given, bound, start).route, list[float]()  # the first warms up
     while len(seconds) < 5 and sum(seconds) < 5.0:
-        started = time.perf_counter()
-        ours(given, bound, start)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(timed(lambda: ours(given, bound, start))[1])
     return route, statistics.median(seconds)
 
 
 def draw(found: Sequence[Point], to: Path) -> None:
-    """The curves side by side; the same points give the same file."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(look()):
-        figure = Figure(figsize=(12, 4), layout="constrained")
-        panels: Sequence[Any] = figure.subplots(1, len(AXES), sharey=True)
-        for panel, (axis, (label, values)) in zip(panels, AXES.items(), strict=True):
-            for method, name in METHODS.items():
-                curve = [(point.at, point.seconds) for point in found if (point.axis, point.method) == (axis, method)]
-                panel.loglog(*zip(*curve, strict=True), marker="o", markersize=4, label=name, color=COLOURS[method])
-            panel.set_xlabel(label)
-            panel.set_xticks(values, labels=map(str, values))
-            panel.minorticks_off()
-            panel.grid(alpha=0.3)
-        panels[0].set_ylabel("seconds, one thread")
-        panels[0].legend(loc="upper left", frameon=False)
-        figure.savefig(to, format="svg", transparent=True, metadata={"Date": None})
+    """The curves side by side."""
+    plotting.draw([_panel(found, axis, label, values) for axis, (label, values) in AXES.items()], to)
 
 
-def look() -> Any:
-    """Text as text and grey, so that the file is small and fits any background."""
-    greys = ("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color", "xtick.color", "ytick.color")
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "flexlora",
-        "font.family": "sans-serif",
-        **dict.fromkeys(greys, GREY),
+def _panel(found: Sequence[Point], axis: str, label: str, values: Sequence[int]) -> plotting.Panel:
+    curves = {
+        name: [(point.at, point.seconds) for point in found if (point.axis, point.method) == (axis, method)]
+        for method, name in METHODS.items()
     }
+    return plotting.Panel(label, "seconds, one thread", curves, ticks=values)
 
 
 def main(given: Sequence[str] | None = None) -> None:

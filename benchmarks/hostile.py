@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from benchmarks.matrices import geometric, orthonormal
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
 
 D_OUT, D_IN = 256, 320
@@ -62,10 +63,8 @@ def task(generator: torch.Generator) -> Task:
 
 def decaying(generator: torch.Generator, rank: int, decay: float) -> GlobalFactors:
     """Random singular vectors, singular values in proportion to decay^j, norm 1."""
-    U = torch.linalg.qr(torch.randn(D_OUT, rank, generator=generator).double()).Q
-    V = torch.linalg.qr(torch.randn(D_IN, rank, generator=generator).double()).Q
-    sigma = decay ** torch.arange(rank, dtype=torch.float64)
-    return GlobalFactors((U * (sigma / sigma.norm())).float(), V.mT.contiguous().float())
+    U, V = (orthonormal(size, rank, generator) for size in (D_OUT, D_IN))
+    return GlobalFactors((U * geometric(rank, decay, norm=1.0)).float(), V.mT.contiguous().float())
 
 
 def trained(given: Task, previous: GlobalFactors, noise: float, generator: torch.Generator) -> list[Update]:

@@ -1,23 +1,25 @@
 """One line of the aggregation benchmark: a method on a round, its figures, and the floor under them."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 
 WHOLE = "whole"
 REUSED = "accumulation + SVD of the same shape"
 
 
-def floor_operations(d: int, k: int, R: int, r: int, certified: bool) -> float:
-    """The matrix products that no such method can do without.
+def floor_operations(d: int, k: int, R: int, r: int, iterates: bool, sums: bool) -> float:
+    """The matrix products of a method of that kind alone, as if all else took no time: a yardstick, no lower bound.
 
-    Exact: both Gram matrices of the stack and both back-projections of r vectors; or, where R > min(d, k), W and its
-    product with r vectors, if that is less. Certified: two products of the stack with r columns, to and fro.
+    Exact: both Gram matrices of the stack and both back-projections of r vectors; or W and its product with r vectors, if
+    that is less. Whoever iterates: a block of r columns through the stack to and fro, once; or W, and the block through W.
+    Whoever sums dense matrices first: always the latter. A Gram matrix counts as a full matrix product: it is symmetric,
+    and making only half of it would halve these.
     """
-    if certified:
-        return 4.0 * (d + k) * R * r
-    factored = 2.0 * (d + k) * R * R + 2.0 * (d + k) * R * r
-    dense = 2.0 * d * k * R + 2.0 * d * k * r
-    return min(factored, dense) if min(d, k) < R else factored
+    passes = 2 if iterates else 1
+    dense = 2.0 * d * k * R + passes * 2.0 * d * k * r
+    factored = 2.0 * (d + k) * R * r * passes + (0.0 if iterates else 2.0 * (d + k) * R * R)
+    return dense if sums else min(factored, dense)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Line:
     dense_measured: str
 
     def json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), allow_nan=False)
 
     def row(self) -> str:
         """For people, under `heading`."""
@@ -86,6 +88,11 @@ def heading(where: "Where | Line") -> str:
         f"{about}\n{'method':9} {'route':10} {'seconds':>9} {'dense/s':>9} {'floor':>9} {'s/floor':>9} "
         f"{'error/best':>11} {'claimed':>9} {'sv error':>9} {'peak MiB':>8} {'runs':>4} {'GFLOPS':>6}"
     )
+
+
+def finite(value: float | None) -> float | None:
+    """JSON knows no others."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _or_dash(value: float | None, form: str, width: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.llama_files import spec_of, write_round
-from benchmarks.measuring import MIB, Peak
+from benchmarks.memory import MIB, Peak
 from benchmarks.rounds import CYCLE
 from flexlora_server.engine import Work, write_aggregate
 

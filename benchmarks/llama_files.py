@@ -12,9 +12,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from benchmarks.rounds import DRIFT, NOISE
-from flexlora_server.adapters.slices import served_dtype
-from flexlora_server.adapters.stored import StoredWriter
+from benchmarks.matrices import geometric
+from benchmarks.rounds import DECAY, DRIFT, NOISE
+from flexlora_server.adapters.stored import StoredWriter, served_dtype
 from flexlora_server.adapters.uploads import Input, weighted
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
@@ -76,7 +76,7 @@ class _Made:
     def __init__(self, spec: RunSpec) -> None:
         self._spec, self._r_max, self._dtype = spec, spec.largest_rank, served_dtype(spec)
         self._pool = torch.randn(POOL, generator=torch.Generator().manual_seed(spec.seed))
-        self._s = torch.exp(-0.05 * torch.arange(self._r_max))
+        self._s = geometric(self._r_max, DECAY).float()
 
     def published(self, module: ModuleSpec) -> GlobalFactors:
         B, A = (self._stretch(f"{module.name} {side}", size, self._r_max) for side, size in _sides(module))

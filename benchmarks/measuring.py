@@ -1,20 +1,22 @@
 """What a piece of work takes: seconds, memory, and how fast the machine multiplies matrices at that very time."""
 
-import ctypes
+import importlib
+import importlib.util
 import statistics
-import threading
+import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
+from benchmarks.memory import Peak
+
 T = TypeVar("T")
-STATUS = Path("/proc/self/status")
-MIB = 2**20
 SIDE = 2048  # of the matrices whose product is the machine's rate
+SHORT = 5.0  # seconds: what takes no longer is run once more, for its memory
 
 
 @dataclass(frozen=True)
@@ -28,79 +30,59 @@ class Spent(Generic[T]):
     gflops: float
 
 
-class Peak:
-    """The peak of this process' anonymous memory within the block, above what there was at its start.
+def repeated(work: Callable[[], T], runs: int, budget: float) -> Spent[T]:
+    """The median of `runs` after a first that warms up and shows the memory; fewer if they would take over `budget` seconds.
 
-    Memory-mapped files are not counted. `mib` is None where /proc does not tell.
+    Memory is not looked at while the clock runs. Only where the budget has no room for a second run, the first, looked at
+    every 50 ms, is the one that counts.
     """
-
-    mib: float | None = None
-
-    def __init__(self, every: float = 0.004) -> None:
-        self._every = every
-        self._over = threading.Event()
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> Self:
-        _give_back()
-        self._before = anonymous()
-        if self._before is not None:
-            self.mib = 0.0
-            self._sampler.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._sampler.is_alive():
-            self._sampler.join()
-
-    def _sample(self) -> None:
-        while not self._over.wait(self._every):
-            self.mib = max(self.mib or 0.0, ((anonymous() or 0) - (self._before or 0)) / MIB)
-
-
-def anonymous() -> int | None:
-    """Bytes of this process' anonymous resident memory."""
-    if not STATUS.exists():
-        return None
-    lines = (line.split() for line in STATUS.read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words[0] == "RssAnon:"), None)
-
-
-def _give_back() -> None:
-    """Freed memory that the allocator keeps would hide what is taken next."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    rates = [gflops()]
+    with Peak() as peak:
+        made, first = timed(work)
+    seconds = []
+    for _ in range(min(runs, int(budget / max(first, 1e-9)) - 1)):
+        rates.append(gflops())
+        seconds.append(timed(work)[1])
+    rates = rates[1:] or [*rates, gflops()]
+    return Spent(made, statistics.median(seconds or [first]), len(seconds) or 1, peak.mib, statistics.median(rates))
 
 
 def once(work: Callable[[], T]) -> Spent[T]:
-    """One run, for what takes long."""
-    rates = [gflops()]
-    with Peak() as peak:
-        started = time.perf_counter()
-        made = work()
-        seconds = time.perf_counter() - started
-    return Spent(made, seconds, 1, peak.mib, statistics.mean([*rates, gflops()]))
+    """One run, for what takes long; what does not has one before it that shows the memory."""
+    return repeated(work, 1, 2 * SHORT)
 
 
-def repeated(work: Callable[[], T], runs: int, budget: float) -> Spent[T]:
-    """The median of `runs` after a first that warms up and shows the memory; fewer, but one, if they would take over `budget`."""
-    first = once(work)
-    rates, seconds = [], []
-    for _ in range(max(1, min(runs, int(budget / max(first.seconds, 1e-9))))):
-        rates.append(gflops())
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return Spent(first.made, statistics.median(seconds), len(seconds), first.peak_mib, statistics.median(rates))
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What was made, and the seconds."""
+    started = time.perf_counter()
+    made = work()
+    return made, time.perf_counter() - started
 
 
 def gflops() -> float:
     """The rate of a float32 matrix product, 10^9 operations a second: the median of three."""
-    left, right, seconds = torch.ones(SIDE, SIDE), torch.ones(SIDE, SIDE), []
-    for _ in range(3):
-        started = time.perf_counter()
-        left @ right
-        seconds.append(time.perf_counter() - started)
-    return 2 * SIDE**3 / statistics.median(seconds) / 1e9
+    left, right = torch.ones(SIDE, SIDE), torch.ones(SIDE, SIDE)
+    return 2 * SIDE**3 / statistics.median(timed(lambda: left @ right)[1] for _ in range(3)) / 1e9
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Torch, and within the block every BLAS and OpenMP that is loaded by now, on one thread.
+
+    Every library brings its own, and torch's setting reaches none of them. threadpoolctl comes with scikit-learn.
+    """
+    torch.set_num_threads(1)
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return nullcontext()
+    limits: AbstractContextManager[object] = importlib.import_module("threadpoolctl").threadpool_limits(1)
+    return limits
+
+
+def clock() -> Callable[[str], None]:
+    """Tells progress on the standard error, with the minutes and seconds since now."""
+    started = time.perf_counter()
+
+    def tell(what: str) -> None:
+        minutes, seconds = divmod(int(time.perf_counter() - started), 60)
+        print(f"[{minutes:02}:{seconds:02}] {what}", file=sys.stderr, flush=True)
+
+    return tell

@@ -4,10 +4,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flexlora_server.aggregation.stack import Stack
 
 GROUP = 4096  # columns of the stack that are multiplied at once
+NOISE = 1e-7  # of the largest singular value: the root of a square's rounding
 
 
 class Optimum:
@@ -18,8 +20,9 @@ class Optimum:
         self._stack = stack
         self._W = _dense(stack) if min(d, k) < R else None
         values, self._energy = _squares(stack) if self._W is None else _squares_of(self._W)
-        self.sigma = values[:rank].clamp(min=0).sqrt()
-        self._error = self._energy - float(values[:rank].sum())
+        leading = values[:rank].clamp(min=0)
+        self.sigma = pad(leading.sqrt(), (0, rank - len(leading)))  # a stack of fewer columns has no more
+        self._error = self._energy - float(leading.sum())
 
     def error_ratio(self, US: Tensor, Vt: Tensor) -> float | None:
         """|W - US Vt|_F over the smallest possible at this rank; None where nothing is lost."""
@@ -30,10 +33,11 @@ class Optimum:
         squared = self._energy - 2 * self._inner(US, Vt) + norm
         return math.sqrt(max(0.0, squared) / self._error)
 
-    def values_error(self, S: Tensor) -> float:
-        """The largest relative difference of S from the leading singular values."""
+    def values_error(self, S: Tensor) -> float | None:
+        """The largest relative difference of S from the leading singular values that are not 0; None if all are."""
         exact = self.sigma[: len(S)]
-        return float(((S.double() - exact).abs() / exact).max())
+        some = exact > NOISE * exact[0]
+        return float(((S.double() - exact).abs() / exact)[some].max()) if bool(some.any()) else None
 
     def _inner(self, US: Tensor, Vt: Tensor) -> float:
         """<W, US Vt>."""

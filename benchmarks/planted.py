@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import flexlora_server.aggregation  # noqa: F401 - registers the strategies
+from benchmarks.matrices import dense, geometric, orthonormal
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors, slice_factors
 from flexlora_server.aggregation.strategy import strategy
 
@@ -48,16 +49,14 @@ class Planted:
 def planted(seed: int, ranks: Sequence[int] = RANKS, noise: float = 0.0, examples: int = EXAMPLES) -> Planted:
     """W* of norm 4, and `examples` of each participant; `noise`: the standard deviation of each label's error."""
     generator = torch.Generator().manual_seed(seed)
-    U = torch.linalg.qr(torch.randn(D_OUT, RANK, generator=generator, dtype=torch.float64)).Q
-    V = torch.linalg.qr(torch.randn(D_IN, RANK, generator=generator, dtype=torch.float64)).Q
+    U, V = (orthonormal(size, RANK, generator) for size in (D_OUT, D_IN))
     W = (U * sigma()) @ V.mT
     return Planted(seed, W, tuple(_participant(rank, W, noise, examples, generator) for rank in ranks))
 
 
 def sigma() -> Tensor:
     """W*'s singular values."""
-    powers: Tensor = DECAY ** torch.arange(RANK, dtype=torch.float64)
-    return powers * (NORM / float(powers.norm()))
+    return geometric(RANK, DECAY, NORM)
 
 
 def _participant(rank: int, W: Tensor, noise: float, examples: int, generator: torch.Generator) -> Participant:
@@ -98,8 +97,3 @@ def trained(who: Participant, factors: GlobalFactors, learning_rate: float, weig
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return Update(A.detach(), B.detach(), SCALING, weight, SCALING)
-
-
-def dense(factors: GlobalFactors) -> Tensor:
-    """B A, float64."""
-    return factors.B.double() @ factors.A.double()

@@ -15,8 +15,8 @@ from statistics import median
 import torch
 
 from benchmarks.hostile import decaying
-from benchmarks.panels import Panel, draw
 from benchmarks.planted import EXAMPLES, SCALING, Planted, floor, learned, planted
+from benchmarks.plotting import Panel, draw
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
 from flexlora_server.aggregation.strategy import strategy
 
@@ -97,11 +97,17 @@ def markdown(idles: Mapping[str, Idle], found: Learned) -> str:
 
 def panels(idles: Mapping[str, Idle], found: Learned) -> list[Panel]:
     """The figure: nobody learns; learning from exact labels; from noisy ones."""
+    energies = {name: idles[name].energy for name in STRATEGIES}
+    exact, noisy = (_by_round(found[labels][SHOWN]) for labels in ("exact", "noisy"))
     return [
-        Panel("nobody learns", "energy left", {name: idles[name].energy for name in STRATEGIES}),
-        Panel("learning, exact labels", "error", found["exact"][SHOWN], {"everyone's optimum, averaged": floor()}),
-        Panel("learning, noisy labels", "error", found["noisy"][SHOWN]),
+        Panel("round", "energy left", _by_round(energies), "nobody learns"),
+        Panel("round", "error", exact, "learning, exact labels", {"everyone's optimum, averaged": floor()}),
+        Panel("round", "error", noisy, "learning, noisy labels"),
     ]
+
+
+def _by_round(values: Mapping[str, Sequence[float]]) -> dict[str, list[tuple[float, float]]]:
+    return {name: list(enumerate(each)) for name, each in values.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.hostile import ATTACKS, DTYPE, HOSTILE, RANKS, Task, attacked, decaying, task, trained
+from benchmarks.matrices import dense
 from flexlora_server.aggregation import strategy as registered
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.geometry import Geometry, module_geometry
@@ -70,7 +71,7 @@ def calm(strategy: str, given: Task, noise: float, generator: torch.Generator) -
     """The first round, on a global update of decaying spectrum."""
     before = decaying(generator, max(RANKS), 0.9)
     updates = trained(given, before, noise, generator)
-    norm = round_norm(module_geometry(updates, before, None, DTYPE, fresh=False))
+    norm = round_norm(module_geometry(updates, before, None, DTYPE, fresh=False).norms)
     return Calm(strategy, before, registered.strategy(strategy).aggregate(updates, before, DTYPE).factors, norm)
 
 
@@ -108,10 +109,6 @@ def mean_norm(updates: Sequence[Update], geometry: Geometry) -> float:
 def renormalised(updates: Sequence[Update]) -> list[Update]:
     total = math.fsum(update.weight for update in updates)
     return [replace(update, weight=update.weight / total) for update in updates]
-
-
-def dense(factors: GlobalFactors) -> Tensor:
-    return factors.B.double() @ factors.A.double()
 
 
 def medians(seeds: int, noise: float) -> Errors:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.matrices import geometric, orthonormal
 from flexlora_server.aggregation.stack import Stack, Term
 
 MIXED = "mixed"
 CYCLE = (4, 8, 16, 32, 64)
 # FlexLoRA's four kinds of participants: the rank in attention layers, and in MLPs (Bai et al. 2024, arXiv 2402.11505)
 TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))
-# Its resource distributions, with the shares of its authors' code; `normal` as their figure 3 has it, with their mean and sd
+# Its resource distributions, with the shares of its authors' code as far as we could read it; `normal` is our reading of what
+# the paper says of its figure 3, with the code's mean and standard deviation
 SHARES = {
     "uniform": (0.25, 0.25, 0.25, 0.25),
     "heavy-tail-light": (0.80, 0.05, 0.05, 0.10),
@@ -21,6 +23,7 @@ SHARES = {
     "normal": (0.0575, 0.4425, 0.4425, 0.0575),
 }
 DATA = ("federation", "flat")
+DECAY = math.exp(-0.05)  # of the global update's singular values, from one to the next
 DRIFT, NOISE = 0.1, 0.3  # of the round's common change, and of each participant's own, relative to the global update
 
 
@@ -52,7 +55,7 @@ class Round:
 def make(d: int, k: int, ranks: Sequence[int], r_max: int, data: str, seed: int = 0) -> Round:
     """A seeded round: `federation`, or `flat`: i.i.d. Gaussian factors, whose spectrum no iteration likes."""
     generator = torch.Generator().manual_seed(seed)
-    V = _orthonormal(k, r_max, generator).mT.contiguous()
+    V = orthonormal(k, r_max, generator).mT.float().contiguous()
     each = _federation(d, V, ranks, generator) if data == "federation" else _flat(d, k, ranks, generator)
     return Round(Stack([Term(B, A, 1 / len(ranks)) for B, A in each]), V)
 
@@ -60,8 +63,8 @@ def make(d: int, k: int, ranks: Sequence[int], r_max: int, data: str, seed: int 
 def _federation(d: int, V: Tensor, ranks: Sequence[int], generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
     """Everyone's slice of U diag(s) V^T, moved by a change that all share and by one of its own."""
     r_max, k = V.shape
-    s = torch.exp(-0.05 * torch.arange(r_max))
-    B = (_orthonormal(d, r_max, generator) + DRIFT * _columns(d, r_max, generator)) * s
+    s = geometric(r_max, DECAY).float()
+    B = (orthonormal(d, r_max, generator).float() + DRIFT * _columns(d, r_max, generator)) * s
     A = V + DRIFT * _columns(k, r_max, generator).mT
     return [
         (
@@ -79,8 +82,3 @@ def _flat(d: int, k: int, ranks: Sequence[int], generator: torch.Generator) -> l
 def _columns(length: int, count: int, generator: torch.Generator) -> Tensor:
     """Gaussian columns of norm about 1."""
     return torch.randn(length, count, generator=generator).div_(math.sqrt(length))
-
-
-def _orthonormal(length: int, count: int, generator: torch.Generator) -> Tensor:
-    Q: Tensor = torch.linalg.qr(_columns(length, count, generator)).Q
-    return Q
