@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.routes import cost
@@ -81,13 +82,12 @@ def _check(stack: Stack, rank: int) -> None:
 
 def _finished(found: Leading, stack: Stack, rank: int, route: str, failed: tuple[str, ...]) -> TruncatedSVD:
     """Noise cut off, signs fixed, rows completed."""
-    d, R, _ = stack.shape
+    R = stack.shape[1]
     noise = _NOISE * stack.rank_one_norms
     sigma = torch.where(found.singular_values > noise, found.singular_values, 0.0)[:R]
     kept = min(rank, R, len(found.S), int((sigma > 0).sum()))
     signs = _signs(found.US[:, :kept])
-    US, S = found.US.new_zeros(d, rank), found.S.new_zeros(rank)
-    US[:, :kept], S[:kept] = found.US[:, :kept] * signs, found.S[:kept]
+    US, S = pad(found.US[:, :kept] * signs, (0, rank - kept)), pad(found.S[:kept], (0, rank - kept))
     Vt = complete_rows(found.Vt[:kept] * signs[:, None], rank)
     energy = found.total_energy if kept else 0.0
     return TruncatedSVD(US, S, Vt, sigma, energy, found.certificate, route, failed)
