@@ -1,17 +1,14 @@
 """Aggregates a round: reads the accepted uploads module by module from their files, writes the new global update.
 
-One LAPACK thread a module, modules side by side in threads (two threads in one factorisation were 20 times slower than one on
-a busy two-core machine). No more than `threads` modules and one that waits to be written are in memory, never a whole upload.
-Results are written in the order of the modules, so the bytes do not depend on the number of threads.
+One LAPACK thread a module, modules side by side. No more than `threads` modules and one that waits to be written are in memory,
+never a whole upload. Results are written in the order of the modules, so the bytes do not depend on the number of threads.
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -29,11 +26,10 @@ from flexlora_server.aggregation.robust.split import split, split_tensors
 from flexlora_server.aggregation.strategy import Aggregate, strategy
 from flexlora_server.aggregation.truncate import as_they_are
 from flexlora_server.figures import Seen
+from flexlora_server.side_by_side import side_by_side
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, CosineRange, ModuleMetrics
 
-T = TypeVar("T")
-R = TypeVar("R")
 # Columns of all updates together up to which their inner products are computed exactly for the figures alone (a filter
 # always gets the exact ones): beyond, in the leading directions of the result, which costs less than the result did.
 EXACT_FIGURES = 1024
@@ -106,7 +102,8 @@ class _Round:
     def write(self, file: BinaryIO) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
         shares = self._filtered() if self._spec.robust else self._as_given()
         writer, metrics = StoredWriter(file, self._spec), []
-        for module, done in self._side_by_side(lambda m: self._aggregate(m, shares), self._spec.modules):
+        for module, done in side_by_side(lambda m: self._aggregate(m, shares), self._spec.modules, self._work.threads):
+            self._alive()
             writer.module(module.name, done.aggregate.factors)
             if done.seen is not None:
                 self._see(module.name, done.seen)
@@ -132,7 +129,8 @@ class _Round:
 
     def _filtered(self) -> Shares:
         """A pass over all tensors for the geometry of the whole updates, and what the run's filters make of it."""
-        for module, geometry in self._side_by_side(self._geometry, self._spec.modules):
+        for module, geometry in side_by_side(self._geometry, self._spec.modules, self._work.threads):
+            self._alive()
             self._see(module.name, _exactly(geometry))
         for extra in self._spec.extra:
             self._alive()
@@ -184,28 +182,6 @@ class _Round:
         before = GlobalFactors(previous.B.to(device), previous.A.to(device))
         done = self._strategy.aggregate(there, before, self._dtype, self._spec.error_bound)
         return replace(done, factors=GlobalFactors(done.factors.B.cpu(), done.factors.A.cpu()))
-
-    def _side_by_side(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-        """`work` of each item in order, as many at a time as there are threads; none begins before its turn is near."""
-        # told in every thread: the first product in a new one would else be summed in another order
-        with ThreadPoolExecutor(self._work.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            running: deque[tuple[T, Future[R]]] = deque()
-            try:
-                for item in items:
-                    running.append((item, pool.submit(work, item)))
-                    if len(running) > self._work.threads:
-                        yield self._next(running)
-                while running:
-                    yield self._next(running)
-            finally:
-                for _, future in running:
-                    future.cancel()
-
-    def _next(self, running: "deque[tuple[T, Future[R]]]") -> tuple[T, R]:
-        item, future = running.popleft()
-        found = future.result()
-        self._alive()
-        return item, found
 
 
 def _exactly(geometry: Geometry) -> Seen:
