@@ -139,8 +139,10 @@ def test_ffa_looks_at_A_alone(coordinator: Served, monkeypatch: pytest.MonkeyPat
     (member,) = assemble(coordinator, people, strategy="ffa", ranks=[5])
     task = member.task("run")
     good = with_A(trained(people[0], 1), load(member.download(task)))
-    monkeypatch.delattr(StoredAdapter, "factors")
-    send(member, people[0], task, good)
+    with monkeypatch.context() as patch:
+        patch.delattr(StoredAdapter, "factors")
+        send(member, people[0], task, good)
+    assert coordinator.work() == 1
 
 
 @pytest.mark.parametrize(("strategy", "asked"), [("flexlora", "slice"), ("ffa", "B"), ("flora", "fresh")])

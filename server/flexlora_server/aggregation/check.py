@@ -36,7 +36,7 @@ def check_finite(what: str, tensor: Tensor) -> None:
 
 
 def is_served_A(A: Tensor, stored: Tensor) -> bool:
-    """Whether an uploaded lora_A (r, k) is the first r rows of the stored one (float32), in the dtype it was sent in."""
+    """Whether an uploaded lora_A (r, k) is the first r rows of the stored one, in the dtype it was sent in."""
     return torch.equal(A, stored[: A.shape[0]].to(A.dtype))
 
 

@@ -14,9 +14,8 @@ QR = 2.5  # Householder reflections
 EIGH = 15.0  # n^3 of them, with vectors
 SVD = 35.0
 FIXED = 2e7  # operations: what starting any of a route's steps costs, about 0.3 ms in all
-USUAL = (
-    6  # products of the whole stack with a block that a subspace needs, and of one with the narrower blocks outside it
-)
+# Products of the whole stack with a block that a subspace needs, and as many with the narrower blocks outside it
+USUAL = 6
 # Safest first. One is passed over only for another at less than this share of its work.
 SAFEST = ("svd", "qr", "eigh", "gram")
 CLEARLY = 0.7
@@ -25,7 +24,7 @@ MUCH = 0.4
 
 
 def routes(d: int, R: int, k: int, rank: int, exact: bool) -> Sequence[str]:
-    """The routes to try for W (d, k) from a stack of R columns, in order: the best first, each next one safer."""
+    """The routes to try for W (d, k) from a stack of R columns, in order: the best first, then the safe ones."""
     work = works(d, R, k, rank)
     best = SAFEST[0]
     for route in SAFEST[1:]:
