@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.comparing import Comparison
 from benchmarks.lines import Line, heading
-from benchmarks.measuring import clock, one_thread
+from benchmarks.measuring import one_thread
 from benchmarks.rounds import DATA, MIXED, SHARES
+from benchmarks.telling import clock
 
 SHAPES = ("4096x4096", "4096x11008", "14336x4096")
 PARTICIPANTS = (10, 100, 1000)

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.matrices import geometric
 from benchmarks.rounds import DECAY, DRIFT, NOISE
 from flexlora_server.adapters.stored import StoredWriter, served_dtype
-from flexlora_server.adapters.uploads import Input, weighted
+from flexlora_server.adapters.uploads import Accepted, Input, weighted
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.engine import Work
@@ -66,7 +66,7 @@ def write_round(spec: RunSpec, ranks: Sequence[int], folder: Path, threads: int)
         writer.close()
     uploads = [made.upload(participant, rank, folder) for participant, rank in enumerate(ranks)]
     return Work(
-        spec, weighted([(given.path, given.told, given.client_id) for given in uploads]), previous, threads=threads
+        spec, weighted([Accepted(one.path, one.told, one.client_id) for one in uploads]), previous, threads=threads
     )
 
 

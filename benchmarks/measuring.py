@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -75,14 +74,3 @@ def one_thread() -> AbstractContextManager[object]:
         return nullcontext()
     limits: AbstractContextManager[object] = importlib.import_module("threadpoolctl").threadpool_limits(1)
     return limits
-
-
-def clock() -> Callable[[str], None]:
-    """Tells progress on the standard error, with the minutes and seconds since now."""
-    started = time.perf_counter()
-
-    def tell(what: str) -> None:
-        minutes, seconds = divmod(int(time.perf_counter() - started), 60)
-        print(f"[{minutes:02}:{seconds:02}] {what}", file=sys.stderr, flush=True)
-
-    return tell

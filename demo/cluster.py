@@ -38,7 +38,8 @@ class Cluster:
         """The key the coordinator generated at its first start."""
         return (self.folder / "coordinator" / "operator.key").read_text().strip()
 
-    def _server_environment(self, **more: str) -> dict[str, str]:
+    def server_environment(self, **more: str) -> dict[str, str]:
+        """What the coordinator's commands are told."""
         return {
             **os.environ,
             **ENVIRONMENT,
@@ -50,7 +51,7 @@ class Cluster:
     def migrate(self) -> None:
         """Make the database."""
         command = [str(Path(sys.executable).with_name("flexlora-server")), "migrate"]
-        subprocess.run(command, check=True, env=self._server_environment(), stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, env=self.server_environment(), stdout=subprocess.DEVNULL)
 
     def start(self) -> None:
         """Serve; returns when the address is known."""
@@ -58,7 +59,7 @@ class Cluster:
         with (self.folder / "coordinator.log").open("a") as log:
             self.process = subprocess.Popen(
                 [str(Path(sys.executable).with_name("flexlora-server")), "serve"],
-                env=self._server_environment(FLEXLORA_PORT=port),
+                env=self.server_environment(FLEXLORA_PORT=port),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -19,14 +19,18 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def postgres_cluster(programs: Path) -> Iterator[Path]:
-    """A running PostgreSQL; the folder of its socket. It refuses to run as root, so root runs it as `postgres`."""
+def postgres_cluster(programs: Path, durable: bool = False) -> Iterator[Path]:
+    """A running PostgreSQL; the folder of its socket. It refuses to run as root, so root runs it as `postgres`.
+
+    durable: it syncs what it commits, as a real one does; for tests that is only slow.
+    """
     user = "postgres" if os.geteuid() == 0 else None
     with TemporaryDirectory(prefix="flexlora-pg-", dir="/tmp") as folder:
         if user is not None:
             shutil.chown(folder, user)
         data = f"{folder}/data"
-        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
+        fsync = "on" if durable else "off"
+        options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync={fsync} -c max_connections=200"
 
         def run(*command: str) -> None:
             subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)

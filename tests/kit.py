@@ -18,18 +18,25 @@ from torch import Generator, Tensor, float32, randn
 from torch import dtype as Dtype
 
 from flexlora_server.app import create_app
-from flexlora_server.blobs import BlobStore
+from flexlora_server.blobs import BlobStore, open_blobs
 from flexlora_server.records import uploads
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
 from flexlora_server.sweep import sweep
 from flexlora_server.worker import Worker
+from flexlora_shared.digests import digest_field
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
 
 OPERATOR_KEY = "operator-key-of-the-tests"
 PART = {"Content-Type": "application/partial-upload"}
+
+
+def part(data: bytes, offset: int, last: bool = False) -> dict[str, str]:
+    """The headers of a part of these bytes."""
+    digest = digest_field(hashlib.sha256(data).digest())
+    return PART | {"Upload-Offset": str(offset), "Upload-Complete": "?1" if last else "?0", "Content-Digest": digest}
 
 
 class Clock:
@@ -138,8 +145,9 @@ class Participant(Api):
         return status
 
     def send(self, upload: str, data: bytes, offset: int = 0) -> None:
-        headers = PART | {"Upload-Offset": str(offset), "Upload-Complete": "?1"}
-        self.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=headers, content=data[offset:])
+        self.expect(
+            204, "PATCH", f"/v1/uploads/{upload}", headers=part(data[offset:], offset, True), content=data[offset:]
+        )
 
     def commit(self, upload: str) -> dict[str, Any]:
         receipt: dict[str, Any] = self.expect(200, "PUT", f"/v1/uploads/{upload}/commit")
@@ -168,12 +176,10 @@ def raw_request(url: str, head: str, key: str | None = None) -> socket.socket:
     return connection
 
 
-def part_head(upload: str, length: int, offset: int = 0) -> str:
-    """The head of a PATCH that announces `length` bytes."""
-    return (
-        f"PATCH /v1/uploads/{upload}\nContent-Type: application/partial-upload\n"
-        f"Upload-Offset: {offset}\nContent-Length: {length}"
-    )
+def part_head(upload: str, data: bytes, offset: int = 0) -> str:
+    """The head of a PATCH that announces these bytes."""
+    headers = part(data, offset) | {"Content-Length": str(len(data))}
+    return "\n".join([f"PATCH /v1/uploads/{upload}", *(f"{name}: {value}" for name, value in headers.items())])
 
 
 def raw_answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
@@ -200,7 +206,7 @@ class Served:
 
     def __post_init__(self) -> None:
         self.operator = Api(self.http, OPERATOR_KEY)
-        self.blobs = BlobStore(self.settings.data_dir)
+        self.blobs = open_blobs(self.settings)
         self.worker = Worker(self.store, self.blobs, self.settings)
 
     def enrol(self, name: str = "participant") -> Participant:
@@ -230,7 +236,7 @@ class Served:
         """After a sweep, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
         sweep(self.store, self.blobs)
         with self.store.reading() as tx:
-            assert set(self.blobs.partials()) <= uploads.open_ids(tx)
+            assert set(self.blobs.incoming.ids()) <= uploads.open_ids(tx)
         assert list((self.settings.data_dir / "temporary").iterdir()) == []
         for path in (self.settings.data_dir / "blobs").glob("*/*"):
             assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name

@@ -12,9 +12,9 @@ from flexlora_client.errors import ClientError, Refused, RunEnded
 from flexlora_client.files import sha256_of
 from flexlora_client.learner import Learner, sendable
 from flexlora_client.reporter import Reporter, figures
+from flexlora_client.sending import Sender
 from flexlora_client.slices import Slice, Wanted, of_round, of_task
 from flexlora_client.training.errors import TrainingError
-from flexlora_client.upload import upload
 from flexlora_client.work import Trained, Work
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
@@ -22,19 +22,7 @@ from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import Evaluation, UploadCreate
 from flexlora_shared.problems import Code
 
-WAIT = 30  # seconds of a long poll
-# The update comes too late, is not wanted, or diverged: the next round is another chance.
-ROUND_LOST = frozenset(
-    {
-        Code.ROUND_CLOSED,
-        Code.NOT_ASSIGNED,
-        Code.ROUND_NOT_COLLECTING,
-        Code.ALREADY_ACCEPTED,
-        Code.INVALID_TENSOR,
-    }
-)
-# Something on this side makes such updates: the agent ends, and the next start trains again instead of sending it again.
-UPDATE_REFUSED = frozenset({Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.DIGEST_MISMATCH})
+WAIT = 45, 55  # least and most seconds of a long poll: they differ, so that thousands of agents do not poll in bursts
 
 
 @dataclass(frozen=True)
@@ -48,6 +36,10 @@ class Agent:
     declaration: Declaration
     reporter: Reporter
     max_rounds: int | None = None  # stop after this many receipts
+
+    @property
+    def _sender(self) -> Sender:
+        return Sender(self.api, self.spec, self.work, self.reporter)
 
     def run(self) -> None:
         """Take part until the run completes, or `max_rounds` updates are accepted.
@@ -71,12 +63,13 @@ class Agent:
         self.reporter.step("declared", f"declared rank {rank} and {examples} examples", rank=rank, examples=examples)
 
     def _rounds(self) -> None:
-        accepted, waiting = 0, False
+        accepted, waiting = int(self._sender.send_kept()), False
         lost: tuple[int, int] | None = None  # the coordinator may name a round once more before it sees that it is over
         while self.max_rounds is None or accepted < self.max_rounds:
             task = self._next()
             if isinstance(task, Task) and (task.round, task.attempt) != lost:
                 waiting = False
+                accepted += self._sender.send_kept(task.round)
                 if self._round(task):
                     accepted += 1
                 else:
@@ -90,7 +83,7 @@ class Agent:
 
     def _next(self) -> Task | NoTask:
         try:
-            return self.api.task(self.spec.name, WAIT)
+            return self.api.task(self.spec.name, round(self.api.retry.uniform(*WAIT)))
         except Refused as error:
             if error.code is Code.NOT_DECLARED:  # the coordinator lost what it knew
                 self._declare()
@@ -107,16 +100,8 @@ class Agent:
         self._report(start, number - 1, wanted)
         trained = self.work.trained(number, start.sha256, task.trainable)
         if trained is not None:
-            step("kept", f"round {number}: sending the update trained before the restart", round=number)
-        try:
-            return self._send(trained or self._train(task, wanted, start))
-        except Refused as error:
-            if error.code in ROUND_LOST | UPDATE_REFUSED:
-                self.work.drop_trained()
-            if error.code not in ROUND_LOST:
-                raise
-            step("lost", f"round {number}: the update does not count: {error}", round=number, code=str(error.code))
-            return False
+            step("kept", f"round {number}: sending the update trained before", round=number)
+        return self._sender.send(trained or self._train(task, wanted, start))
 
     def _download(self, wanted: Wanted, number: int) -> Slice:
         if wanted.sha256 is not None:
@@ -186,21 +171,6 @@ class Agent:
         )
         self.work.keep_trained(trained)
         return trained
-
-    def _send(self, trained: Trained) -> bool:
-        path = self.work.output / trained.file
-        with self.reporter.bytes_bar("uploading") as position:
-            receipt = upload(self.api, trained.run, trained.round, trained.upload, path, position)
-        self.work.drop_trained()
-        size = trained.upload.size
-        self.reporter.step(
-            "accepted",
-            f"round {trained.round}: update of {size} bytes accepted",
-            round=trained.round,
-            bytes=size,
-            sha256=receipt.sha256,
-        )
-        return True
 
     def _finish(self) -> None:
         """The run is over: look at the result once more."""

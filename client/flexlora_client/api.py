@@ -14,19 +14,21 @@ from urllib.parse import quote, urlencode
 from pydantic import ValidationError
 
 from flexlora_client.errors import Unreachable
-from flexlora_client.http import Answer, Body, Http
+from flexlora_client.exchange import Answer, Body
+from flexlora_client.http import Http
+from flexlora_client.parts import Part
 from flexlora_client.retry import Retry
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrolment, Token, TokenRequest
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import RoundDetail, RoundList
+from flexlora_shared.messages.status import Retry as RetriedRound
+from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Evaluation, Receipt, UploadCreate, UploadStatus
 from flexlora_shared.ranks import longest_first
 
 M = TypeVar("M", bound=Message)
 Action = Literal["start", "pause", "resume", "cancel"]
-POLL_MARGIN = 30.0  # seconds an answer may come later than the wait asked for
 JSON = {"Content-Type": "application/json"}
 
 
@@ -77,6 +79,10 @@ class Api:
         """One round with its modules."""
         return self._call(RoundDetail, "GET", f"{_run(run)}/rounds/{number}")
 
+    def retry_round(self, run: str, number: int, exclude: tuple[str, ...]) -> RoundSummary:
+        """Aggregate a failed round again, without these uploads."""
+        return self._call(RoundSummary, "POST", f"{_run(run)}/rounds/{number}/retry", RetriedRound(exclude=exclude))
+
     # taking part
 
     def declare(self, run: str, declaration: Declaration) -> Declaration:
@@ -86,7 +92,7 @@ class Api:
     def task(self, run: str, wait: int) -> Task | NoTask:
         """What to do now; the coordinator holds the question for up to `wait` seconds (0 to 60)."""
         path = f"{_run(run)}/task?wait={wait}"
-        answer = self.retry.call(lambda: self.http.request("GET", path, read_timeout=wait + POLL_MARGIN))
+        answer = self.retry.call(lambda: self.http.request("GET", path, held=wait))
         if answer.status == 204:
             return NoTask(float(answer.headers.get("retry-after", 1)))
         return _parsed(Task, answer)
@@ -109,15 +115,16 @@ class Api:
         """Bytes of the upload that have arrived; one attempt."""
         return _offset(self.http.request("HEAD", f"/v1/uploads/{quote(upload, safe='')}"))
 
-    def send_part(self, upload: str, offset: int, length: int, part: Body, *, last: bool) -> int:
-        """Send `length` bytes beginning at `offset`; one attempt. Returns the offset the coordinator confirms."""
+    def send_part(self, upload: str, part: Part, body: Body, *, last: bool) -> int:
+        """Send a part, `body` being its bytes; one attempt. Returns the offset the coordinator confirms."""
         headers = {
             "Content-Type": PART_MEDIA_TYPE,
-            "Content-Length": str(length),
-            "Upload-Offset": str(offset),
+            "Content-Length": str(len(part.content)),
+            "Content-Digest": part.digest,
+            "Upload-Offset": str(part.offset),
             "Upload-Complete": "?1" if last else "?0",
         }
-        return _offset(self.http.request("PATCH", f"/v1/uploads/{quote(upload, safe='')}", headers=headers, body=part))
+        return _offset(self.http.request("PATCH", f"/v1/uploads/{quote(upload, safe='')}", headers=headers, body=body))
 
     def commit(self, upload: str) -> Receipt:
         """Have the update counted; one attempt."""

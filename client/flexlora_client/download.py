@@ -8,8 +8,10 @@ from pathlib import Path
 
 from flexlora_client.api import Api
 from flexlora_client.errors import ClientError, Corrupted, Refused, Unreachable
+from flexlora_client.exchange import Stream
 from flexlora_client.files import make_folder, sha256_of, sync_file, sync_folder, write_whole
-from flexlora_client.http import Stream
+from flexlora_client.http import ELSEWHERE
+from flexlora_client.links import NOT_SATISFIABLE
 from flexlora_client.reporter import Position
 from flexlora_client.slices import CONFIG, MODEL, Slice, Slices, Wanted, check_config
 from flexlora_shared.header import HeaderError, TensorError, read_header
@@ -64,9 +66,19 @@ class _Download:
                 self._announced(stream)
                 if stream.status == 304:
                     return self._folder / self._digest
-                self._write(stream, begin if stream.status == 206 else 0)
+                if stream.status != ELSEWHERE:
+                    self._write(stream, begin)
+            if stream.status == ELSEWHERE:
+                self._follow(stream.headers.get("location", ""), begin)
         self._check()
         return self._finish()
+
+    def _follow(self, link: str, begin: int) -> None:
+        """The bytes lie on another host: the link is good for a while, and the next attempt is given another one."""
+        with self._api.http.follow(link, begin) as stream:
+            if stream.status == NOT_SATISFIABLE:
+                raise self._damaged("more was kept of the slice than it has")
+            self._write(stream, begin)
 
     @property
     def _digest(self) -> str:
@@ -98,7 +110,9 @@ class _Download:
             raise Corrupted(f"the slice at {self._wanted.path} has digest {digest}, the task announced {self._sha256}")
         self._sha256 = digest
 
-    def _write(self, stream: Stream, begin: int) -> None:
+    def _write(self, stream: Stream, asked: int) -> None:
+        """Keep the bytes as they come; a whole answer where those from byte `asked` on were wanted starts over."""
+        begin = asked if stream.status == 206 else 0
         make_folder(self._partial)
         total = begin + int(stream.headers.get("content-length", 0))
         with (self._partial / MODEL).open("r+b" if begin else "wb") as file:

@@ -1,14 +1,10 @@
 """One HTTP exchange with the coordinator: address, key, time-outs, TLS, and refusals as typed errors.
 
-The only file that imports the HTTP library. Nothing is tried twice here; `retry` does that around it.
+With `links`, the only file that imports the HTTP library. Nothing is tried twice here; `retry` does that around it.
 """
 
-import ssl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -16,30 +12,12 @@ import httpx2
 from pydantic import ValidationError
 
 from flexlora_client.errors import TRANSIENT_STATUSES, BadInput, Refused, Unreachable
+from flexlora_client.exchange import CONNECT_TIMEOUT, IO_TIMEOUT, Answer, Body, Stream, reason_of, wait_of
+from flexlora_client.links import follow
+from flexlora_client.tls import trust
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Problem
 
-CONNECT_TIMEOUT = 10.0  # seconds
-IO_TIMEOUT = 60.0  # seconds without one byte, reading or writing
-
-Body = bytes | Iterator[bytes]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer that is not a refusal; header names are lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Stream:
-    """An answer whose body is still to come."""
-
-    status: int
-    headers: Mapping[str, str]
-    chunks: Iterator[bytes]
+ELSEWHERE = 307  # the body lies at `Location`, on another host
 
 
 class Http:
@@ -51,20 +29,22 @@ class Http:
         key: str | None = None,
         ca_file: Path | None = None,
         renewed: Callable[[], str] | None = None,
+        io_timeout: float = IO_TIMEOUT,
     ) -> None:
         """`url` is the coordinator's base address, `ca_file` a PEM file of the authority that signed its certificate.
 
-        `renewed` is asked for the key of now when the coordinator does not know `key` (any more).
+        `renewed` is asked for the key of now when the coordinator does not know `key` (any more). A line on which no byte
+        moves for `io_timeout` seconds counts as cut.
 
         Raises:
             BadInput: the address or the file cannot be used.
         """
         self.url = _checked(url)
         self._key, self._renewed = key, renewed
-        headers = _authorization(key)
-        timeout = httpx2.Timeout(IO_TIMEOUT, connect=CONNECT_TIMEOUT)
-        trust = _trust(self.url, ca_file)
-        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=trust)
+        self._ca_file, self._io_timeout = ca_file, io_timeout
+        headers, verify = _authorization(key), trust(self.url, ca_file)
+        timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT)
+        self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
 
     def __enter__(self) -> Self:
         return self
@@ -80,15 +60,17 @@ class Http:
         *,
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
-        read_timeout: float = IO_TIMEOUT,
+        held: float = 0.0,
     ) -> Answer:
         """Send and read the whole answer. `path` is a path on the coordinator, with or without a query.
+
+        `held` are seconds for which the coordinator was asked to hold its answer back.
 
         Raises:
             Refused: the coordinator answered with a problem.
             Unreachable: the exchange failed, or the answer is none of the protocol's.
         """
-        timeout = httpx2.Timeout(IO_TIMEOUT, connect=CONNECT_TIMEOUT, read=read_timeout)
+        timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT, read=held + self._io_timeout)
         try:
             response = self._client.request(method, _on_this_host(path), headers=headers, content=body, timeout=timeout)
         except httpx2.RequestError as error:
@@ -99,7 +81,7 @@ class Http:
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Stream]:
-        """GET `path`; the body comes in chunks inside the `with` block.
+        """GET `path`; the body comes in chunks inside the `with` block. A status 307 names a link to it: see `follow`.
 
         Raises:
             Refused, Unreachable: as `request`; a cut in the middle of the body raises Unreachable from the block.
@@ -107,12 +89,16 @@ class Http:
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         try:
             with self._client.stream("GET", _on_this_host(path), headers=sent) as response:
-                if not (response.is_success or response.status_code == 304):
+                if not (response.is_success or response.status_code in (304, ELSEWHERE)):
                     raise self._refusal(response.status_code, response.headers, response.read())
                 # as they come: a chunk size would hold bytes back, and a cut would lose them
                 yield Stream(response.status_code, response.headers, response.iter_raw())
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
+
+    def follow(self, link: str, begin: int) -> AbstractContextManager[Stream]:
+        """GET a link that the coordinator gave, from byte `begin` on, without the key; see `links.follow`."""
+        return follow(link, begin, self._ca_file, self._io_timeout)
 
     def _has_another_key(self) -> bool:
         """Take over the key of now, where it is another one: whoever tries again then uses it."""
@@ -127,15 +113,12 @@ class Http:
         return True
 
     def _unreachable(self, error: httpx2.RequestError) -> Unreachable:
-        reason = str(error).rstrip(".") or type(error).__name__
-        certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
-        advice = "; check the certificate, or name its authority with --ca-file" if certificate else ""
-        return Unreachable(f"no answer from {self.url}: {reason}{advice}")
+        return Unreachable(f"no answer from {self.url}: {reason_of(error)}")
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> Refused | Unreachable:
         if status == 401 and self._has_another_key():
             return Unreachable(f"{self.url} no longer knows the key, but the home folder holds a new one")
-        wait = _retry_after(headers.get("retry-after"))
+        wait = wait_of(headers)
         if headers.get("content-type", "").split(";")[0] == PROBLEM_MEDIA_TYPE:
             try:
                 return Refused(Problem.model_validate_json(body), wait)
@@ -163,31 +146,8 @@ def _checked(url: str) -> str:
     return str(parsed).rstrip("/")  # with its scheme in lower case
 
 
-def _trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
-    """Whose certificates are believed: `ca_file`'s, else the system's (True)."""
-    if ca_file is None:
-        # loading the system's takes longer than a call; without TLS an empty context, which believes nobody, does
-        return True if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise BadInput(f"cannot read certificates from {ca_file}: {error}") from None
-
-
 def _on_this_host(path: str) -> str:
     """Refuse addresses that would carry the key elsewhere: some paths come from the coordinator's messages."""
     if not path.startswith("/") or path.startswith("//"):
         raise Unreachable(f"the coordinator named {path!r}, which is no path on itself", transient=False)
     return path
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait, from either form of the header (RFC 9110, 10.2.3)."""
-    if value is None:
-        return None
-    try:
-        if value.strip().isdecimal():
-            return float(value)
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None

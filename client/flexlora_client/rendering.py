@@ -8,7 +8,7 @@ from rich.table import Table
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary, UpdateMetrics
+from flexlora_shared.messages.status import RoundDetail, RoundInput, RoundList, RoundSummary, UpdateMetrics
 
 PIPE_WIDTH = 200  # columns where stdout is no terminal: nothing is folded for the reader behind the pipe
 
@@ -100,13 +100,22 @@ def round_detail(detail: RoundDetail) -> Table:
         *((f"{e.metric} at rank {e.rank}", f"{e.value:.4f} ({e.participants} participants)") for e in s.evaluations),
         *((f"energy kept at rank {e.rank}", f"{e.share:.4f}") for e in s.energy_kept),
     ]
+    if s.failures:
+        rows.append(("failed to aggregate", f"{s.failures} times, the last: {s.reason or 'no reason was given'}"))
     rows += _aggregated(s)
+    rows += [(f"input {i.upload_id}", _input(i)) for i in detail.inputs or ()]
     for p in detail.participants or ():
         rows.append((f"participant {p.name}", f"rank {p.rank}, {p.state}, {p.bytes_received} bytes{_became(p.update)}"))
     for m in detail.modules:
         rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))
         rows += [(f"route of {m.name}", f"{m.route}, after {failed}") for failed in m.fell_back]
     return _table(None, rows)
+
+
+def _input(given: RoundInput) -> str:
+    late = f", late by {given.staleness}" if given.staleness else ""
+    excluded = ", excluded" if given.excluded else ""
+    return f"of {given.client_id} for round {given.round}{late}{excluded}"
 
 
 def _aggregated(s: RoundSummary) -> list[tuple[object, object]]:

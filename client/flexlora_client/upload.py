@@ -1,18 +1,17 @@
 """Sending an update: announce, parts from disk, commit; after a cut it goes on where the coordinator says it is."""
 
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 from flexlora_client.api import Api
-from flexlora_client.errors import BadInput, Refused, Unreachable
+from flexlora_client.errors import BadInput, ClientError, Refused, Unreachable
 from flexlora_client.files import sha256_of
+from flexlora_client.parts import Length, Part, read_part
 from flexlora_client.reporter import Position
 from flexlora_shared.messages.uploads import Receipt, UploadCreate
 from flexlora_shared.problems import Code
 
-PART = 8 * 1024 * 1024  # bytes
-CHUNK = 256 * 1024  # bytes read from disk at once
-DAMAGED_ATTEMPTS = 3
+DAMAGED_ATTEMPTS = 3  # of the update, and of each of its parts
 
 
 def upload(api: Api, run: str, number: int, announced: UploadCreate, file: Path, position: Position) -> Receipt:
@@ -38,7 +37,9 @@ class _Upload:
         self._offset: int | None = None
         self._reached = 0  # bytes the coordinator was last known to have
         self._attempts = api.retry.start()
+        self._length = Length()
         self._damaged = 0
+        self._damaged_part = 0
 
     def run(self) -> Receipt:
         while True:
@@ -77,30 +78,29 @@ class _Upload:
         self._reach(offset)
         size = self._announced.size
         while offset < size:
-            length = min(PART, size - offset)
-            part = self._part(offset, length)
-            self._offset = offset = self._api.send_part(upload, offset, length, part, last=offset + length == size)
+            part = read_part(self._file, offset, min(self._length.bytes, size - offset))
+            self._offset = offset = self._send_part(upload, part)
             self._reach(offset)
         self._offset = offset
         return upload
+
+    def _send_part(self, upload: str, part: Part) -> int:
+        """The offset after this part."""
+        size, begun = self._announced.size, time.monotonic()
+        try:
+            offset = self._api.send_part(upload, part, part.chunks(self._position, size), last=part.end == size)
+        except ClientError:
+            self._length.cut()
+            raise
+        self._length.sent(time.monotonic() - begun)
+        self._damaged_part = 0
+        return offset
 
     def _reach(self, offset: int) -> None:
         """Bytes that arrived are progress, those of a part that was cut, too."""
         if offset > self._reached:
             self._attempts.progressed()
         self._reached = offset
-
-    def _part(self, offset: int, length: int) -> Iterator[bytes]:
-        end = offset + length
-        with self._file.open("rb") as file:
-            file.seek(offset)
-            while offset < end:
-                chunk = file.read(min(CHUNK, end - offset))
-                if not chunk:
-                    raise BadInput(f"{self._file} became shorter while it was sent")
-                yield chunk
-                offset += len(chunk)
-                self._position(offset, self._announced.size)
 
     def _after(self, error: Refused) -> None:
         """Adjust to what the coordinator says and wait, or raise `error` when nothing can be adjusted."""
@@ -115,10 +115,12 @@ class _Upload:
             self._id = None
             self._damaged += 1
             self._see_the_file_is_sound()
+        elif error.code is Code.PART_DIGEST_MISMATCH:
+            self._damaged_part += 1
         elif error.code is not Code.UPLOAD_INCOMPLETE:
             self._attempts.failed(error)
             return
-        self._attempts.failed(error, recoverable=self._damaged < DAMAGED_ATTEMPTS)
+        self._attempts.failed(error, recoverable=max(self._damaged, self._damaged_part) < DAMAGED_ATTEMPTS)
 
     def _see_the_file_is_sound(self) -> None:
         if sha256_of(self._file) != self._announced.sha256:

@@ -83,8 +83,15 @@ class Work:
 
     def trained(self, round_: int, adapter: str, trainable: Trainable = "slice") -> Trained | None:
         """The update already trained for this round from this slice, as asked, on this basis, if its file is still sound."""
-        found, wanted = self.state.trained, (self.basis, round_, adapter, trainable)
-        if found is None or (found.basis, found.round, found.adapter, found.upload.trainable) != wanted:
+        found, wanted = self.state.trained, (round_, adapter, trainable)
+        if found is None or (found.round, found.adapter, found.upload.trainable) != wanted:
+            return None
+        return self.kept()
+
+    def kept(self) -> Trained | None:
+        """The update that has no receipt yet, of whichever round, if it is of this basis and its file is still sound."""
+        found = self.state.trained
+        if found is None or found.basis != self.basis:
             return None
         path = self.output / found.file
         return found if path.is_file() and sha256_of(path) == found.upload.sha256 else None

@@ -5,5 +5,5 @@ set -eu
 if [ ! -f "$FLEXLORA_HOME/credentials.json" ]; then
   FLEXLORA_TOKEN=$(cat "/example/tokens/$NAME") flexlora-client enroll "$FLEXLORA_URL" --name "$NAME"
 fi
-exec flexlora-client run example --rank "$RANK" --model /opt/example/demo/model --threads 1 --answers 16 \
+exec flexlora-client run example --rank "$RANK" --model /opt/example/demo/model --threads 1 --answers "${ANSWERS:-16}" \
   --data "/example/data/$TASK.train.jsonl" --heldout "/example/data/$TASK.heldout.jsonl"

@@ -18,12 +18,13 @@ RANKS = {"agent-2": 2, "agent-8": 8}
 STATE = Path("/state")
 MODEL = Path(__file__).parent / "demo" / "model"
 OPERATOR = ("--key-file", "/run/secrets/flexlora_operator_key", "--json")
-# two rounds of one epoch: a minute on one processor
+ROUNDS = os.environ.get("ROUNDS", "2")  # of one epoch: a minute on one processor
+STEPS = int(os.environ.get("STEPS", "0"))  # of the optimiser in a round; 0: the whole epoch
 RULES = {
     "min_clients": len(RANKS),
     "min_updates": len(RANKS),
     "scaling": {"alpha_per_rank": 2.0},
-    "training": {"learning_rate": 1e-2, "batch_size": 16, "max_length": 64},
+    "training": {"learning_rate": 1e-2, "batch_size": 16, "max_length": 64} | ({"max_steps": STEPS} if STEPS else {}),
 }
 
 
@@ -40,7 +41,7 @@ def define() -> None:
     if any(run["name"] == RUN for run in client("runs", "list", *OPERATOR)["runs"]):
         return
     allowed = [option for rank in RANKS.values() for option in ("--rank", str(rank))]
-    spec = client("describe", str(MODEL), "--json", "--name", RUN, "--rounds", "2", *allowed)
+    spec = client("describe", str(MODEL), "--json", "--name", RUN, "--rounds", ROUNDS, *allowed)
     path = STATE / "run.json"
     path.write_text(json.dumps({**spec, **RULES}, indent=2))
     client("runs", "create", str(path), *OPERATOR)

@@ -57,6 +57,8 @@ def _faults(spec: RunSpec) -> list[str]:
         )
     if spec.clients_per_round is not None and spec.clients_per_round < spec.min_clients:
         faults.append(f"clients_per_round {spec.clients_per_round} is less than min_clients {spec.min_clients}.")
+    if spec.over_selection and spec.clients_per_round is None:
+        faults.append("over_selection counts beyond clients_per_round; name clients_per_round too, or leave it out.")
     for rank in spec.ranks:
         if spec.scaling.alpha_of(rank) > ALPHA_MAX:
             faults.append(

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 import torch
 from fastapi import FastAPI
 
-from flexlora_server import errors
+from flexlora_server import errors, notices
 from flexlora_server.auth import operator_key
-from flexlora_server.blobs import BlobStore
+from flexlora_server.blobs import open_blobs
 from flexlora_server.coordinator import Coordinator
 from flexlora_server.lobby import Lobby
 from flexlora_server.records import clients
@@ -17,6 +17,7 @@ from flexlora_server.routes import adapters, health, page, rounds, runs, tasks, 
 from flexlora_server.routes import clients as client_routes
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
+from flexlora_server.upkeep.presence import check_blobs
 
 DESCRIPTION = "Federated LoRA fine-tuning, every participant at its own rank (FlexLoRA, arXiv 2402.11505)."
 
@@ -25,16 +26,18 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     """The coordinator's application.
 
     Raises:
-        StartupError: the database is not at head, or the operator's key cannot be used.
+        StartupError: the database is not at head, a blob is missing, or the operator's key cannot be used.
     """
     torch.set_num_threads(1)  # inspections run side by side, one thread each
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store.check_head()
+    blobs = open_blobs(settings)
+    check_blobs(store, blobs)
     key, _ = operator_key(settings)
     coordinator = Coordinator(
         settings=settings,
         store=store,
-        blobs=BlobStore(settings.data_dir),
+        blobs=blobs,
         lobby=Lobby(store, settings.presence_window),
         operator_sha256=clients.sha256(key),
     )
@@ -63,6 +66,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     coordinator.store.on_change = poke
     keeper = asyncio.create_task(coordinator.lobby.keep())
+    hearing = asyncio.create_task(notices.hear(coordinator.store.url, poke)) if coordinator.store.notifies else None
     yield
+    if hearing is not None:
+        hearing.cancel()
+        await asyncio.wait([hearing])
     coordinator.lobby.close()
     await keeper  # to its end: cancelling would leave its thread behind with a database connection

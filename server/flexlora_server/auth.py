@@ -24,9 +24,10 @@ SHORTEST_KEY = 16  # characters
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking; `client_id` is None for the operator."""
+    """Who is asking, by which key; both are None for the operator."""
 
     client_id: str | None
+    key_id: str | None = None
 
 
 def operator_key(settings: Settings) -> tuple[str, Path | None]:
@@ -106,7 +107,7 @@ def identify(coordinator: Coordinator, secret: str | None) -> Principal:
             if key.used_at is None:
                 with coordinator.store.transaction() as tx:
                     clients.first_use(tx, key)
-            return Principal(key.client_id)
+            return Principal(key.client_id, key.id)
     raise Refusal(
         Code.UNAUTHENTICATED,
         "Send your API key as `Authorization: Bearer KEY`; an unknown or revoked key is refused.",

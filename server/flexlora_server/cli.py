@@ -1,8 +1,9 @@
-"""`flexlora-server`: migrate, serve, worker.
+"""`flexlora-server`: migrate, serve, worker; verify, backup and restore are in `upkeep`.
 
-Exit codes: 0 ended as asked, 1 cannot start (the sentence on stderr says what to do), 2 wrong usage.
+Exit codes: 0 ended as asked, 1 cannot start (the sentence on stderr says what to do) or blobs are damaged, 2 wrong usage.
 """
 
+import gc
 import logging
 import socket
 import sys
@@ -18,6 +19,7 @@ from flexlora_server.auth import operator_key
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings, load_settings
 from flexlora_server.store import Store
+from flexlora_server.upkeep import commands
 from flexlora_server.workers import Workers, check_device, run_worker
 
 app = typer.Typer(
@@ -52,6 +54,8 @@ def serve() -> None:
     print(f"Coordinator on http://{host}:{port}", flush=True)
     if generated:
         print(f"The operator's key is in {generated.resolve()}", flush=True)
+    gc.freeze()  # of what stays for ever, and of thousands of waiting requests, no full collections
+    gc.set_threshold(20_000, 20, 100)
     config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=3)
     with Workers(settings.workers):
         uvicorn.Server(config).run(sockets=[listener])
@@ -69,6 +73,9 @@ def worker(
     _data_dir(settings)
     check_device(settings)
     run_worker(settings, attached=attached)
+
+
+app.registered_commands += commands.app.registered_commands
 
 
 def _data_dir(settings: Settings) -> None:

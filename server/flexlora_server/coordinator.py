@@ -1,7 +1,8 @@
 """The parts a request may use, wired once by `app` and found again by `of`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from anyio import CapacityLimiter
 from fastapi import Request
 
 from flexlora_server.blobs import BlobStore
@@ -19,6 +20,10 @@ class Coordinator:
     blobs: BlobStore
     lobby: Lobby
     operator_sha256: str
+    # Threads that announcements and commits may take of those that serve everybody: hundreds that arrive at once wait for
+    # one database or disk anyway, and must not keep a look at the status waiting.
+    announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 
 
 def of(request: Request) -> Coordinator:

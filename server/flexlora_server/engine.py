@@ -1,55 +1,27 @@
 """Aggregates a round: reads the accepted uploads module by module from their files, writes the new global update.
 
-One LAPACK thread a module, modules side by side. No more than `threads` modules and one that waits to be written are in memory,
-never a whole upload. Results are written in the order of the modules, so the bytes do not depend on the number of threads.
+One LAPACK thread a module, modules side by side. No more than a pool works on and a few that wait to be written are in memory,
+never a whole upload. Results are written in the order of the modules, so the bytes do not depend on who worked on them.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO
 
-import torch
-from torch import Tensor
-
 from flexlora_server import figures
-from flexlora_server.adapters.stored import StoredAdapter, StoredWriter, served_dtype
-from flexlora_server.adapters.uploads import Input, Uploads
-from flexlora_server.aggregation.extra import initial_extra, weighted_average
-from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
-from flexlora_server.aggregation.geometry import Geometry, factor_geometry, module_geometry, tensor_geometry
-from flexlora_server.aggregation.projection import cosines, projected_geometry, squared_norms
+from flexlora_server.adapters.stored import StoredWriter, served_dtype
+from flexlora_server.aggregation.extra import initial_extra
+from flexlora_server.aggregation.factors import initial_factors
+from flexlora_server.aggregation.projection import cosines
 from flexlora_server.aggregation.robust.defined import rules
 from flexlora_server.aggregation.robust.reweight import Shares, reweighted
-from flexlora_server.aggregation.robust.split import split, split_tensors
-from flexlora_server.aggregation.strategy import Aggregate, strategy
-from flexlora_server.aggregation.truncate import as_they_are
 from flexlora_server.figures import Seen
-from flexlora_server.side_by_side import side_by_side
-from flexlora_shared.messages.runs import ModuleSpec, RunSpec
+from flexlora_server.opened import Opened, Work, exactly
+from flexlora_server.pool import Pool, Threads
+from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, CosineRange, ModuleMetrics
 
-# Columns of all updates together up to which their inner products are computed exactly for the figures alone (a filter
-# always gets the exact ones): beyond, in the leading directions of the result, which costs less than the result did.
-EXACT_FIGURES = 1024
-
-
-@dataclass(frozen=True)
-class Work:
-    """One aggregation: the frozen inputs of a round, and how to go about it.
-
-    previous: the stored global update that participants were served; before: the one published a round earlier, if any.
-    past_norms: the past rounds' median change norms, newest last.
-    """
-
-    spec: RunSpec
-    inputs: Sequence[Input]
-    previous: Path
-    before: Path | None = None
-    past_norms: Sequence[float] = ()
-    threads: int = 1
-    device: str = "cpu"
+__all__ = ["Work", "write_aggregate", "write_initial"]
 
 
 def write_initial(spec: RunSpec, file: BinaryIO) -> None:
@@ -64,46 +36,33 @@ def write_initial(spec: RunSpec, file: BinaryIO) -> None:
 
 
 def write_aggregate(
-    work: Work, file: BinaryIO, alive: Callable[[], None]
+    work: Work, file: BinaryIO, alive: Callable[[], None], pool: Pool | None = None
 ) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
     """The next global update, from the accepted inputs in their given order and the previous one.
 
-    `alive` is called between modules: it renews the lease, and raises to stop the work.
+    `alive` is called between modules: it renews the lease, and raises to stop the work. `pool`: who works on the modules;
+    the threads of this process where none is given.
 
     Raises:
         AggregationError: the inputs cannot be aggregated.
     """
-    return _Round(work, alive).write(file)
-
-
-@dataclass(frozen=True)
-class _Done:
-    """One module's result."""
-
-    aggregate: Aggregate
-    seen: Seen | None  # None where a pass before has seen it
-    seconds: float
-    bytes_read: int
+    return _Round(work, alive, pool or Threads()).write(file)
 
 
 class _Round:
     """One aggregation under way."""
 
-    def __init__(self, work: Work, alive: Callable[[], None]) -> None:
-        self._work, self._alive, self._spec = work, alive, work.spec
-        self._uploads = Uploads(work.spec, work.inputs)
-        self._previous = StoredAdapter(work.previous)
-        self._before = None if work.before is None else StoredAdapter(work.before)
-        self._strategy, self._dtype = strategy(work.spec.strategy), served_dtype(work.spec)
-        self._fresh = self._strategy.agents_train == "fresh"
+    def __init__(self, work: Work, alive: Callable[[], None], pool: Pool) -> None:
+        self._work, self._alive, self._pool, self._spec = work, alive, pool, work.spec
+        self._opened = Opened(work)
         self._ranges: dict[str, CosineRange | None] = {}
         self._whole: Seen | None = None
 
     def write(self, file: BinaryIO) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
         shares = self._filtered() if self._spec.robust else self._as_given()
         writer, metrics = StoredWriter(file, self._spec), []
-        for module, done in side_by_side(lambda m: self._aggregate(m, shares), self._spec.modules, self._work.threads):
-            self._alive()
+        task = partial(Opened.aggregate, shares=shares)
+        for module, done in self._pool.over_modules(self._opened, task, self._alive):
             writer.module(module.name, done.aggregate.factors)
             if done.seen is not None:
                 self._see(module.name, done.seen)
@@ -112,8 +71,8 @@ class _Round:
         for extra in self._spec.extra:
             self._alive()
             if not self._spec.robust:
-                self._see(extra.name, _exactly(self._extra_geometry(extra.name)))
-            writer.extra(extra.name, self._average(extra.name, shares))
+                self._see(extra.name, exactly(self._opened.extra_geometry(extra.name)))
+            writer.extra(extra.name, self._opened.average(extra.name, shares))
         writer.close()
         assert self._whole is not None, "a run has modules"
         return tuple(metrics), figures.of_updates(self._work.inputs, shares, self._whole)
@@ -129,60 +88,11 @@ class _Round:
 
     def _filtered(self) -> Shares:
         """A pass over all tensors for the geometry of the whole updates, and what the run's filters make of it."""
-        for module, geometry in side_by_side(self._geometry, self._spec.modules, self._work.threads):
-            self._alive()
-            self._see(module.name, _exactly(geometry))
+        for module, geometry in self._pool.over_modules(self._opened, Opened.geometry, self._alive):
+            self._see(module.name, exactly(geometry))
         for extra in self._spec.extra:
             self._alive()
-            self._see(extra.name, _exactly(self._extra_geometry(extra.name)))
+            self._see(extra.name, exactly(self._opened.extra_geometry(extra.name)))
         assert self._whole is not None, "a run has modules"
         weights = [given.weight for given in self._work.inputs]
         return reweighted(weights, self._whole.geometry, rules(self._spec.robust), self._work.past_norms)
-
-    def _geometry(self, module: ModuleSpec) -> Geometry:
-        """With the last change of the global update where filters ask for it."""
-        before = None if self._before is None or not self._spec.robust else self._before.factors(module.name)
-        updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
-        if self._strategy.averages_factors:
-            return factor_geometry(updates, previous, before, self._dtype)
-        return module_geometry(updates, previous, before, self._dtype, self._fresh)
-
-    def _extra_geometry(self, name: str) -> Geometry:
-        before = None if self._before is None or not self._spec.robust else self._before.extra(name)
-        return tensor_geometry(list(self._uploads.extra(name)), self._previous.extra(name), before, self._dtype)
-
-    def _aggregate(self, module: ModuleSpec, shares: Shares) -> "_Done":
-        started = time.perf_counter()
-        updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
-        if shares.moves:
-            aggregate = self._on_device(split(updates, shares, previous, self._dtype, self._fresh), previous)
-        else:
-            aggregate = as_they_are(previous)
-        read = sum(update.A.nbytes + update.B.nbytes for update in updates)
-        seen = None if self._spec.robust else self._seen(module, updates, previous, aggregate)
-        return _Done(aggregate, seen, time.perf_counter() - started, read)
-
-    def _seen(
-        self, module: ModuleSpec, updates: Sequence[Update], previous: GlobalFactors, aggregate: Aggregate
-    ) -> Seen:
-        if self._strategy.averages_factors or sum(update.rank for update in updates) <= EXACT_FIGURES:
-            return _exactly(self._geometry(module))
-        geometry = projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh)
-        return Seen(geometry, squared_norms(updates, previous, self._dtype, self._fresh))
-
-    def _average(self, name: str, shares: Shares) -> Tensor:
-        previous = self._previous.extra(name)
-        if not shares.moves:
-            return previous
-        return weighted_average(split_tensors(self._uploads.extra(name), shares, previous, self._dtype))
-
-    def _on_device(self, updates: Sequence[Update], previous: GlobalFactors) -> Aggregate:
-        device = torch.device(self._work.device)
-        there = [replace(u, A=u.A.to(device), B=u.B.to(device)) for u in updates]
-        before = GlobalFactors(previous.B.to(device), previous.A.to(device))
-        done = self._strategy.aggregate(there, before, self._dtype, self._spec.error_bound)
-        return replace(done, factors=GlobalFactors(done.factors.B.cpu(), done.factors.A.cpu()))
-
-
-def _exactly(geometry: Geometry) -> Seen:
-    return Seen(geometry, geometry.inner.diagonal().clone())

@@ -3,6 +3,7 @@
     Refusal                 a request that is answered with a problem: the whole protocol's way of saying no
     StartupError            the coordinator cannot start; the sentence says what to run or mend
     LeaseLost               a worker's aggregation belongs to another worker now
+    Conflict                a decision was made on what has changed since; it is made again
 
 Everything else that reaches `install` is a defect and is answered `internal`, with nothing of it in the body.
 """
@@ -47,6 +48,10 @@ class StartupError(Exception):
 
 class LeaseLost(Exception):
     """The aggregation was taken over, or its round left AGGREGATING."""
+
+
+class Conflict(Exception):
+    """A row has changed since it was read; nothing was written."""
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -97,6 +102,8 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _database(request: Request, error: Exception) -> JSONResponse:
+    if "database or disk is full" in str(error):  # SQLite's words for ENOSPC
+        return await _storage(request, OSError(errno.ENOSPC, str(error)))
     log.error("the database does not answer: %s", error)
     detail = "The database does not answer just now; nothing was changed. Try again."
     return problem_response(Problem.of(Code.UNAVAILABLE, detail), {"Retry-After": "5"})

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, Select, or_, select, update
 
+from flexlora_server import progress
 from flexlora_server.errors import LeaseLost
+from flexlora_server.records import events, runs
 from flexlora_server.store import Store, Tx
 from flexlora_server.tables import Round
 
@@ -28,15 +30,35 @@ class Lease:
     token: int
 
 
-def take(tx: Tx, seconds: float) -> Lease | None:
-    """Lease a round that waits for aggregation; None where none does."""
+def take(tx: Tx, seconds: float, holder: str) -> Lease | None:
+    """Lease a round that waits for aggregation to `holder`, a name for people; None where none does.
+
+    A lease that ended without a word is a failed attempt: a round that kills its worker, by the memory it takes say, must not
+    do so for ever.
+    """
     free = or_(Round.lease_until.is_(None), Round.lease_until <= tx.now)
-    wanted = select(Round).where(Round.state == "AGGREGATING", free).order_by(Round.id).limit(1)
-    round_ = tx.session.scalar(wanted.with_for_update(skip_locked=True))
-    if round_ is None:
-        return None
+    waiting = select(Round.id, Round.run).where(Round.state == "AGGREGATING", free).order_by(Round.id)
+    for round_id, name in tx.session.execute(waiting).all():
+        run = runs.lock(tx, name)  # before the round's row, as everybody else does
+        round_ = tx.session.scalar(_if_it_waits(free, round_id))
+        if round_ is None:  # another worker was first
+            continue
+        if round_.lease_holder is not None:
+            progress.failed(tx, run, round_, f"worker {round_.lease_holder} died or was cut off while it aggregated")
+        if round_.state == "AGGREGATING":
+            return _lease(tx, round_, seconds, holder)
+    return None
+
+
+def _if_it_waits(free: ColumnElement[bool], round_id: int) -> Select[Round]:
+    """The round, as it is now, where it still waits."""
+    wanted = select(Round).where(Round.id == round_id, Round.state == "AGGREGATING", free)
+    return wanted.with_for_update().execution_options(populate_existing=True)
+
+
+def _lease(tx: Tx, round_: Round, seconds: float, holder: str) -> Lease:
     round_.lease_token += 1
-    round_.lease_until = tx.now + timedelta(seconds=seconds)
+    round_.lease_until, round_.lease_holder = tx.now + timedelta(seconds=seconds), holder
     return Lease(round_.id, round_.run, round_.number, round_.lease_token)
 
 
@@ -52,6 +74,21 @@ def renew(tx: Tx, lease: Lease, seconds: float) -> None:
     until = tx.now + timedelta(seconds=seconds)
     if tx.session.execute(held.values(lease_until=until).returning(Round.id)).first() is None:
         raise LeaseLost(f"round {lease.number} of run {lease.run} is aggregated elsewhere or was abandoned")
+
+
+def release(tx: Tx, lease: Lease, why: str | None) -> None:
+    """Give a round back without counting an attempt: another worker, or the same one later, may take it now.
+
+    Raises:
+        LeaseLost: as `renew`.
+    """
+    run = runs.lock(tx, lease.run)
+    renew(tx, lease, 0)
+    round_ = tx.session.get_one(Round, lease.round_id, populate_existing=True)
+    round_.lease_until, round_.lease_holder = None, None
+    if why is not None:
+        round_.reason = why
+    events.touch(tx, run)
 
 
 class Heartbeat:

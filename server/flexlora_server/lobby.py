@@ -1,63 +1,57 @@
 """Where idle agents and event streams wait: no thread and no database connection each.
 
-One task looks at the database, a few times a second or when poked: it writes who is waiting, moves on the rounds
-whose time has come, reads which runs changed (by their version) and which participants have work, and wakes exactly those.
+One task looks at the database, a few times a second or when poked (`lookout`), and wakes exactly those for whom there is news.
+Looks take a fifth of the time at most, however many there are to wait and however much is poked.
 """
 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import TypeVar
 
-from sqlalchemy import or_, select
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
 
-from flexlora_server import progress
-from flexlora_server.records import rounds, runs
-from flexlora_server.rounds import OVER
-from flexlora_server.store import Store, Tx
-from flexlora_server.tables import Run
+from flexlora_server.keyring import Keyring
+from flexlora_server.lookout import Lookout, News, Task, View
+from flexlora_server.store import Store
 
 log = logging.getLogger("flexlora.server")
 TICK = 0.5  # seconds between looks at the database while nothing pokes
 PAUSE = 0.05  # seconds between looks however much is poked
+SHARE = 4  # times as long as a look has taken is the pause after it, at least
+LONGEST = 1.0  # seconds of that pause at most
 RETRY = 2.0  # seconds before a database that failed is looked at again
-PRESENCE_EVERY = 5.0  # seconds between writes of everyone who is waiting
+PRESENCE_EVERY = (
+    5.0  # seconds between writes of everyone who is waiting; a third of the presence window where that is less
+)
 
-K = TypeVar("K", bound=Hashable)
-Waiting = defaultdict[K, set[asyncio.Future[None]]]
-
-
-@dataclass(frozen=True)
-class _View:
-    """What is known of a run: its version, whether it is over, and the participants that have work."""
-
-    version: int
-    over: bool
-    with_work: frozenset[str]
+Waiting = asyncio.Future[bool]
 
 
 class Lobby:
     """Holds waiting requests until their run has something for them. Belongs to one event loop."""
 
     def __init__(self, store: Store, presence_window: float) -> None:
-        self._store, self._window = store, presence_window
-        self._views: dict[str, _View] = {}
-        self._agents: Waiting[tuple[str, str]] = defaultdict(set)
-        self._watchers: Waiting[str] = defaultdict(set)
+        self._lookout = Lookout(store, presence_window)
+        self.keyring = Keyring()
+        self._presence_every = min(PRESENCE_EVERY, presence_window / 3)
+        self._views: dict[str, View] = {}
+        self._agents: defaultdict[str, defaultdict[str, set[Waiting]]] = defaultdict(lambda: defaultdict(set))
+        self._watchers: defaultdict[str, set[Waiting]] = defaultdict(set)
         self._poked = asyncio.Event()
         self._closing = False
         self._admitted: set[tuple[str, str]] = set()
-        self._arrived: set[tuple[str, str]] = set()
+        self._arrived: defaultdict[str, set[str]] = defaultdict(set)
+        self._recent: defaultdict[str, set[str]] = defaultdict(
+            set
+        )  # seen since everyone's presence was written, or then
+        self._newcomers: set[str] = set()
         self._presence_due = 0.0
 
     @property
     def waiting(self) -> int:
         """Agents that wait for work now."""
-        return len(self._agents)
+        return sum(map(len, self._agents.values()))
 
     def poke(self) -> None:
         """Look at the database now; to be called in the loop's thread."""
@@ -77,116 +71,110 @@ class Lobby:
         view = self._views.get(run)
         return view is not None and not view.over and (run, client) in self._admitted
 
-    async def work(self, run: str, client: str, seconds: float, seen: int = -1) -> bool:
-        """Wait until this participant may have work or the run is over: True; False after `seconds` without either.
+    async def work(self, run: str, client: str, seconds: float, gone: asyncio.Future[None], seen: int = -1) -> bool:
+        """Wait until this participant may have work, its keys or the run are over: True.
 
-        `seen` is the run's version that the caller has looked at: what the lobby knows of it or before is no news.
+        False after `seconds` without any of it, or when it is `gone`. `seen` is the run's version that the caller has looked
+        at: what the lobby knows of it or before is no news.
         """
-        self._arrived.add((run, client))
+        self._arrive(run, client)
         view = self._views.get(run)
-        if view is not None and view.version > seen and (view.over or client in view.with_work):
-            return True
-        self.poke()
-        return await _wait(self._agents, (run, client), seconds)
+        if view is not None and view.version > seen:
+            if view.over or client in view.with_work:
+                return True
+        elif view is not None:
+            view.with_work.discard(client)
+        agents = self._agents[run]
+        try:
+            return await _wait(agents[client], seconds, gone)
+        finally:
+            if not agents[client]:
+                del agents[client]
+
+    def _arrive(self, run: str, client: str) -> None:
+        self._arrived[run].add(client)
+        if client not in self._recent[run]:
+            self._newcomers.add(run)
+            self.poke()
 
     async def change(self, run: str, version: int, seconds: float) -> None:
         """Return when the run has changed since `version`, at the latest after `seconds`."""
         view = self._views.get(run)
-        if view is not None and view.version > version:
-            return
-        await _wait(self._watchers, run, seconds)
+        if view is None or view.version <= version:
+            await _wait(self._watchers[run], seconds)
 
     async def keep(self) -> None:
         """Look after the lobby until it is closed. A database that fails is tried again; nobody is lost meanwhile."""
+        clock, own = asyncio.get_running_loop().time, CapacityLimiter(1)  # a thread that busy requests do not take
         while not self._closing:
+            await self._until_poked()
+            started = clock()
             try:
-                async with asyncio.timeout(TICK):
-                    await self._poked.wait()
-            except TimeoutError:
-                pass
-            self._poked.clear()
-            try:
-                self._wake(await run_in_threadpool(self._look, self._seen()))
+                self._tell(await to_thread.run_sync(self._lookout.look, self._task(), limiter=own))
             except SQLAlchemyError as error:
                 log.error("the database does not answer, trying again in %g s: %s", RETRY, error)
+                self._presence_due = 0.0  # what was to be written may not have been
                 await asyncio.sleep(RETRY)
+                continue
             except Exception:
                 log.exception("the lobby failed; it goes on")
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(min(max(PAUSE, SHARE * (clock() - started)), LONGEST))
 
-    def _seen(self) -> list[tuple[str, str]]:
-        """Whose presence to write now: new arrivals at once, everyone who waits every few seconds."""
-        seen, self._arrived = self._arrived, set()
+    async def _until_poked(self) -> None:
+        try:
+            async with asyncio.timeout(TICK):
+                await self._poked.wait()
+        except TimeoutError:
+            pass
+        self._poked.clear()
+
+    def _task(self) -> Task:
+        """Whose presence to write now: arrivals at once, everyone who waits every few seconds."""
+        seen, self._arrived = self._arrived, defaultdict(set)
+        newcomers, self._newcomers = frozenset(self._newcomers), set()
         now = asyncio.get_running_loop().time()
         if now >= self._presence_due:
-            self._presence_due = now + PRESENCE_EVERY
-            seen = seen | self._agents.keys()
-        return sorted(seen)
+            self._presence_due = now + self._presence_every
+            for run, agents in self._agents.items():
+                seen[run].update(agents)
+            self._recent.clear()
+        for run, clients in seen.items():
+            self._recent[run] |= clients
+        return Task({run: tuple(clients) for run, clients in seen.items() if clients}, newcomers, self.keyring.ids())
 
-    def _look(self, seen: list[tuple[str, str]]) -> dict[str, _View]:
-        """In a thread: write presence, advance what is due, and read the views that changed."""
-        if seen:
-            with self._store.transaction() as tx:
-                rounds.saw(tx, seen)
-        with self._store.reading() as tx:
-            going = [run.name for run in self._active(tx)]
-        for name in going:
-            try:
-                self._advance(name)
-            except SQLAlchemyError:
-                raise
-            except Exception:  # a defect met in one run must not hold up the others
-                log.exception("run %s cannot be moved on", name)
-        with self._store.reading() as tx:
-            return {run.name: _view(tx, run) for run in self._active(tx) if self._changed(run)}
-
-    def _advance(self, name: str) -> None:
-        """Move a run on, where something is due: only then is a writing transaction opened."""
-        with self._store.reading() as tx:
-            if progress.due(tx, runs.get(tx, name), self._window) is None:
-                return
-        with self._store.transaction() as tx:
-            progress.advance(tx, runs.lock(tx, name), self._window)
-
-    def _active(self, tx: Tx) -> list[Run]:
-        """Runs that go on, and those that were going on when last seen."""
-        watched = [name for name, view in self._views.items() if not view.over]
-        wanted = select(Run).where(or_(Run.state.in_(("RUNNING", "PAUSED")), Run.name.in_(watched)))
-        return list(tx.session.scalars(wanted.order_by(Run.name)))
-
-    def _changed(self, run: Run) -> bool:
-        known = self._views.get(run.name)
-        return known is None or known.version != run.version
-
-    def _wake(self, views: dict[str, _View]) -> None:
-        self._views.update(views)
-        for name, view in views.items():
-            for future in self._watchers.get(name, ()):
-                _resolve(future)
-            for key in [key for key in self._agents if key[0] == name and (view.over or key[1] in view.with_work)]:
-                for future in self._agents[key]:
-                    _resolve(future)
+    def _tell(self, news: News) -> None:
+        self._views.update(news.views)
+        for name, view in news.views.items():
+            _wake(self._watchers[name])
+            agents = self._agents[name]
+            for client in list(agents) if view.over else view.with_work & agents.keys():
+                _wake(agents[client])
+        if news.good_keys is not None:
+            ended = self.keyring.drop(news.good_keys)
+            for agents in self._agents.values():
+                for client in ended & agents.keys():
+                    _wake(agents[client])
 
 
-def _view(tx: Tx, run: Run) -> _View:
-    return _View(run.version, run.state in OVER, rounds.waiting_clients(tx, run.name))
+def _wake(waiting: set[Waiting]) -> None:
+    for future in waiting:
+        _resolve(future, True)
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
+def _resolve(future: Waiting, outcome: bool) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(outcome)
 
 
-async def _wait(waiting: Waiting[K], key: K, seconds: float) -> bool:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiting[key].add(future)
+async def _wait(waiting: set[Waiting], seconds: float, gone: asyncio.Future[None] | None = None) -> bool:
+    loop = asyncio.get_running_loop()
+    future: Waiting = loop.create_future()
+    waiting.add(future)
+    timer = loop.call_later(seconds, _resolve, future, False)
+    if gone is not None:
+        gone.add_done_callback(lambda _: _resolve(future, False))
     try:
-        async with asyncio.timeout(seconds):
-            await future
-        return True
-    except TimeoutError:
-        return False
+        return await future
     finally:
-        waiting[key].discard(future)
-        if not waiting[key]:
-            del waiting[key]
+        timer.cancel()
+        waiting.discard(future)

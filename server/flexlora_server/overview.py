@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flexlora_server import rounds as machine
-from flexlora_server.records import adapters, rounds, runs, uploads
+from flexlora_server.records import adapters, inputs, rounds, runs, uploads
 from flexlora_server.store import Tx
 from flexlora_server.tables import Client, Round, RoundModules, Run, Upload
 from flexlora_server.times import rfc3339, rfc3339_or_none
@@ -21,6 +21,7 @@ from flexlora_shared.messages.status import (
     ParticipantStatus,
     RankCount,
     RoundDetail,
+    RoundInput,
     RoundSummary,
 )
 
@@ -52,14 +53,23 @@ def _waiting_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window: 
         return "Waiting for the operator to start it."
     if round_ is None or run.state in machine.OVER:
         return f"Nothing: the run is {run.state.lower()}."
-    present = len(rounds.present(tx, run.name, window)) if round_.state == "OPEN" else 0
-    return machine.waiting_for(spec, rounds.view(tx, run, round_), present, tx.now)
+    return _waiting(tx, run, spec, round_, _present(tx, round_, window))
+
+
+def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
+    """Who is here for a round that gathers participants; of another, nobody asks."""
+    return rounds.present(tx, round_.run, window) if round_.state == "OPEN" else ()
+
+
+def _waiting(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
+    carried = uploads.carried(tx, round_) if round_.state == "OPEN" else ()
+    return machine.waiting_for(spec, rounds.view(tx, run, round_), present, carried, tx.now)
 
 
 def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummary:
     """One round: its state, what it waits for, its figures."""
     assigned = rounds.assignments(tx, round_)
-    present = len(rounds.present(tx, run.name, window)) if round_.state == "OPEN" else 0
+    present = _present(tx, round_, window)
     published = tx.session.get(RoundModules, round_.id)
     return RoundSummary(
         run=run.name,
@@ -69,9 +79,11 @@ def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummar
         opened_at=rfc3339(round_.opened_at),
         deadline=rfc3339_or_none(round_.deadline),
         published_at=rfc3339_or_none(round_.published_at),
-        waiting_for=machine.waiting_for(runs.spec_of(run), rounds.view(tx, run, round_), present, tx.now),
+        waiting_for=_waiting(tx, run, runs.spec_of(run), round_, present),
+        failures=round_.failures,
+        reason=round_.reason,
         participants=ParticipantCounts(
-            present=present,
+            present=len(present),
             assigned=len(assigned),
             uploading=rounds.uploads_in(tx, round_, "OPEN"),
             accepted=rounds.uploads_in(tx, round_, "ACCEPTED"),
@@ -81,7 +93,7 @@ def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummar
             for rank, count in sorted(Counter(a.rank for a in assigned).items())
         ),
         bytes_received=uploads.bytes_received(tx, round_),
-        train_metrics=_train_metrics(uploads.inputs(tx, round_)),
+        train_metrics=_train_metrics([row for row in uploads.in_round(tx, round_) if row.state == "ACCEPTED"]),
         evaluations=_evaluations(tx, run.name, round_.number),
         **_aggregated(published),
         aggregation_seconds=round_.aggregation_seconds,
@@ -113,7 +125,18 @@ def round_detail(tx: Tx, run: Run, round_: Round, window: float, *, operator: bo
         summary=round_summary(tx, run, round_, window),
         modules=tuple(ModuleMetrics.model_validate_json(json.dumps(module)) for module in modules),
         participants=_participants(tx, round_, _updates(published)) if operator else None,
+        inputs=tuple(_input(one) for one in inputs.frozen(tx, round_)) if operator else None,
         cosines=_cosines(_updates(published)) if operator else None,
+    )
+
+
+def _input(one: inputs.Frozen) -> RoundInput:
+    return RoundInput(
+        upload_id=one.upload.id,
+        client_id=one.upload.client_id,
+        round=one.round,
+        staleness=one.staleness,
+        excluded=one.excluded,
     )
 
 

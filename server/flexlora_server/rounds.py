@@ -1,12 +1,17 @@
 """The state machine of runs and rounds. Pure: no database, no files, and the clock is an argument.
 
-    Run:    DRAFT -> RUNNING <-> PAUSED -> COMPLETED | CANCELLED | FAILED
+    Run:    DRAFT -> RUNNING <-> PAUSED -> COMPLETED | CANCELLED
+                      |  ^
+                      v  | (the operator retries)
+                     FAILED -> CANCELLED
     Round:  OPEN -> COLLECTING -> AGGREGATING -> PUBLISHED
-              |         |              |
-              +---------+--> ABANDONED +--> FAILED (fifth failed aggregation)
+              |         |            |    ^
+              |         |            v    | (the operator retries)
+              |         |            FAILED (fifth failed aggregation)
+              +---------+--> ABANDONED
 
-Who moves it: the operator starts, pauses, resumes and cancels runs; `gather` and `judge` are asked whenever something arrived or
-time has passed; the worker publishes, and its failures go through `after_failure`.
+Who moves it: the operator starts, pauses, resumes, cancels and retries; `gather` and `judge` are asked whenever something arrived
+or time has passed; the worker publishes, and its failures go through `after_failure`.
 """
 
 import hashlib
@@ -29,9 +34,11 @@ ROUND_MOVES: frozenset[tuple[RoundState, RoundState]] = frozenset(
         ("AGGREGATING", "PUBLISHED"),
         ("AGGREGATING", "ABANDONED"),
         ("AGGREGATING", "FAILED"),
+        ("FAILED", "AGGREGATING"),
+        ("FAILED", "ABANDONED"),
     }
 )
-Action = Literal["start", "pause", "resume", "cancel"]
+Action = Literal["start", "pause", "resume", "cancel", "retry"]
 RUN_MOVES: dict[tuple[RunState, Action], RunState] = {
     ("DRAFT", "start"): "RUNNING",
     ("RUNNING", "pause"): "PAUSED",
@@ -39,8 +46,10 @@ RUN_MOVES: dict[tuple[RunState, Action], RunState] = {
     ("DRAFT", "cancel"): "CANCELLED",
     ("RUNNING", "cancel"): "CANCELLED",
     ("PAUSED", "cancel"): "CANCELLED",
+    ("FAILED", "cancel"): "CANCELLED",
+    ("FAILED", "retry"): "RUNNING",
 }
-OVER: frozenset[RunState] = frozenset({"COMPLETED", "CANCELLED", "FAILED"})
+OVER: frozenset[RunState] = frozenset({"COMPLETED", "CANCELLED"})  # a FAILED run waits for its operator
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,9 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Accept:
-    """An upload that counts from now on."""
+    """An upload that counts from now on, in the aggregation of round `counts_in`: a late one in a later round's."""
+
+    counts_in: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,10 @@ class Repeat:
 
 @dataclass(frozen=True)
 class RoundView:
-    """What the machine needs to know of a round."""
+    """What the machine needs to know of a round.
+
+    Who was revoked before its update was accepted is not waited for: it counts in neither `assigned` nor `declared`.
+    """
 
     run_state: RunState
     number: int
@@ -101,7 +115,12 @@ class RoundView:
     deadline: datetime | None
     assigned: int = 0
     accepted: int = 0
-    declared: int = 0  # participants of the run that were not revoked
+    uploading: int = 0  # updates that were announced before the deadline and are on their way
+    declared: int = 0
+    failures: int = 0
+    reason: str | None = None  # of its last failure
+    leased: bool = False  # a worker aggregates it
+    lease_until: datetime | None = None  # when the lease ends, or the next attempt may begin
 
 
 def next_run_state(state: RunState, action: Action) -> RunState | None:
@@ -109,18 +128,31 @@ def next_run_state(state: RunState, action: Action) -> RunState | None:
     return RUN_MOVES.get((state, action))
 
 
-def gather(spec: RunSpec, round_: RoundView, present: Sequence[str], now: datetime) -> Begin | Wait:
-    """Whether an OPEN round begins, with whom, and until when; `present` are the participants seen recently."""
+def gather(
+    spec: RunSpec, round_: RoundView, present: Sequence[str], now: datetime, carried: Sequence[str] = ()
+) -> Begin | Wait:
+    """Whether an OPEN round begins, with whom, and until when.
+
+    `present` are the participants seen recently; `carried` those whose updates an abandoned attempt handed on: they take
+    part anyway.
+    """
     if round_.run_state != "RUNNING":
         return Wait("The run is paused; resume it to go on.")
-    wanted = spec.clients_per_round or max(spec.min_clients, round_.declared)
+    here = len({*present, *carried}) if carried else len(present)  # of thousands, only counted while they wait
+    wanted = (
+        spec.clients_per_round + spec.over_selection
+        if spec.clients_per_round
+        else max(spec.min_clients, round_.declared)
+    )
     patience = round_.opened_at + timedelta(seconds=spec.gather_timeout)
-    if len(present) < spec.min_clients:
-        return Wait(f"Waiting for participants: {len(present)} of at least {spec.min_clients} are present.")
-    if len(present) < wanted and now < patience:
-        return Wait(f"Waiting for participants: {len(present)} of {wanted} are present.", patience)
-    chosen = sample(present, spec.clients_per_round or len(present), f"{spec.seed}:{round_.number}:{round_.attempt}")
-    return Begin(chosen, now + timedelta(seconds=spec.round_timeout))
+    if here < spec.min_clients:
+        return Wait(f"Waiting for participants: {here} of at least {spec.min_clients} are present.")
+    if here < wanted and now < patience:
+        return Wait(f"Waiting for participants: {here} of {wanted} are present.", patience)
+    others = sorted({*present} - {*carried})
+    room = max(0, wanted - len(set(carried))) if spec.clients_per_round else len(others)
+    chosen = sample(others, room, f"{spec.seed}:{round_.number}:{round_.attempt}")
+    return Begin(tuple(sorted({*chosen, *carried})), now + timedelta(seconds=spec.round_timeout))
 
 
 def sample(present: Sequence[str], count: int, seed: str) -> tuple[str, ...]:
@@ -129,65 +161,128 @@ def sample(present: Sequence[str], count: int, seed: str) -> tuple[str, ...]:
     return tuple(sorted(ranked[:count]))
 
 
+def enough(spec: RunSpec, round_: RoundView) -> int:
+    """The accepted updates that end a round before its deadline: all, or without those it was over-selected by."""
+    return min(round_.assigned, spec.clients_per_round or round_.assigned)
+
+
 def judge(spec: RunSpec, round_: RoundView, now: datetime) -> Aggregate | Abandon | Wait:
     """Whether a COLLECTING round ends."""
     deadline = round_.deadline
     assert deadline is not None, "a collecting round has a deadline"
-    if round_.accepted == round_.assigned:
-        return Aggregate()
+    quorum = round_.accepted >= spec.min_updates
+    if round_.accepted >= enough(spec, round_):
+        return Aggregate() if quorum else Abandon(_too_few(spec, round_, "can still come"))
     if now < deadline:
-        return Wait(f"Waiting for updates: {round_.accepted} of {round_.assigned} are accepted.", deadline)
-    if round_.accepted >= spec.min_updates:
-        return Aggregate()
-    return Abandon(
-        f"Only {round_.accepted} of {round_.assigned} updates came before the deadline; the quorum is {spec.min_updates}."
-    )
+        return Wait(f"Waiting for updates: {round_.accepted} of {enough(spec, round_)} are accepted.", deadline)
+    grace = deadline + timedelta(seconds=spec.grace)
+    if round_.uploading and now < grace:
+        return Wait(f"The deadline has passed; {round_.uploading} updates on their way are waited for.", grace)
+    return Aggregate() if quorum else Abandon(_too_few(spec, round_, "came before the deadline"))
+
+
+def _too_few(spec: RunSpec, round_: RoundView, what: str) -> str:
+    return f"Only {round_.accepted} of {round_.assigned} updates {what}; the quorum is {spec.min_updates}."
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An upload that asks to count in a round.
+
+    assigned: its participant has a place in the round, in this attempt or an earlier one (which began from the same adapter).
+    announced: it was announced before the round's deadline.
+    accepted_sha256: what of this participant counts already.
+    """
+
+    sha256: str
+    assigned: bool
+    announced: bool = False
+    accepted_sha256: str | None = None
 
 
 def admit(
-    round_: RoundView, assigned: bool, sha256: str, accepted_sha256: str | None, now: datetime
+    spec: RunSpec, round_: RoundView, candidate: Candidate, next_number: int, now: datetime
 ) -> Accept | Repeat | Refuse:
-    """Whether an upload of these bytes may count in the round; `accepted_sha256` is what counts already.
+    """Whether an upload may count; `next_number` is the first later round whose inputs are not frozen.
 
     An update that was accepted keeps its receipt whatever became of the round since.
     """
-    if accepted_sha256 is not None:
-        if accepted_sha256 == sha256:
+    accepted = candidate.accepted_sha256
+    if accepted is not None:
+        if accepted == candidate.sha256:
             return Repeat()
         return Refuse(
             Code.ALREADY_ACCEPTED,
-            f"Your update with SHA-256 {accepted_sha256} was accepted in this round; wait for the next task.",
+            f"Your update with SHA-256 {accepted} was accepted in this round; wait for the next task.",
         )
-    if round_.state == "OPEN":  # nobody is assigned yet
+    if not candidate.assigned:
+        return _unassigned(round_)
+    if round_.run_state in OVER:
+        return Refuse(Code.ROUND_CLOSED, f"The run is {round_.run_state.lower()}; this update no longer counts.")
+    if _in_time(spec, round_, candidate, now):
+        return Accept(round_.number)
+    if spec.late_updates == "next-round" and next_number <= spec.rounds and round_.run_state != "FAILED":
+        return Accept(next_number)
+    return Refuse(Code.ROUND_CLOSED, f"Round {round_.number} takes no more uploads; ask for the next task.")
+
+
+def _unassigned(round_: RoundView) -> Refuse:
+    if round_.state == "OPEN":
         return Refuse(
             Code.ROUND_NOT_COLLECTING, f"Round {round_.number} is still gathering participants; ask for a task."
         )
-    if not assigned:
-        return Refuse(
-            Code.NOT_ASSIGNED,
-            f"You have no assignment in round {round_.number}, attempt {round_.attempt}; ask for a task first.",
-        )
-    if round_.run_state in OVER:
-        return Refuse(Code.ROUND_CLOSED, f"The run is {round_.run_state.lower()}; this update no longer counts.")
-    if round_.state != "COLLECTING" or (round_.deadline is not None and now >= round_.deadline):
-        return Refuse(Code.ROUND_CLOSED, f"Round {round_.number} takes no more uploads; ask for the next task.")
-    return Accept()
+    return Refuse(
+        Code.NOT_ASSIGNED,
+        f"You have no assignment in round {round_.number}, attempt {round_.attempt}; ask for a task first.",
+    )
 
 
-def waiting_for(spec: RunSpec, round_: RoundView, present: int, now: datetime) -> str:
-    """One sentence for people: what the round waits for."""
+def _in_time(spec: RunSpec, round_: RoundView, candidate: Candidate, now: datetime) -> bool:
+    if round_.state == "OPEN":  # trained for an attempt that was abandoned
+        return True
+    if round_.state != "COLLECTING" or round_.deadline is None:
+        return False
+    grace = timedelta(seconds=spec.grace if candidate.announced else 0)
+    reopens = isinstance(judge(spec, round_, now), Abandon)  # and would take it then
+    return now < round_.deadline + grace or reopens
+
+
+def waiting_for(spec: RunSpec, round_: RoundView, present: Sequence[str], carried: Sequence[str], now: datetime) -> str:
+    """One sentence for people: what the round waits for, and until when."""
     match round_.state:
         case "OPEN":
-            decision = gather(spec, round_, [str(n) for n in range(present)], now)
-            return decision.why if isinstance(decision, Wait) else "About to begin."
+            decision = gather(spec, round_, present, now, carried)
+            return _until(decision) if isinstance(decision, Wait) else "About to begin."
         case "COLLECTING":
             judged = judge(spec, round_, now)
-            until = f" The deadline is {round_.deadline:%Y-%m-%d %H:%M:%S} UTC." if round_.deadline else ""
-            return judged.why + until if isinstance(judged, Wait) else "About to aggregate."
+            return _until(judged) if isinstance(judged, Wait) else "About to aggregate."
         case "AGGREGATING":
-            return "Waiting for a worker to aggregate the updates."
+            return _aggregation(round_, now)
+        case "FAILED":
+            return f"Waiting for the operator to retry the aggregation or cancel the run: {round_.reason}"
         case _:
             return "Nothing."
+
+
+def _until(wait: Wait) -> str:
+    return wait.why if wait.until is None else f"{wait.why} Until {_time(wait.until)}."
+
+
+def _aggregation(round_: RoundView, now: datetime) -> str:
+    attempt = f"attempt {round_.failures + 1} of {MAX_FAILURES}"
+    why = f" What ended the last one: {round_.reason}" if round_.reason else ""
+    ahead = round_.lease_until is not None and round_.lease_until > now
+    if round_.leased and ahead:
+        return (
+            f"A worker aggregates the updates ({attempt}); it holds the round until {_time(round_.lease_until)}.{why}"
+        )
+    if ahead:
+        return f"Waiting to aggregate the updates again ({attempt}), until {_time(round_.lease_until)}.{why}"
+    return f"Waiting for a worker to aggregate the updates ({attempt}).{why}"
+
+
+def _time(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,20 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path("flexlora-data"), description="folder of the SQLite file, the blobs and the operator key"
     )
+    blobs_url: str | None = Field(
+        None, description="where blobs are kept: `s3://bucket/prefix`; unset: in the data folder"
+    )
+    s3_endpoint: str | None = Field(None, description="address of the S3-compatible store; unset: AWS in the region")
+    s3_region: str = Field("us-east-1", description="region of the bucket")
+    s3_access_key_id: str | None = Field(None, description="key to the bucket; unset: what the machine itself is given")
+    s3_secret_access_key: SecretStr | None = Field(None, description="its secret; best given as a secret file")
+    s3_public_endpoint: str | None = Field(
+        None,
+        description="the store's address for participants, who are sent there for slices; unset: slices pass through here",
+    )
+    cache_bytes: int = Field(
+        10 << 30, ge=0, description="bytes of local copies of blobs kept in the data folder, beside those in use"
+    )
     database_url: str | None = Field(None, description="SQLAlchemy URL; unset: SQLite in the data folder")
     database_password: SecretStr | None = Field(
         None, description="put into the database URL; best given as a secret file"
@@ -31,6 +45,9 @@ class Settings(BaseSettings):
         "cpu",
         pattern=r"^(cpu|cuda(:\d+)?)$",
         description="where modules are factored: cpu, or cuda with PyTorch's CUDA build",
+    )
+    ray_address: str | None = Field(
+        None, description="Ray cluster to spread modules over: auto, HOST:PORT or ray://HOST:PORT; unset: threads here"
     )
     presence_window: float = Field(
         15.0, gt=0, description="seconds since its last sign of life that a participant counts"

@@ -5,9 +5,10 @@ read-modify-writes wait instead of failing. On PostgreSQL the same code locks th
 """
 
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +18,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import URL, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
 
+from flexlora_server import connections, notices
 from flexlora_server.errors import StartupError
+
+KEYS = "@keys"  # in `Tx.changed`: keys of clients have ended
+MOST = 4000  # characters of a notice; PostgreSQL takes 8000 bytes
 
 # One consistent state for all that a reading transaction asks: SQLite's snapshots, PostgreSQL's REPEATABLE READ.
 _READING: dict[str, dict[str, Any]] = {
@@ -34,7 +37,7 @@ _READING: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Tx:
-    """An open transaction: its session, the database's time, and the runs it has changed."""
+    """An open transaction: its session, the database's time, and what it has changed that others wait for: runs, `KEYS`."""
 
     session: Session
     now: datetime
@@ -52,16 +55,25 @@ class Store:
             raise StartupError(f"the database must be SQLite or PostgreSQL, not {url.get_backend_name()}")
         self.url = url
         self._clock = clock
-        self._writing = _engine(url)
+        self._writing = connections.engine(url)
         self._reading = self._writing.execution_options(**_READING[url.get_backend_name()])
+        # SQLite has one writer: threads queue up here, instead of asking its file again and again whether it is free
+        self._turn = nullcontext() if self.notifies else threading.Lock()
         self.on_change: Callable[[], None] = lambda: None
+
+    @property
+    def notifies(self) -> bool:
+        """Whether other processes are told of changes (`notices.hear`); where not, they look now and then."""
+        return self.url.get_backend_name() == "postgresql"
 
     @contextmanager
     def transaction(self) -> Iterator[Tx]:
         """Read and write: all of it is committed on leaving, or nothing."""
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
             tx = Tx(session, self._now(session))
             yield tx
+            if tx.changed and self.notifies:
+                notices.send(session, " ".join(sorted(tx.changed))[:MOST])
         if tx.changed:
             self.on_change()
 
@@ -82,10 +94,12 @@ class Store:
         """Bring the database to the newest schema."""
         if self.url.database and self.url.get_backend_name() == "sqlite":
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        with self._writing.begin() as connection:
+        patient = connections.engine(self.url, bounded=False)  # a large table takes its time
+        with patient.begin() as connection:
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+        patient.dispose()
 
     def check_head(self) -> None:
         """Refuse a database of another schema.
@@ -118,26 +132,3 @@ def _alembic() -> Config:
     config = Config()
     config.set_main_option("script_location", str(checkout if checkout.is_dir() else installed))
     return config
-
-
-def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        utf8 = {"client_encoding": "utf8"}  # whatever the database's own encoding is
-        return create_engine(url, pool_size=10, max_overflow=30, pool_pre_ping=True, connect_args=utf8)
-    engine = create_engine(url, pool_size=10, max_overflow=30, connect_args={"timeout": 30})
-    event.listen(engine, "connect", _sqlite_connect)
-    event.listen(engine, "begin", _sqlite_begin)
-    return engine
-
-
-def _sqlite_connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # the driver opens no transactions of its own
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _sqlite_begin(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get("flexlora_read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

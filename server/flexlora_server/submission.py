@@ -1,5 +1,9 @@
 """How an update comes to count: announced, complete, inspected, and then accepted in one transaction."""
 
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
 from flexlora_server import progress
 from flexlora_server import rounds as machine
 from flexlora_server.adapters.inspection import inspect
@@ -25,8 +29,9 @@ def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str
     with store.transaction() as tx:
         run = runs.lock(tx, name)
         round_ = rounds.latest(tx, name, number)
-        before = _admit(tx, run, round_, client, told.sha256)
-        if before is not None:
+        if isinstance(_admit(tx, run, round_, client, told.sha256), machine.Repeat):
+            before = uploads.accepted(tx, round_, client)
+            assert before is not None, "what is repeated was accepted"
             return uploads.status(before, round_)
         place = rounds.assignment(tx, round_, client)
         assert place is not None, "admitted uploads are assigned"
@@ -34,24 +39,31 @@ def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str
         row, replaced = uploads.announce(tx, round_, client, told)
         status = uploads.status(row, round_)
     if replaced is not None:
-        blobs.drop(replaced.id)
+        blobs.incoming.drop(replaced.id)
     return status
 
 
-def _admit(tx: Tx, run: Run, round_: Round, client: str, sha256: str) -> Upload | None:
-    """The upload that counts already with the same bytes, None where this one may.
+def _admit(
+    tx: Tx, run: Run, round_: Round, client: str, sha256: str, announced_at: datetime | None = None
+) -> machine.Accept | machine.Repeat:
+    """Whether the upload may count, and in which round.
 
     Raises:
         Refusal: what the state machine refuses.
     """
-    accepted = uploads.accepted(tx, round_, client)
-    assigned = rounds.assignment(tx, round_, client) is not None
+    before = uploads.accepted(tx, round_, client)
+    candidate = machine.Candidate(
+        sha256=sha256,
+        assigned=rounds.assignment(tx, round_, client) is not None,
+        announced=announced_at is not None and round_.deadline is not None and announced_at < round_.deadline,
+        accepted_sha256=before.sha256 if before else None,
+    )
     decision = machine.admit(
-        rounds.view(tx, run, round_), assigned, sha256, accepted.sha256 if accepted else None, tx.now
+        runs.spec_of(run), rounds.view(tx, run, round_), candidate, rounds.next_number(tx, round_), tx.now
     )
     if isinstance(decision, machine.Refuse):
         raise Refusal(decision.code, decision.detail)
-    return accepted
+    return decision
 
 
 def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, client: str) -> Receipt:
@@ -69,7 +81,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
             return uploads.receipt(row, round_)
         uploads.require_open(tx, row)
         run = runs.get(tx, round_.run)
-        _admit(tx, run, round_, client, row.sha256)
+        _admit(tx, run, round_, client, row.sha256, row.created_at)
         previous = adapters.published(tx, run.name, round_.number - 1)
     if row.offset != row.size:
         raise Refusal(
@@ -79,8 +91,9 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
             offset=row.offset,
         )
     try:
-        _check(blobs, runs.spec_of(run), row, StoredAdapter(blobs.path(previous.sha256)))
-        blobs.keep(upload, row.sha256)
+        with blobs.incoming.gathered(upload, row.parts or (), row.sha256) as path:
+            _check(path, runs.spec_of(run), row, StoredAdapter(blobs.path(previous.sha256)))
+            blobs.keep(path, row.sha256)
     except Refusal:
         _discard(store, blobs, upload, client)
         raise
@@ -88,11 +101,13 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         with store.reading() as tx:
             uploads.require_open(tx, uploads.owned(tx, upload, client))
         raise
-    return _accept(store, settings, upload, client)
+    receipt = _accept(store, settings, upload, client)
+    with suppress(OSError):  # parts that are a blob now; `sweep` deletes what is left
+        blobs.incoming.drop(upload)
+    return receipt
 
 
-def _check(blobs: BlobStore, spec: RunSpec, row: Upload, previous: StoredAdapter) -> None:
-    path = blobs.received(row.id, row.sha256)
+def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredAdapter) -> None:
     found = digest(path)
     if found != row.sha256:
         raise Refusal(
@@ -106,7 +121,7 @@ def _check(blobs: BlobStore, spec: RunSpec, row: Upload, previous: StoredAdapter
 def _discard(store: Store, blobs: BlobStore, upload: str, client: str) -> None:
     with store.transaction() as tx:
         uploads.cancel(tx, uploads.owned(tx, upload, client))
-    blobs.drop(upload)
+    blobs.incoming.drop(upload)
 
 
 def _accept(store: Store, settings: Settings, upload: str, client: str) -> Receipt:
@@ -118,7 +133,10 @@ def _accept(store: Store, settings: Settings, upload: str, client: str) -> Recei
         if row.state == "ACCEPTED":
             return uploads.receipt(row, round_)
         uploads.require_open(tx, row)
-        _admit(tx, run, round_, client, row.sha256)
-        uploads.accept(tx, row)
-        progress.accepted(tx, run, round_, settings.presence_window)
+        decision = _admit(tx, run, round_, client, row.sha256, row.created_at)
+        assert isinstance(decision, machine.Accept), "another accepted upload of this round refuses this one"
+        if round_.state == "COLLECTING":  # trained for an attempt that was abandoned, maybe
+            rounds.join(tx, round_, client)
+        uploads.accept(tx, row, decision.counts_in)
+        progress.accepted(tx, run, round_, decision.counts_in, settings.presence_window)
         return uploads.receipt(row, round_)

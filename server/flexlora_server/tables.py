@@ -66,9 +66,13 @@ class Round(Table):
     deadline: Mapped[datetime | None]
     published_at: Mapped[datetime | None]
     reason: Mapped[str | None]
+    version: Mapped[int] = mapped_column(default=0)  # grows with every change that a decision about the round looks at
     failures: Mapped[int] = mapped_column(default=0)
     lease_token: Mapped[int] = mapped_column(default=0)
     lease_until: Mapped[datetime | None]
+    lease_holder: Mapped[str | None] = mapped_column(
+        String(128)
+    )  # the worker that aggregates it; None while nobody does
     aggregation_seconds: Mapped[float | None]
 
 
@@ -84,10 +88,17 @@ class RoundModules(Table):
     summary: Mapped[dict[str, Any] | None]  # what a list of rounds shows; None of rounds published before there was any
 
 
+def _index_of_the_revoked(table: str) -> Index:
+    """Of the few rows that were revoked: every look at who is waiting asks for them."""
+    revoked = text("revoked_at IS NOT NULL")
+    return Index(f"{table}_revoked", "revoked_at", sqlite_where=revoked, postgresql_where=revoked)
+
+
 class Client(Table):
     """An enrolled participant."""
 
     __tablename__ = "clients"
+    __table_args__ = (_index_of_the_revoked("clients"),)
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(64))
     enrolled_at: Mapped[datetime]
@@ -98,6 +109,7 @@ class ApiKey(Table):
     """A client's API key: its public id and the SHA-256 of its secret."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (_index_of_the_revoked("api_keys"),)
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     client_id: Mapped[str] = mapped_column(ForeignKey("clients.id"), index=True)
     sha256: Mapped[str] = mapped_column(String(64))
@@ -164,8 +176,21 @@ class Upload(Table):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    parts: Mapped[list[Any] | None]  # keys of the objects that hold its bytes, where the storage takes no appending
+    counts_in: Mapped[int | None]  # the round whose aggregation it is part of; None until it is accepted
     created_at: Mapped[datetime]
     accepted_at: Mapped[datetime | None]
+
+
+class RoundInput(Table):
+    """One input of a round's aggregation; the list is frozen when the round begins to aggregate. An upload has one, ever."""
+
+    __tablename__ = "round_inputs"
+    round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), unique=True)
+    staleness: Mapped[int]  # rounds that it came late
+    excluded: Mapped[bool] = mapped_column(default=False)  # by the operator: it does not count
 
 
 class Adapter(Table):

@@ -1,6 +1,9 @@
 """Aggregates rounds: lease one, work with no transaction open, publish. Runs in its own process, outside the event loop."""
 
+import contextlib
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +11,14 @@ from dataclasses import dataclass
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server import engine, leases, progress
-from flexlora_server.adapters.uploads import weighted
-from flexlora_server.blobs import Blob, BlobStore
+from flexlora_server.adapters.uploads import Accepted, weighted
+from flexlora_server.blobs import Blob, BlobStore, digest
 from flexlora_server.errors import LeaseLost
 from flexlora_server.figures import energy_over_modules, summary
 from flexlora_server.leases import Heartbeat, Lease
-from flexlora_server.records import adapters, rounds, runs, uploads
+from flexlora_server.poison import culprits
+from flexlora_server.pool import pool_of
+from flexlora_server.records import adapters, inputs, rounds, runs
 from flexlora_server.serving import cut_blob
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store, Tx
@@ -23,6 +28,23 @@ from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
 from flexlora_shared.messages.uploads import UploadCreate
 
 log = logging.getLogger("flexlora.worker")
+MOST = 4000  # characters of a reason
+
+
+class Stopping(Exception):
+    """The worker was asked to end; the round is given back."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """One frozen input: its upload, the SHA-256 of its bytes, and for a late one that of the adapter it was trained from."""
+
+    upload: str
+    client: str
+    sha256: str
+    told: UploadCreate
+    staleness: int
+    base: str | None
 
 
 @dataclass(frozen=True)
@@ -33,9 +55,7 @@ class Job:
     spec: RunSpec
     previous: str | None  # SHA-256 of the stored adapter of the round before; None in round 0
     before: str | None  # of the round before that one
-    inputs: tuple[
-        tuple[str, UploadCreate, str], ...
-    ]  # SHA-256, announcement and client of the accepted uploads, in fixed order
+    inputs: tuple[Given, ...]  # in their fixed order
     past_norms: tuple[float, ...]  # median change norms of the past rounds
     ranks: tuple[tuple[int, dict[str, int]], ...]  # the slices that participants will ask for
 
@@ -52,19 +72,25 @@ class Result:
 
 
 class Worker:
-    """Works off the rounds that wait for aggregation."""
+    """Works off the rounds that wait for aggregation. `stop` is asked between modules whether to end."""
 
-    def __init__(self, store: Store, blobs: BlobStore, settings: Settings) -> None:
-        self._store, self._blobs, self._settings = store, blobs, settings
+    def __init__(
+        self, store: Store, blobs: BlobStore, settings: Settings, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._store, self._blobs, self._settings, self._stop = store, blobs, settings, stop
+        self._pool = pool_of(settings)
+        self._name = f"{socket.gethostname()[:100]}:{os.getpid()}"
+        self._owed: tuple[Lease, str] | None = None  # to be given back, once the database answers again
 
     def step(self) -> bool:
         """Work on one round, where one waits; whether there was one.
 
         Raises:
-            SQLAlchemyError, OSError: the database or the storage failed; the round stays as it is.
+            SQLAlchemyError, OSError: the database or the storage failed; no attempt was counted.
         """
+        self._give_back()
         with self._store.transaction() as tx:
-            lease = leases.take(tx, self._settings.lease_seconds)
+            lease = leases.take(tx, self._settings.lease_seconds, self._name)
         if lease is None:
             return False
         log.info("run %s round %d: aggregating", lease.run, lease.number)
@@ -72,23 +98,48 @@ class Worker:
             self._aggregate(lease)
         except LeaseLost as lost:
             log.warning("%s", lost)
-        except FileNotFoundError as error:  # an input is gone: no later try finds it
-            self._fail(lease, f"a file that the round needs is missing: {error}")
-        except (SQLAlchemyError, OSError):
-            raise  # the place fails, not the round: it is taken up again when its lease has run out
-        except Exception as error:
-            log.exception("run %s round %d: aggregation failed", lease.run, lease.number)
-            self._fail(lease, f"{type(error).__name__}: {error}")
+        except Stopping:
+            self._owed = lease, ""
+            self._give_back()
+        except (
+            SQLAlchemyError,
+            OSError,
+        ) as error:  # the place fails, not the round; also where the result is published
+            self._owed = lease, f"the storage failed: {error}"
+            raise
         return True
+
+    def _give_back(self) -> None:
+        if self._owed is None:
+            return
+        lease, why = self._owed
+        with contextlib.suppress(LeaseLost), self._store.transaction() as tx:
+            leases.release(tx, lease, why or None)
+        self._owed = None
 
     def _aggregate(self, lease: Lease) -> None:
         with self._store.reading() as tx:
             job = _job(tx, lease)
         with Heartbeat(self._store, lease, self._settings.lease_seconds).beating() as heartbeat:
-            result = self._work(job, heartbeat.check)
+            try:
+                result = self._work(job, lambda: self._alive(heartbeat))
+            except FileNotFoundError as error:  # an input is gone: no later try finds it
+                self._failed(job, heartbeat, f"a file that the round needs is missing: {error}")
+                return
+            except (LeaseLost, Stopping, SQLAlchemyError, OSError):
+                raise
+            except Exception as error:
+                log.exception("run %s round %d: aggregation failed", lease.run, lease.number)
+                self._failed(job, heartbeat, f"{type(error).__name__}: {error}")
+                return
         with self._store.transaction() as tx:
             _publish(tx, lease, result)
         log.info("run %s round %d: published in %.1f s", lease.run, lease.number, result.seconds)
+
+    def _alive(self, heartbeat: Heartbeat) -> None:
+        heartbeat.check()
+        if self._stop():
+            raise Stopping
 
     def _work(self, job: Job, alive: Callable[[], None]) -> Result:
         started = time.perf_counter()
@@ -97,7 +148,7 @@ class Worker:
             if job.previous is None:
                 engine.write_initial(job.spec, file)
             else:
-                modules, updates = engine.write_aggregate(self._given(job, job.previous), file, alive)
+                modules, updates = engine.write_aggregate(self._given(job, job.previous), file, alive, self._pool)
             adapter = self._blobs.finish(file)
         cut = []
         for rank, pattern in job.ranks:
@@ -108,7 +159,7 @@ class Worker:
     def _given(self, job: Job, previous: str) -> engine.Work:
         return engine.Work(
             spec=job.spec,
-            inputs=weighted([(self._blobs.path(sha256), told, client) for sha256, told, client in job.inputs]),
+            inputs=weighted([self._accepted(given) for given in job.inputs]),
             previous=self._blobs.path(previous),
             before=None if job.before is None else self._blobs.path(job.before),
             past_norms=job.past_norms,
@@ -116,28 +167,46 @@ class Worker:
             device=self._settings.aggregation_device,
         )
 
-    def _fail(self, lease: Lease, why: str) -> None:
-        try:
-            with self._store.transaction() as tx:
-                run = runs.lock(tx, lease.run)
-                leases.renew(tx, lease, 0)  # the token is compared: a worker that lost its lease reports nothing
-                progress.failed(tx, run, _round(tx, lease), why)
-        except LeaseLost as lost:
-            log.warning("%s", lost)
+    def _accepted(self, given: Given) -> Accepted:
+        base = None if given.base is None else self._blobs.path(given.base)
+        return Accepted(self._blobs.path(given.sha256), given.told, given.client, given.staleness, base)
+
+    def _failed(self, job: Job, heartbeat: Heartbeat, why: str) -> None:
+        """Count a failed attempt, with the uploads that break the aggregation named where they can be told."""
+        named = "" if job.previous is None else self._culprits(job, job.previous, heartbeat)
+        with self._store.transaction() as tx:
+            run = runs.lock(tx, job.lease.run)
+            leases.renew(tx, job.lease, 0)  # the token is compared: a worker that lost its lease reports nothing
+            progress.failed(tx, run, _round(tx, job.lease), f"{why}{named}"[:MOST])
+
+    def _culprits(self, job: Job, previous: str, heartbeat: Heartbeat) -> str:
+        if digest(self._blobs.path(previous)) != previous:
+            return f" The stored adapter of round {job.lease.number - 1} is damaged: restore the blob {previous}."
+        missing = self._blobs.missing({given.sha256 for given in job.inputs})
+        if missing:
+            gone = [given.upload for given in job.inputs if given.sha256 in missing]
+            return "".join(f" Upload {upload}: its bytes are not in the storage." for upload in gone)
+        found = culprits(self._given(job, previous), [given.sha256 for given in job.inputs], heartbeat.check)
+        return "".join(f" Upload {job.inputs[one.index].upload}: {one.why}." for one in found)
 
 
 def _job(tx: Tx, lease: Lease) -> Job:
     spec = runs.spec_of(runs.get(tx, lease.run))
-    accepted = uploads.inputs(tx, _round(tx, lease))
     return Job(
         lease=lease,
         spec=spec,
         previous=adapters.published(tx, lease.run, lease.number - 1).sha256 if lease.number > 0 else None,
         before=adapters.published(tx, lease.run, lease.number - 2).sha256 if lease.number > 1 else None,
-        inputs=tuple((row.sha256, UploadCreate.model_validate(row.announced), row.client_id) for row in accepted),
+        inputs=tuple(_input(tx, lease, one) for one in inputs.counting(tx, _round(tx, lease))),
         past_norms=rounds.change_norms(tx, lease.run, lease.number),
         ranks=adapters.wanted_slices(tx, lease.run, spec.largest_rank),
     )
+
+
+def _input(tx: Tx, lease: Lease, one: inputs.Frozen) -> Given:
+    base = adapters.published(tx, lease.run, one.round - 1).sha256 if one.staleness else None
+    told = UploadCreate.model_validate(one.upload.announced)
+    return Given(one.upload.id, one.upload.client_id, one.upload.sha256, told, one.staleness, base)
 
 
 def _round(tx: Tx, lease: Lease) -> Round:

@@ -6,17 +6,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import FrameType, TracebackType
 
 import torch
 from sqlalchemy.exc import SQLAlchemyError
 
-from flexlora_server.blobs import BlobStore
+from flexlora_server.blobs import open_blobs
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
-from flexlora_server.sweep import EVERY, sweep
+from flexlora_server.sweep import Sweeper
 from flexlora_server.worker import Worker
 
 log = logging.getLogger("flexlora.worker")
@@ -42,14 +41,14 @@ def run_worker(settings: Settings, *, attached: bool) -> None:
     signal.signal(signal.SIGINT, ask)
     if attached:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    blobs, sweep_due = BlobStore(settings.data_dir), 0.0
-    worker = Worker(store, blobs, settings)
+    blobs = open_blobs(settings)
+    sweeper = Sweeper(store, blobs)
+    worker = Worker(store, blobs, settings, stop.is_set)
     while not stop.is_set():
         try:
             busy = worker.step()
-            if not busy and time.monotonic() >= sweep_due:
-                sweep_due = time.monotonic() + EVERY
-                sweep(store, blobs)
+            if not busy:
+                sweeper.step()
         except (SQLAlchemyError, OSError) as error:
             log.error("the database or the storage failed, trying again in %g s: %s", RETRY, error)
             stop.wait(RETRY)

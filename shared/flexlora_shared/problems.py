@@ -30,6 +30,7 @@ class Code(StrEnum):
     RUN_EXISTS = "run-exists"
     RUN_STATE = "run-state"
     RUN_OVER = "run-over"
+    ROUND_STATE = "round-state"
     NOT_DECLARED = "not-declared"
     NOT_ASSIGNED = "not-assigned"
     RANK_MISMATCH = "rank-mismatch"
@@ -45,6 +46,7 @@ class Code(StrEnum):
     RANK_NOT_ALLOWED = "rank-not-allowed"
     SIZE_IMPOSSIBLE = "size-impossible"
     DIGEST_MISMATCH = "digest-mismatch"
+    PART_DIGEST_MISMATCH = "part-digest-mismatch"
     INVALID_HEADER = "invalid-header"
     INVALID_TENSOR = "invalid-tensor"
     TOO_LARGE = "too-large"
@@ -82,6 +84,7 @@ PROBLEMS: dict[Code, ProblemType] = {
         (Code.RUN_EXISTS, 409, "A run of this name exists already"),
         (Code.RUN_STATE, 409, "The run's state does not allow this"),
         (Code.RUN_OVER, 410, "The run is over"),
+        (Code.ROUND_STATE, 409, "The round's state does not allow this"),
         (Code.NOT_DECLARED, 409, "The client has declared no rank for this run"),
         (Code.NOT_ASSIGNED, 409, "The client has no assignment in this round"),
         (Code.RANK_MISMATCH, 409, "The upload's ranks are not the assigned ones"),
@@ -96,6 +99,7 @@ PROBLEMS: dict[Code, ProblemType] = {
         (Code.RANK_NOT_ALLOWED, 422, "The run does not allow this rank"),
         (Code.SIZE_IMPOSSIBLE, 422, "No upload of these ranks can have this size"),
         (Code.DIGEST_MISMATCH, 422, "The bytes received do not have the declared digest"),
+        (Code.PART_DIGEST_MISMATCH, 422, "The bytes of the part do not have the digest sent with them"),
         (Code.INVALID_HEADER, 422, "The safetensors header is malformed"),
         (Code.INVALID_TENSOR, 422, "A tensor of the upload cannot be accepted"),
         (Code.TOO_LARGE, 413, "The request body is too large"),

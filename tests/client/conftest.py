@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server.blobs import BlobStore
+from flexlora_server.blobs import open_blobs
 from flexlora_server.store import Store
 from flexlora_server.worker import Worker
 from tests.kit import Clock, Served, served
@@ -51,7 +51,7 @@ class OneAtATime(Worker):
 def _working(running: Served) -> Iterator[None]:
     """Let the coordinator's worker aggregate for the block."""
     stop = threading.Event()
-    running.worker = OneAtATime(running.store, BlobStore(running.settings.data_dir), running.settings)
+    running.worker = OneAtATime(running.store, open_blobs(running.settings), running.settings)
 
     def loop() -> None:
         while not stop.wait(0.01):

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from flexlora_client import credentials
+from flexlora_client import credentials, rendering
 from flexlora_client.exits import Exit
 from flexlora_shared.messages.runs import RunDetail
+from flexlora_shared.messages.status import RoundDetail, RoundInput, RoundSummary
 from tests.client.command import Result, call
-from tests.client.misbehaving import hang_up, misbehaving
+from tests.client.misbehaving import hang_up, message, misbehaving
 from tests.kit import OPERATOR_KEY, Served, encode, spec, tensors
 
 
@@ -176,3 +178,37 @@ def test_a_key_goes_to_no_other_coordinator(tmp_path: Path) -> None:
             ended(call(*command, env=operator), Exit.BAD_INPUT, "which coordinator?")
         ended(call("status", "--url", other.url, env=home), Exit.BAD_INPUT, f"enrolled at {enrolled_at.url}")
         assert enrolled_at.calls == other.calls == []
+
+
+def test_a_failed_round_is_retried_without_the_uploads_named() -> None:
+    told = {
+        "run": "one", "number": 3, "attempt": 1, "state": "AGGREGATING", "opened_at": "", "deadline": None,
+        "published_at": None, "waiting_for": "Waiting for a worker.", "failures": 0, "reason": None,
+        "participants": {"present": 2, "assigned": 2, "uploading": 0, "accepted": 2}, "by_rank": [], "bytes_received": 0,
+        "train_metrics": {}, "evaluations": [], "energy_kept": [], "aggregation_seconds": None,
+    }  # fmt: skip
+    summary = RoundSummary.model_validate_json(json.dumps(told))
+    with misbehaving(message(summary), message(summary)) as server:
+        operator = {"FLEXLORA_URL": server.url, "FLEXLORA_OPERATOR_KEY": OPERATOR_KEY}
+        said = call("retry", "one", "3", "--exclude", "u1", "--exclude", "u2", env=operator)
+        assert (said.code, said.out) == (Exit.OK, "round 3 of run one is AGGREGATING: Waiting for a worker.\n")
+        assert call("retry", "one", "3", "--json", env=operator).json["number"] == 3
+        assert server.calls == ["POST /v1/runs/one/rounds/3/retry"] * 2
+        assert [json.loads(asked.body) for asked in server.asked] == [{"exclude": ["u1", "u2"]}, {"exclude": []}]
+
+
+def test_a_round_that_has_not_failed_is_not_retried(site: Served, operator: dict[str, str]) -> None:
+    site.run("one")
+    ended(call("retry", "one", "1", env=operator), Exit.REFUSED, "(round-state)")
+
+
+def test_failures_and_inputs_are_shown(site: Served) -> None:
+    site.run("one")
+    detail = RoundDetail.model_validate_json(json.dumps(site.round("one", 0)))
+    summary = detail.summary.model_copy(update={"failures": 2, "reason": "upload u1 cannot be read"})
+    given = RoundInput(upload_id="u1", client_id="c1", round=3, staleness=1, excluded=True)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(rendering.round_detail(detail.model_copy(update={"summary": summary, "inputs": (given,)})))
+    assert "2 times, the last: upload u1 cannot be read" in captured.get()
+    assert "of c1 for round 3, late by 1, excluded" in captured.get()

@@ -106,9 +106,9 @@ def test_a_silent_coordinator_times_out() -> None:
         released.wait()
         handler.close_connection = True
 
-    with misbehaving(silent) as server, Http(server.url) as http:
+    with misbehaving(silent) as server, Http(server.url, io_timeout=0.05) as http:
         with pytest.raises(Unreachable) as caught:
-            http.request("GET", "/", read_timeout=0.05)
+            http.request("GET", "/")
         released.set()
     assert caught.value.transient
 
@@ -168,8 +168,12 @@ def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
     try:
         with Http(url, ca_file=certificate) as trusting:
             assert trusting.request("GET", "/").status == 204
+            with trusting.follow(f"{url}/link", 0) as found:
+                assert found.status == 204
         with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"):
             doubting.request("GET", "/")
+        with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"), doubting.follow(f"{url}/link", 0):
+            pass
     finally:
         server.shutdown()
         thread.join()

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from flexlora_server.routes import uploads as upload_routes
+from flexlora_server.routes import receiving
 from flexlora_server.store import Store
 from flexlora_shared.problems import Code
 from tests.databases import postgres_url
 from tests.kit import (
-    PART,
     Api,
     Served,
+    part,
     part_head,
     raw_answer,
     raw_request,
@@ -28,8 +28,8 @@ def _(c: Served) -> Answer:
     participant, task, data = c.working()
     upload = participant.announce(task, data)["id"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upload_routes, "GRACE", 0.2)
-        connection = raw_request(c.url, part_head(upload, len(data)), participant.key)
+        patch.setattr(receiving, "GRACE", 0.2)
+        connection = raw_request(c.url, part_head(upload, data), participant.key)
         connection.sendall(data[:10])
         slow = raw_answer(connection)
     kept = participant.call("HEAD", f"/v1/uploads/{upload}").headers["upload-offset"]
@@ -55,9 +55,8 @@ def _(c: Served) -> Answer:
     module = {"name": "wide", "out_features": 16_000, "in_features": 16_000}
     participant, task, data = c.working(modules=[module], norm_bound=1e9)
     upload = participant.announce(task, data)["id"]
-    patch = PART | {"Upload-Offset": "0"}
     with file_size_limit(900_000):
-        response = participant.call("PATCH", f"/v1/uploads/{upload}", headers=patch, content=data)
+        response = participant.call("PATCH", f"/v1/uploads/{upload}", headers=part(data, 0), content=data)
     assert response.headers["retry-after"]
     offset = int(participant.call("HEAD", f"/v1/uploads/{upload}").headers["upload-offset"])
     participant.send(upload, data, offset)

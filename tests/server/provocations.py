@@ -11,10 +11,13 @@ from tests.kit import (
     PART,
     Api,
     Served,
+    encode,
+    part,
     part_head,
     raw_answer,
     raw_request,
     spec,
+    tensors,
 )
 
 Answer = tuple[int, dict[str, Any]]
@@ -147,6 +150,12 @@ def _(c: Served) -> Answer:
     return answer(participant.call("POST", path, json=announced(c, data, rank=4)))
 
 
+@provokes(Code.ROUND_STATE)
+def _(c: Served) -> Answer:
+    c.run()
+    return answer(c.operator.call("POST", "/v1/runs/run/rounds/1/retry", json={}))
+
+
 @provokes(Code.ROUND_NOT_COLLECTING)
 def _(c: Served) -> Answer:
     c.run(min_clients=2)
@@ -157,9 +166,14 @@ def _(c: Served) -> Answer:
 
 @provokes(Code.ROUND_CLOSED)
 def _(c: Served) -> Answer:
-    participant, task, data = c.working(min_updates=1)
+    run = c.run(min_clients=2)
+    participant, other = c.enrol(), c.enrol()
+    for one in (participant, other):
+        one.declare("run", 8)
+    task, data = participant.task("run"), encode(tensors(run, 8))
     status = participant.announce(task, data)
     participant.send(status["id"], data)
+    other.upload(other.task("run"), data)
     c.clock.advance(100)
     return answer(participant.call("PUT", f"/v1/uploads/{status['id']}/commit"))
 
@@ -190,7 +204,7 @@ def _(c: Served) -> Answer:
 def _(c: Served) -> Answer:
     participant, task, data = c.working()
     upload = participant.announce(task, data)["id"]
-    first = raw_request(c.url, part_head(upload, len(data)), participant.key)
+    first = raw_request(c.url, part_head(upload, data), participant.key)
     first.sendall(data[:100])
     while not (c.settings.data_dir / "partial" / upload).exists():  # the first request has begun to write
         participant.expect(204, "HEAD", f"/v1/uploads/{upload}")
@@ -261,6 +275,19 @@ def committed(c: Served, change: Callable[[bytes], bytes], **told: Any) -> Answe
     return answer(response)
 
 
+@provokes(Code.PART_DIGEST_MISMATCH)
+def _(c: Served) -> Answer:
+    participant, task, data = c.working()
+    upload = participant.announce(task, data)["id"]
+    path = f"/v1/uploads/{upload}"
+    participant.expect(204, "PATCH", path, headers=part(data[:99], 0), content=data[:99])
+    response = participant.call("PATCH", path, headers=part(data[99:], 99), content=bytes(len(data) - 99))
+    assert response.headers["upload-offset"] == "99"
+    participant.send(upload, data, 99)
+    participant.commit(upload)
+    return answer(response)
+
+
 @provokes(Code.DIGEST_MISMATCH)
 def _(c: Served) -> Answer:
     return committed(c, lambda data: data, sha256="0" * 64)
@@ -280,8 +307,7 @@ def _(c: Served) -> Answer:
 def _(c: Served) -> Answer:
     participant, task, data = c.working()
     upload = participant.announce(task, data)["id"]
-    patch = PART | {"Upload-Offset": "0"}
-    participant.problem("too-large", "PATCH", f"/v1/uploads/{upload}", headers=patch, content=data + b"x")
+    participant.problem("too-large", "PATCH", f"/v1/uploads/{upload}", headers=part(data, 0), content=data + b"x")
     body = b" " * (c.settings.max_json_body + 1)
     return answer(c.operator.call("POST", "/v1/runs", headers=JSON, content=body))
 

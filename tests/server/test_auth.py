@@ -7,6 +7,8 @@ import pytest
 
 from flexlora_server.auth import operator_key
 from flexlora_server.errors import StartupError
+from flexlora_server.keyring import Keyring, Known
+from flexlora_server.lobby import Lobby
 from flexlora_server.settings import Settings
 from tests.kit import OPERATOR_KEY, Api, Served
 
@@ -39,6 +41,34 @@ def test_a_new_key_ends_the_old_one_when_it_is_used(coordinator: Served) -> None
     Api(coordinator.http, given).expect(200, "GET", "/v1/runs")
     for ended in (participant.key, lost):
         Api(coordinator.http, ended).problem("unauthenticated", "GET", "/v1/runs")
+
+
+def test_a_key_that_ended_while_it_was_asked_about_is_not_known() -> None:
+    keyring = Keyring()
+    state = keyring.state
+    assert keyring.drop(frozenset()) == set()  # a key has ended since
+    keyring.add("secret", Known("key", "client"), state)
+    assert keyring.find("secret") is None
+
+
+def test_only_good_keys_stay_known() -> None:
+    keyring = Keyring()
+    for name in ("first", "second"):
+        keyring.add(f"secret of {name}", Known(f"key of {name}", name), keyring.state)
+    assert keyring.ids() == {"key of first", "key of second"}
+    assert keyring.drop({"key of first"}) == {"second"}
+    assert keyring.find("secret of first") == "first"
+    assert keyring.find("secret of second") is None
+    assert keyring.ids() == {"key of first"}
+
+
+def test_a_known_key_opens_nothing_once_it_is_revoked(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even before the lobby has looked: the database is asked before anything is given."""
+    participant, _, _ = coordinator.working()
+    monkeypatch.setattr(Lobby, "_tell", lambda self, news: None)
+    coordinator.operator.expect(204, "DELETE", f"/v1/clients/{participant.client_id}")
+    for wait in (0, 30):
+        participant.problem("unauthenticated", "GET", "/v1/runs/run/task", params={"wait": wait})
 
 
 def test_the_operators_key_is_generated_once(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server import engine
+from flexlora_server import opened
 from flexlora_server.adapters.stored import StoredAdapter
-from flexlora_server.adapters.uploads import Input, Uploads, weighted
+from flexlora_server.adapters.uploads import Accepted, Input, Uploads, weighted
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.projection import projected_geometry
 from flexlora_server.aggregation.routes import cost
@@ -64,7 +64,7 @@ def inputs(run: RunSpec, folder: Path, ranks: Sequence[int] = RANKS, factors: Se
     made = []
     for seed, rank in enumerate(ranks):
         path = upload(run, folder, rank, seed, factors[seed] if factors else 1.0)
-        made.append((path, told(path, rank, 10 + seed), f"client-{seed}"))
+        made.append(Accepted(path, told(path, rank, 10 + seed), f"client-{seed}"))
     return weighted(made)
 
 
@@ -160,7 +160,7 @@ def test_the_order_of_participants_changes_no_more_than_rounding(tmp_path: Path)
 def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
     run = run_of(ranks=[1, 2, 8])
     made = [upload(run, tmp_path, rank, rank, dtype=dtype) for rank in (1, 2, 8)]
-    given = weighted([(made[i % 3], told(made[i % 3], (1, 2, 8)[i % 3]), f"client-{i:04}") for i in range(1000)])
+    given = weighted([Accepted(made[i % 3], told(made[i % 3], (1, 2, 8)[i % 3]), f"{i:04}") for i in range(1000)])
     _, updates = aggregated(Work(run, given, initial(run, tmp_path), threads=2), tmp_path / "result")
     found = products(run, tmp_path / "result")
     for module in run.modules:
@@ -177,7 +177,7 @@ def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_a_boosted_update_is_dropped_or_clipped_and_everybody_is_told(tmp_path: Path) -> None:
     ranks, factors = (8, 8, 8, 8, 8, 8), (1.0, 1.0, 1.0, 1.0, 1.0, 100.0)
     plain = run_of()
-    honest = weighted([(g.path, g.told, g.client_id) for g in inputs(plain, tmp_path, ranks[:5])])
+    honest = weighted([Accepted(g.path, g.told, g.client_id) for g in inputs(plain, tmp_path, ranks[:5])])
     previous = initial(plain, tmp_path)
     aggregated(Work(plain, honest, previous), tmp_path / "honest")
     krum = run_of(robust=[{"kind": "multi-krum", "byzantine_share": 0.2}])
@@ -301,7 +301,7 @@ def test_with_many_participants_cosines_are_of_the_leading_directions(
     run = run_of(ranks=[2, 16])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (2, 2, 2, 2))
     exact, _ = aggregated(Work(run, given, previous), tmp_path / "exact")
-    monkeypatch.setattr(engine, "EXACT_FIGURES", 7)
+    monkeypatch.setattr(opened, "EXACT_FIGURES", 7)
     projected, _ = aggregated(Work(run, given, previous), tmp_path / "projected")
     for one, other in zip(exact, projected, strict=True):
         assert one.pairwise_cosine is not None

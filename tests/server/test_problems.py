@@ -13,11 +13,11 @@ import pytest
 from flexlora_server.store import Store
 from flexlora_shared.problems import PROBLEMS, Code
 from tests.kit import (
-    PART,
     Api,
     Clock,
     Served,
     encode,
+    part,
     served,
     tensors,
 )
@@ -69,9 +69,7 @@ def test_a_full_disk(store: Store, clock: Clock, tmp_path: Path) -> None:
             upload = participant.announce(task, data)["id"]
             filler = disk / "filler"
             filler.write_bytes(bytes(shutil.disk_usage(disk).free - 500_000))
-            participant.problem(
-                "storage-full", "PATCH", f"/v1/uploads/{upload}", headers=PART | {"Upload-Offset": "0"}, content=data
-            )
+            participant.problem("storage-full", "PATCH", f"/v1/uploads/{upload}", headers=part(data, 0), content=data)
             Api(coordinator.http).expect(200, "GET", "/healthz")
             filler.unlink()
             offset = int(participant.call("HEAD", f"/v1/uploads/{upload}").headers["upload-offset"])

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from flexlora_server.rounds import (
     Accept,
     Aggregate,
     Begin,
+    Candidate,
     GiveUp,
     Refuse,
     Repeat,
@@ -76,6 +77,18 @@ class TestGather:
     def test_only_a_running_run_begins_rounds(self, state: RunState) -> None:
         assert isinstance(gather(defined(), replace(OPENED, run_state=state), list("abcd"), seconds(1e6)), Wait)
 
+    def test_over_selection_draws_more(self) -> None:
+        decision = gather(defined(clients_per_round=2, over_selection=1), OPENED, list("abcdef"), NOW)
+        assert isinstance(decision, Begin)
+        assert len(decision.participants) == 3
+
+    def test_whose_update_was_carried_takes_part_though_absent(self) -> None:
+        decision = gather(defined(clients_per_round=2), OPENED, list("abcd"), NOW, ["x"])
+        assert isinstance(decision, Begin)
+        assert "x" in decision.participants
+        assert len(decision.participants) == 2
+        assert gather(defined(), OPENED, ["a"], seconds(10), ["x"]) == Begin(("a", "x"), seconds(70))
+
     def test_another_attempt_draws_another_sample(self) -> None:
         present = [f"client{n}" for n in range(40)]
         wanted = defined(clients_per_round=5)
@@ -118,27 +131,77 @@ class TestJudge:
         decision = judge(defined(min_updates=2), replace(COLLECTING, accepted=1), seconds(60))
         assert decision == Abandon("Only 1 of 3 updates came before the deadline; the quorum is 2.")
 
+    def test_over_selection_ends_with_as_many_as_were_wanted(self) -> None:
+        wanted = defined(clients_per_round=2, over_selection=1)
+        assert judge(wanted, replace(COLLECTING, accepted=2), NOW) == Aggregate()
+        waiting = Wait("Waiting for updates: 1 of 2 are accepted.", seconds(60))
+        assert judge(wanted, replace(COLLECTING, accepted=1), NOW) == waiting
+
+    def test_grace_waits_for_what_is_on_its_way(self) -> None:
+        kind, under_way = defined(grace=5.0, min_updates=2), replace(COLLECTING, accepted=2, uploading=1)
+        waiting = Wait("The deadline has passed; 1 updates on their way are waited for.", seconds(65))
+        assert judge(kind, under_way, seconds(60)) == waiting
+        assert judge(kind, replace(under_way, uploading=0), seconds(60)) == Aggregate()
+        assert judge(kind, under_way, seconds(65)) == Aggregate()
+
+    def test_a_round_that_lost_its_participants_does_not_wait(self) -> None:
+        """All that are left, after revocations, are in: fewer than the quorum."""
+        decision = judge(defined(min_updates=2), replace(COLLECTING, assigned=1, accepted=1), NOW)
+        assert decision == Abandon("Only 1 of 1 updates can still come; the quorum is 2.")
+        assert isinstance(judge(defined(), replace(COLLECTING, assigned=0, accepted=0), NOW), Abandon)
+
     def test_a_paused_run_finishes_its_round(self) -> None:
         assert judge(defined(), replace(COLLECTING, run_state="PAUSED", accepted=3), NOW) == Aggregate()
 
 
+def admitted(
+    view: RoundView,
+    now: datetime = NOW,
+    sha256: str = "aa",
+    next_number: int = 2,
+    kind: RunSpec | None = None,
+    **has: Any,
+) -> Accept | Repeat | Refuse:
+    return admit(kind or defined(), view, Candidate(sha256, **{"assigned": True, **has}), next_number, now)
+
+
+def refused(decision: Accept | Repeat | Refuse) -> Code:
+    assert isinstance(decision, Refuse)
+    return decision.code
+
+
 class TestAdmit:
     def test_an_assigned_update_in_time_counts(self) -> None:
-        assert admit(COLLECTING, True, "aa", None, seconds(60) - TICK) == Accept()
+        assert admitted(COLLECTING, seconds(60) - TICK) == Accept(1)
 
     def test_the_deadline_itself_is_late(self) -> None:
-        decision = admit(COLLECTING, True, "aa", None, seconds(60))
-        assert isinstance(decision, Refuse)
-        assert decision.code == Code.ROUND_CLOSED
+        assert refused(admitted(replace(COLLECTING, accepted=1), seconds(60))) == Code.ROUND_CLOSED
+
+    def test_a_round_that_is_about_to_open_again_takes_it(self) -> None:
+        assert admitted(COLLECTING, seconds(60)) == Accept(1)
+
+    def test_grace_is_for_what_was_announced(self) -> None:
+        kind, view = defined(grace=5.0), replace(COLLECTING, accepted=1, uploading=1)
+        assert admitted(view, seconds(65) - TICK, kind=kind, announced=True) == Accept(1)
+        assert refused(admitted(view, seconds(65), kind=kind, announced=True)) == Code.ROUND_CLOSED
+        assert refused(admitted(view, seconds(60), kind=kind)) == Code.ROUND_CLOSED
+
+    @pytest.mark.parametrize("state", ["COLLECTING", "AGGREGATING", "PUBLISHED"])
+    def test_a_late_update_counts_in_the_next_round(self, state: RoundState) -> None:
+        late, kind = replace(COLLECTING, state=state, accepted=2), defined(late_updates="next-round", rounds=3)
+        assert admitted(late, seconds(60), kind=kind, next_number=3) == Accept(3)
+        assert refused(admitted(late, seconds(60), kind=kind, next_number=4)) == Code.ROUND_CLOSED
+        assert refused(admitted(late, seconds(60), next_number=3)) == Code.ROUND_CLOSED
+
+    def test_what_an_abandoned_attempt_trained_counts_in_the_next(self) -> None:
+        assert admitted(replace(OPENED, attempt=2)) == Accept(1)
 
     @pytest.mark.parametrize("state", ROUND_STATES)
     @pytest.mark.parametrize("run_state", RUN_STATES)
     def test_what_counts_keeps_its_receipt_in_every_state(self, state: RoundState, run_state: RunState) -> None:
         view = replace(COLLECTING, state=state, run_state=run_state)
-        assert admit(view, True, "aa", "aa", seconds(1e6)) == Repeat()
-        decision = admit(view, True, "bb", "aa", NOW)
-        assert isinstance(decision, Refuse)
-        assert decision.code == Code.ALREADY_ACCEPTED
+        assert admitted(view, seconds(1e6), accepted_sha256="aa") == Repeat()
+        assert refused(admitted(view, sha256="bb", accepted_sha256="aa")) == Code.ALREADY_ACCEPTED
 
     @pytest.mark.parametrize(
         ("state", "run_state", "assigned", "code"),
@@ -154,9 +217,13 @@ class TestAdmit:
         ],
     )
     def test_refusals(self, state: RoundState, run_state: RunState, assigned: bool, code: Code) -> None:
-        decision = admit(replace(COLLECTING, state=state, run_state=run_state), assigned, "aa", None, NOW)
-        assert isinstance(decision, Refuse)
-        assert decision.code == code
+        view = replace(COLLECTING, state=state, run_state=run_state)
+        assert refused(admitted(view, assigned=assigned)) == code
+
+    def test_no_late_update_for_a_run_that_has_stopped(self) -> None:
+        for run_state in ("COMPLETED", "CANCELLED", "FAILED"):
+            view = replace(COLLECTING, state="PUBLISHED", run_state=run_state)
+            assert refused(admitted(view, kind=defined(late_updates="next-round", rounds=9))) == Code.ROUND_CLOSED
 
 
 def test_failures_back_off_and_end() -> None:
@@ -170,18 +237,56 @@ def test_the_last_round_completes_the_run() -> None:
 
 def test_moves_are_the_drawn_ones() -> None:
     """States that end a round or a run lead nowhere, and every other state leads somewhere."""
-    assert {before for before, _ in machine.ROUND_MOVES} == {"OPEN", "COLLECTING", "AGGREGATING"}
+    assert {before for before, _ in machine.ROUND_MOVES} == set(ROUND_STATES) - {"PUBLISHED", "ABANDONED"}
     assert {after for _, after in machine.ROUND_MOVES} == set(ROUND_STATES) - {"OPEN"}
     for state in RUN_STATES:
-        allowed = [a for a in ("start", "pause", "resume", "cancel") if machine.next_run_state(state, a)]
-        expected = {"DRAFT": ["start", "cancel"], "RUNNING": ["pause", "cancel"], "PAUSED": ["resume", "cancel"]}
+        allowed = [action for action in get_args(machine.Action) if machine.next_run_state(state, action)]
+        expected = {
+            "DRAFT": ["start", "cancel"],
+            "RUNNING": ["pause", "cancel"],
+            "PAUSED": ["resume", "cancel"],
+            "FAILED": ["cancel", "retry"],
+        }
         assert allowed == expected.get(state, [])
+        assert (state in machine.OVER) == (not allowed)
 
 
 @pytest.mark.parametrize("state", ROUND_STATES)
 def test_every_state_says_what_it_waits_for(state: RoundState) -> None:
-    sentence = machine.waiting_for(defined(), replace(COLLECTING, state=state), 1, NOW)
+    sentence = machine.waiting_for(defined(), replace(COLLECTING, state=state, reason="It broke."), ["a"], (), NOW)
     assert sentence.endswith((".", "UTC."))
+
+
+AGGREGATING = replace(COLLECTING, state="AGGREGATING", failures=1, reason="the disk failed")
+
+
+@pytest.mark.parametrize(
+    ("view", "sentence"),
+    [
+        (OPENED, "Waiting for participants: 1 of at least 2 are present."),
+        (replace(COLLECTING, accepted=1), "Waiting for updates: 1 of 3 are accepted. Until 2027-01-01 00:01:00 UTC."),
+        (
+            replace(AGGREGATING, leased=True, lease_until=seconds(30)),
+            "A worker aggregates the updates (attempt 2 of 5); it holds the round until 2027-01-01 00:00:30 UTC. "
+            "What ended the last one: the disk failed",
+        ),
+        (
+            replace(AGGREGATING, lease_until=seconds(2)),
+            "Waiting to aggregate the updates again (attempt 2 of 5), until 2027-01-01 00:00:02 UTC. "
+            "What ended the last one: the disk failed",
+        ),
+        (
+            replace(AGGREGATING, failures=0, reason=None),
+            "Waiting for a worker to aggregate the updates (attempt 1 of 5).",
+        ),
+        (
+            replace(AGGREGATING, state="FAILED"),
+            "Waiting for the operator to retry the aggregation or cancel the run: the disk failed",
+        ),
+    ],
+)
+def test_what_a_round_waits_for_and_until_when(view: RoundView, sentence: str) -> None:
+    assert machine.waiting_for(defined(), view, ["a"], (), NOW) == sentence
 
 
 class Life(RuleBasedStateMachine):
@@ -220,12 +325,15 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, step: float) -> None:
         self.now += timedelta(seconds=step)
 
-    @rule(action=st.sampled_from(["pause", "resume", "pause", "resume", "cancel"]))
+    @rule(action=st.sampled_from(["pause", "resume", "pause", "resume", "retry", "cancel"]))
     def operator(self, action: machine.Action) -> None:
         after = machine.next_run_state(self.run, action)  # type: ignore[arg-type]
         if after is None:
             return
         self.run = after
+        if action == "retry":
+            self.failures = 0
+            self.move("AGGREGATING")
         if after == "CANCELLED":
             self.move("ABANDONED")
 
@@ -248,14 +356,16 @@ class Life(RuleBasedStateMachine):
     @rule(client=st.sampled_from("abcdefgh"), sha256=st.sampled_from(["00", "ff"]))
     def uploads(self, client: str, sha256: str) -> None:
         before = self.accepted.get(client)
-        decision = admit(self.view(), client in self.assigned, sha256, before, self.now)
+        candidate = Candidate(sha256, client in self.assigned, accepted_sha256=before)
+        decision = admit(self.spec, self.view(), candidate, self.round.number + 1, self.now)
         if isinstance(decision, Accept):
+            assert decision.counts_in == self.round.number
             assert self.round.state == "COLLECTING"
             assert self.run not in machine.OVER
             assert client in self.assigned
             assert before is None
             assert self.round.deadline is not None
-            assert self.now < self.round.deadline
+            assert self.now < self.round.deadline or len(self.accepted) < self.spec.min_updates
             self.accepted[client] = sha256
         else:
             assert isinstance(decision, Repeat) == (before == sha256)
@@ -302,13 +412,14 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def a_round_that_is_over_goes_with_a_run_that_is_over(self) -> None:
-        assert (self.round.state in {"PUBLISHED", "ABANDONED", "FAILED"}) == (self.run in machine.OVER)
+        assert (self.round.state in {"PUBLISHED", "ABANDONED"}) == (self.run in machine.OVER)
+        assert (self.round.state == "FAILED") == (self.run == "FAILED")
         assert 1 <= self.round.number <= self.spec.rounds
 
     def teardown(self) -> None:
         """Every run ends: with everyone present, time passing and a working worker, in a few steps."""
-        if self.run == "PAUSED":
-            self.operator("resume")
+        self.operator("resume")
+        self.operator("retry")
         self.present = set("abcdefgh")
         for _ in range(60):
             if self.run in machine.OVER:

@@ -3,13 +3,13 @@
 import os
 
 from flexlora_server.sweep import ABANDONED, sweep
-from tests.kit import PART, Served
+from tests.kit import Served, part
 
 
 def test_bytes_of_open_uploads_and_fresh_temporary_files_stay(coordinator: Served) -> None:
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
-    participant.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=PART | {"Upload-Offset": "0"}, content=data[:99])
+    participant.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=part(data[:99], 0), content=data[:99])
     folder = coordinator.settings.data_dir
     (folder / "partial" / ("0" * 32)).write_bytes(b"of an upload that no row knows")
     fresh, old = folder / "temporary" / "fresh", folder / "temporary" / "old"
@@ -19,7 +19,7 @@ def test_bytes_of_open_uploads_and_fresh_temporary_files_stay(coordinator: Serve
     os.utime(old, (last_write, last_write))
     blobs = set((folder / "blobs").glob("*/*"))
     sweep(coordinator.store, coordinator.blobs)
-    assert coordinator.blobs.partials() == [upload]
+    assert coordinator.blobs.incoming.ids() == [upload]
     assert (fresh.exists(), old.exists()) == (True, False)
     assert set((folder / "blobs").glob("*/*")) == blobs
     fresh.unlink()
@@ -28,11 +28,10 @@ def test_bytes_of_open_uploads_and_fresh_temporary_files_stay(coordinator: Serve
     coordinator.check_storage()
 
 
-def test_an_abandoned_attempts_bytes_go(coordinator: Served) -> None:
+def test_the_bytes_of_a_cancelled_runs_uploads_go(coordinator: Served) -> None:
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
     participant.send(upload, data)
-    coordinator.clock.advance(100)
-    assert participant.task("run")["attempt"] == 2
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/cancel")
     sweep(coordinator.store, coordinator.blobs)
-    assert coordinator.blobs.partials() == []
+    assert coordinator.blobs.incoming.ids() == []

@@ -2,12 +2,13 @@
 
 import pytest
 
-from flexlora_server import leases, worker
+from flexlora_server import engine, leases
 from flexlora_server.errors import LeaseLost
 from flexlora_server.leases import Heartbeat
-from flexlora_server.records import rounds, uploads
+from flexlora_server.records import inputs, rounds
+from flexlora_server.tables import Round
 from flexlora_server.worker import Worker, _job, _publish
-from tests.kit import Served
+from tests.kit import Served, encode, tensors
 
 
 def ready(coordinator: Served) -> None:
@@ -23,7 +24,7 @@ def state(coordinator: Served) -> str:
 def test_a_lease_keeps_others_away_until_it_ends(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.transaction() as tx:
-        lease = leases.take(tx, 60)
+        lease = leases.take(tx, 60, "a worker")
     assert lease is not None
     assert (lease.run, lease.number, lease.token) == ("run", 1, 1)
     coordinator.clock.advance(59.9)
@@ -38,7 +39,7 @@ def test_a_lease_keeps_others_away_until_it_ends(coordinator: Served) -> None:
 def test_a_renewed_lease_is_kept(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.transaction() as tx:
-        lease = leases.take(tx, 60)
+        lease = leases.take(tx, 60, "a worker")
     assert lease is not None
     for _ in range(3):
         coordinator.clock.advance(59)
@@ -51,21 +52,22 @@ def test_a_fenced_worker_publishes_nothing(coordinator: Served) -> None:
     """It slept through its lease: another worker has taken the round over, and the result that comes late is refused."""
     ready(coordinator)
     with coordinator.store.transaction() as tx:
-        slow = leases.take(tx, 60)
+        slow = leases.take(tx, 60, "a worker")
     assert slow is not None
     with coordinator.store.reading() as tx:
         job = _job(tx, slow)
     result = coordinator.worker._work(job, lambda: None)
     coordinator.clock.advance(60)
     with coordinator.store.transaction() as tx:
-        quick = leases.take(tx, 60)
+        quick = leases.take(tx, 60, "a worker")
     assert quick is not None
     assert quick.token == slow.token + 1
     with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
         _publish(tx, slow, result)
     assert state(coordinator) == "AGGREGATING"
     coordinator.operator.problem("adapter-not-published", "GET", "/v1/runs/run/rounds/1/adapter?rank=2")
-    coordinator.worker._fail(slow, "too late to fail, too")
+    with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
+        leases.renew(tx, slow, 0)  # nor may it report a failure
     with coordinator.store.transaction() as tx:
         _publish(tx, quick, result)
     assert state(coordinator) == "PUBLISHED"
@@ -76,7 +78,7 @@ def test_a_fenced_worker_publishes_nothing(coordinator: Served) -> None:
 def test_a_lost_lease_stops_the_work_between_modules(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.transaction() as tx:
-        slow = leases.take(tx, 60)
+        slow = leases.take(tx, 60, "a worker")
     assert slow is not None
     with coordinator.store.reading() as tx:
         job = _job(tx, slow)
@@ -95,11 +97,11 @@ def test_a_lost_lease_stops_the_work_between_modules(coordinator: Served) -> Non
 def test_the_heartbeat_notices_a_takeover(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.transaction() as tx:
-        lease = leases.take(tx, 60)
+        lease = leases.take(tx, 60, "a worker")
     assert lease is not None
     coordinator.clock.advance(60)
     with coordinator.store.transaction() as tx:
-        assert leases.take(tx, 60) is not None
+        assert leases.take(tx, 60, "a worker") is not None
     heartbeat = Heartbeat(coordinator.store, lease, 0.003)
 
     def work_on() -> None:
@@ -138,7 +140,7 @@ def test_five_failures_end_the_run_with_the_reason(coordinator: Served, caplog: 
 def test_a_failure_that_passes_is_forgotten(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     ready(coordinator)
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "weighted", lambda uploads: [][1])
+        patch.setattr(engine, "write_aggregate", lambda *given: [][1])
         assert coordinator.work() == 1
     coordinator.clock.advance(2)
     assert coordinator.work() == 1
@@ -149,7 +151,7 @@ def test_a_failure_that_passes_is_forgotten(coordinator: Served, monkeypatch: py
 def test_aggregating_twice_gives_the_same_bytes(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.transaction() as tx:
-        lease = leases.take(tx, 60)
+        lease = leases.take(tx, 60, "a worker")
     assert lease is not None
     with coordinator.store.reading() as tx:
         job = _job(tx, lease)
@@ -159,7 +161,7 @@ def test_aggregating_twice_gives_the_same_bytes(coordinator: Served) -> None:
 
 
 def test_a_storage_that_fails_costs_no_attempt(coordinator: Served) -> None:
-    """The place fails, not the round: it is taken up again when the lease has run out."""
+    """The place fails, not the round: it is given back, and taken up again at once."""
     ready(coordinator)
     folder = coordinator.settings.data_dir / "temporary"
     folder.rmdir()
@@ -168,16 +170,15 @@ def test_a_storage_that_fails_costs_no_attempt(coordinator: Served) -> None:
         coordinator.worker.step()
     folder.unlink()
     folder.mkdir()
-    assert coordinator.work() == 0
-    coordinator.clock.advance(60)
     assert coordinator.work() == 1
     assert state(coordinator) == "PUBLISHED"
+    assert coordinator.round("run", 1)["summary"]["failures"] == 0
 
 
 def test_a_missing_input_fails_the_attempt(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.reading() as tx:
-        sha256 = uploads.inputs(tx, rounds.latest(tx, "run", 1))[0].sha256
+        sha256 = inputs.frozen(tx, rounds.latest(tx, "run", 1))[0].upload.sha256
     coordinator.blobs.path(sha256).unlink()
     assert coordinator.worker.step()
     with coordinator.store.reading() as tx:
@@ -185,3 +186,100 @@ def test_a_missing_input_fails_the_attempt(coordinator: Served) -> None:
     assert (round_.state, round_.failures) == ("AGGREGATING", 1)
     assert round_.reason is not None
     assert sha256 in round_.reason
+
+
+def round_of(coordinator: Served) -> Round:
+    with coordinator.store.reading() as tx:
+        return rounds.latest(tx, "run", 1)
+
+
+def test_a_round_that_kills_its_worker_does_so_five_times(coordinator: Served) -> None:
+    """By the memory it takes, say: nobody is left who could report the failure."""
+    ready(coordinator)
+    for attempt in range(5):
+        with coordinator.store.transaction() as tx:
+            assert leases.take(tx, 60, f"worker {attempt}") is not None
+        assert round_of(coordinator).failures == attempt
+        coordinator.clock.advance(60)
+    with coordinator.store.transaction() as tx:
+        assert leases.take(tx, 60, "another worker") is None
+    assert state(coordinator) == "FAILED"
+    waits = coordinator.round("run", 1)["summary"]["waiting_for"]
+    assert waits.startswith("Waiting for the operator to retry the aggregation or cancel the run: worker worker 4 died")
+
+
+def test_a_worker_that_is_asked_to_stop_gives_its_round_back(coordinator: Served) -> None:
+    ready(coordinator)
+    stopping = Worker(coordinator.store, coordinator.blobs, coordinator.settings, lambda: True)
+    assert stopping.step()
+    found = round_of(coordinator)
+    assert (found.state, found.lease_holder, found.failures) == ("AGGREGATING", None, 0)
+    assert coordinator.work() == 1
+    assert state(coordinator) == "PUBLISHED"
+
+
+def broken(coordinator: Served) -> tuple[str, str]:
+    """A run FAILED by one of its two uploads, which was damaged on the disk: its id and the other's."""
+    coordinator.run(rounds=1, min_clients=2)
+    pair = [coordinator.enrol(name) for name in ("sound", "poison")]
+    for one in pair:
+        one.declare("run", 2)
+    tasks = [one.task("run") for one in pair]
+    spec = coordinator.spec("run")
+    data = [encode(tensors(spec, 2, seed=seed)) for seed in (1, 2)]
+    sound, poison = [one.upload(task, sent) for one, task, sent in zip(pair, tasks, data, strict=True)]
+    damaged = coordinator.blobs.path(poison["sha256"])
+    damaged.write_bytes(b"not an adapter")
+    for pause in (2, 4, 8, 16, 0):
+        assert coordinator.work() == 1
+        coordinator.clock.advance(pause)
+    assert state(coordinator) == "FAILED"
+    return poison["upload_id"], sound["upload_id"]
+
+
+def test_the_upload_that_breaks_the_aggregation_is_named_and_can_be_left_out(coordinator: Served) -> None:
+    poison, sound = broken(coordinator)
+    detail = coordinator.round("run", 1)
+    assert f"Upload {poison}: " in detail["summary"]["reason"]
+    assert sound not in detail["summary"]["reason"]
+    assert {one["upload_id"] for one in detail["inputs"]} == {poison, sound}
+    again = "/v1/runs/run/rounds/1/retry"
+    coordinator.operator.problem("upload-not-found", "POST", again, json={"exclude": ["f" * 32]})
+    coordinator.operator.problem("invalid-request", "POST", again, json={"exclude": [poison, sound]})
+    told = coordinator.operator.expect(200, "POST", again, json={"exclude": [poison]})
+    assert (told["state"], told["failures"]) == ("AGGREGATING", 0)
+    assert coordinator.work() == 1
+    inputs_ = {one["upload_id"]: one["excluded"] for one in coordinator.round("run", 1)["inputs"]}
+    assert inputs_ == {poison: True, sound: False}
+    assert coordinator.operator.expect(200, "GET", "/v1/runs/run")["status"]["state"] == "COMPLETED"
+    coordinator.operator.problem("round-state", "POST", again, json={})
+
+
+def test_a_failed_run_keeps_its_agents_waiting_and_can_be_cancelled(coordinator: Served) -> None:
+    broken(coordinator)
+    waiting = coordinator.enrol("waiting")
+    waiting.declare("run", 2)
+    assert waiting.call("GET", "/v1/runs/run/task").status_code == 204
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/cancel")
+    waiting.problem("run-over", "GET", "/v1/runs/run/task")
+    assert state(coordinator) == "ABANDONED"
+
+
+def test_a_retry_fences_the_worker_that_is_at_it(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.transaction() as tx:
+        slow = leases.take(tx, 60, "a worker")
+    assert slow is not None
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/rounds/1/retry", json={})
+    with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
+        leases.renew(tx, slow, 60)
+    assert coordinator.work() == 1
+
+
+def test_a_missing_upload_is_named(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.reading() as tx:
+        upload = inputs.frozen(tx, rounds.latest(tx, "run", 1))[0].upload
+    coordinator.blobs.path(upload.sha256).unlink()
+    assert coordinator.worker.step()
+    assert f"Upload {upload.id}: its bytes are not in the storage." in coordinator.round("run", 1)["summary"]["reason"]

@@ -23,7 +23,7 @@ from flexlora_server.records import rounds, runs
 from flexlora_server.store import Store
 from flexlora_server.tables import Adapter, Round, Table, Upload
 from flexlora_shared.messages.runs import RunSpec
-from tests.kit import PART, Api, Participant, encode, tensors
+from tests.kit import Api, Participant, encode, part, tensors
 from tests.system.conftest import write_questions
 from tests.system.processes import Watched, gone, until, watching, worker_of
 
@@ -119,7 +119,7 @@ class Site:
 
     def send(self, upload: str, data: bytes, offset: int, end: int) -> None:
         """One part of an upload, never the last."""
-        headers = PART | {"Upload-Offset": str(offset), "Upload-Complete": "?0"}
+        headers = part(data[offset:end], offset)
         self.hand.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=headers, content=data[offset:end])
 
     def upload(self, task: Mapping[str, Any]) -> str:

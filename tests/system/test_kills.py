@@ -89,7 +89,7 @@ def test_mid_upload(template: Path, undisturbed: PUBLISHED, tmp_path: Path) -> N
         first, half, second = 1_000_000, 1_400_000, 2_000_000
         running.send(upload, data, 0, first)
         partial = running.folder / "coordinator" / "partial" / upload
-        head = part_head(upload, second - first, first)
+        head = part_head(upload, data[first:second], first)
         with raw_request(running.cluster.url, head, running.hand.key) as connection:
             connection.sendall(data[first:half])
             running.kill()

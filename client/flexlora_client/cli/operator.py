@@ -99,6 +99,25 @@ def show(
     rendering.show(found, rendering.run_detail(found), as_json)
 
 
+def retry(
+    run: RunArgument,
+    number: Annotated[int, typer.Argument(min=1, help="The failed round.", metavar="ROUND")],
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="UPLOAD", help="Leave this upload out for good; repeatable."),
+    ] = None,
+    url: UrlOption = None,
+    key_file: KeyFileOption = None,
+    home: HomeOption = None,
+    ca_file: CaFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Aggregate a failed round again, without the uploads that break it."""
+    with as_operator(Place(url, key_file, home, ca_file)) as api:
+        summary = api.retry_round(run, number, tuple(exclude or ()))
+    rendering.show(summary, f"round {summary.number} of run {run} is {summary.state}: {summary.waiting_for}", as_json)
+
+
 @tokens.command("create")
 def create_token(
     expires_in: Annotated[int, typer.Option("--expires-in", min=1, help="Seconds the token is good for.")] = 86_400,

@@ -1,5 +1,6 @@
 """A round's accepted uploads as their files: opened once, memory-mapped, read one module at a time."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from flexlora_server.adapters.inspection import upload_scaling
 from flexlora_server.adapters.slices import served_scaling
-from flexlora_server.aggregation.factors import Update
+from flexlora_server.adapters.stored import StoredAdapter
+from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_server.aggregation.strategy import strategy
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
@@ -18,19 +21,43 @@ from flexlora_shared.ranks import by_pattern
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """An accepted upload: its file, what was announced of it, and whose it is.
+
+    staleness: by how many rounds it comes late. base: the stored global update that its participant was served from, where
+    that is not the round's previous one.
+    """
+
+    path: Path
+    told: UploadCreate
+    client_id: str = ""
+    staleness: int = 0
+    base: Path | None = None
+
+
+@dataclass(frozen=True)
 class Input:
-    """An accepted upload: its file, what was announced of it, its weight in the round, and whose it is."""
+    """An accepted upload and its weight in the round; the rest is as in `Accepted`."""
 
     path: Path
     told: UploadCreate
     weight: float
     client_id: str = ""
+    staleness: int = 0
+    base: Path | None = None
 
 
-def weighted(uploads: Sequence[tuple[Path, UploadCreate, str]]) -> list[Input]:
-    """Inputs (file, announcement, client) weighted by their training examples, `p_i = n_i / sum n`."""
-    total = sum(told.examples for _, told, _ in uploads)
-    return [Input(path, told, told.examples / total, client) for path, told, client in uploads]
+def weighted(uploads: Sequence[Accepted]) -> list[Input]:
+    """Inputs weighted by their training examples, late ones less: `p_i` in proportion to `n_i / sqrt(1 + staleness)`.
+
+    The discount is FedAsync's polynomial one with a = 1/2 (Xie et al. 2019, arXiv 1903.03934).
+    """
+    counted = [one.told.examples / math.sqrt(1 + one.staleness) for one in uploads]
+    total = math.fsum(counted)
+    return [
+        Input(one.path, one.told, count / total, one.client_id, one.staleness, one.base)
+        for one, count in zip(uploads, counted, strict=True)
+    ]
 
 
 class Uploads:
@@ -43,12 +70,16 @@ class Uploads:
         self._spec, self.inputs = spec, inputs
         # safetensors' annotations leave out what it returns
         self._files: list[Any] = [safe_open(given.path, framework="pt") for given in inputs]
+        self._bases = {given.base: StoredAdapter(given.base) for given in inputs if given.base is not None}
+        # a fresh adapter adds to whatever is published: nothing is measured against what it was trained on top of
+        self._measured = strategy(spec.strategy).agents_train != "fresh"
 
     def updates(self, module: str) -> list[Update]:
         """Everybody's factors of a module, in order."""
         return list(self._updates(module))
 
     def _updates(self, module: str) -> Iterator[Update]:
+        bases = {path: one.factors(module) for path, one in self._bases.items() if self._measured}
         for given, file in zip(self.inputs, self._files, strict=True):
             rank = by_pattern(module, given.told.rank, given.told.rank_pattern)
             yield Update(
@@ -57,9 +88,19 @@ class Uploads:
                 scaling=upload_scaling(given.told, module),
                 weight=given.weight,
                 served_scaling=served_scaling(self._spec, rank),
+                base=_of(bases, given),
             )
 
     def extra(self, name: str) -> Iterator[Tensor]:
         """Everybody's tensor beside LoRA, one after the other."""
         for file in self._files:
             yield file.get_tensor(key_extra(name))
+
+    def late_extra(self, name: str) -> dict[int, Tensor]:
+        """Of those served from an older update, by their index: that update's tensor beside LoRA."""
+        bases = {path: one.extra(name) for path, one in self._bases.items()}
+        return {index: bases[given.base] for index, given in enumerate(self.inputs) if given.base is not None}
+
+
+def _of(bases: dict[Path, GlobalFactors], given: Input) -> GlobalFactors | None:
+    return None if given.base is None else bases.get(given.base)

@@ -5,8 +5,9 @@ With s B A uploaded and t B0 A0 served, the change is written in differences,
     D = s B A - t B0 A0 = dB A0 + dB dA + t B0 dA,   dB = s B - t B0,   dA = A - A0,
 
 so that a participant that changed little is not lost in the rounding of what it was served, and one that changed
-nothing has a change of exactly 0. A0 and B0 are prefixes of the same global factors for everyone: the B stack holds
-every dB and one served B per scaling, the A stack every dA and one A0.
+nothing has a change of exactly 0. A0 and B0 are prefixes of the same global factors for everyone who is not late: the B stack
+holds every dB and one served B per scaling, the A stack every dA and one A0; and as many more as there are older updates that
+late participants were served from.
 
 B A is also (B/c)(c A) for any c. Before differences are taken, every row of A is given the norm of the served one: else somebody
 could send huge factors of a small product, and its change would drown in the rounding of what cancels.
@@ -15,11 +16,12 @@ could send huge factors of a small product, and its change would drown in the ro
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_server.aggregation.factors import GlobalFactors, Kind, Update
 
 CHUNK = 512  # rows of the stacks at a time
 ELEMENTS = 1 << 21  # numbers of a chunk, and (eight times as many) of a block of a Gram matrix
@@ -46,31 +48,32 @@ class Changes:
     def outers(self) -> list[Outer]:
         """Each participant's change, and after them the last change of the global update if there is one."""
         R, r_max = sum(u.rank for u in self.updates), self.previous.A.shape[0]
-        starts, column, own = dict[float, int](), R, 0
-        for scaling, rank in self._served_ranks.items():
-            starts[scaling], column = column, column + rank
+        starts, column, rows, own = dict[Kind, int](), R, self._rows_of_A0(R), 0
+        for kind, rank in self._served_ranks.items():
+            starts[kind], column = column, column + rank
         found = []
         for u in self.updates:
-            found.append(_outer((own, own, u.rank), *self._served(u.rank, R, own, starts.get(u.served_scaling))))
+            found.append(_outer((own, own, u.rank), *self._served(u, rows[id(u.base)], own, starts.get(u.kind))))
             own += u.rank
         if self.before is not None:
+            after_all = R + sum(base.A.shape[0] for base in self._bases.values())
             r_before = self.before.A.shape[0]
-            found.append(_outer((column, R, r_max), (column + r_max, R + r_max, r_before)))
+            found.append(_outer((column, R, r_max), (column + r_max, after_all, r_before)))
         return found
 
     def left(self) -> Iterator[Tensor]:
         """The B stack, float64, some rows at a time: (<= 512, columns)."""
         for rows in self._chunks(self.previous.B.shape[0]):
-            served = {t: self._served_B(t, rank, rows) for t, rank in self._served_ranks.items()}
+            served = {kind: self._served_B(kind, rank, rows) for kind, rank in self._served_ranks.items()}
             last = [] if self.before is None else [self.previous.B[rows].double(), -self.before.B[rows].double()]
             yield torch.cat([*(self._dB(u, rows, served) for u in self.updates), *served.values(), *last], dim=1)
 
     def right(self) -> Iterator[Tensor]:
         """The A stack, float64, some columns at a time and transposed: (<= 512, rows)."""
         for columns in self._chunks(self.previous.A.shape[1]):
-            A0 = self.previous.A[:, columns].double()
+            A0 = {base: one.A[:, columns].double() for base, one in self._bases.items()}
             last = [] if self.before is None else [self.before.A[:, columns].double()]
-            yield torch.cat([*(self._dA(u, columns, A0) for u in self.updates), A0, *last]).mT
+            yield torch.cat([*(self._dA(u, columns, A0[id(u.base)]) for u in self.updates), *A0.values(), *last]).mT
 
     def _chunks(self, length: int) -> Iterator[slice]:
         step = max(16, min(CHUNK, ELEMENTS // sum(u.rank for u in self.updates)))
@@ -79,31 +82,44 @@ class Changes:
     @cached_property
     def _balances(self) -> dict[int, Tensor]:
         """For each update (by its identity) the factors (r, 1) that give its rows of A the norms of the served ones."""
-        served = torch.linalg.vector_norm(self.previous.A, dim=1, dtype=torch.float64)
+        served = {
+            base: torch.linalg.vector_norm(one.A, dim=1, dtype=torch.float64) for base, one in self._bases.items()
+        }
         found = {}
         for u in self.updates:
-            ratio = served[: u.rank] / torch.linalg.vector_norm(u.A, dim=1, dtype=torch.float64)
+            ratio = served[id(u.base)][: u.rank] / torch.linalg.vector_norm(u.A, dim=1, dtype=torch.float64)
             found[id(u)] = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)[:, None]
         return found
 
     @cached_property
-    def _served_ranks(self) -> dict[float, int]:
-        """The largest rank that was served at each scaling."""
-        ranks = dict[float, int]()
+    def _bases(self) -> dict[int, GlobalFactors]:
+        """The global updates that slices were cut from: the previous one, then older ones, by the identity updates know."""
+        return {id(None): self.previous} | {id(u.base): u.base for u in self.updates if u.base is not None}
+
+    def _rows_of_A0(self, first: int) -> dict[int, int]:
+        """Where each one's A begins in the A stack, the first of them in row `first`."""
+        lengths = [base.A.shape[0] for base in self._bases.values()]
+        return dict(zip(self._bases, accumulate(lengths, initial=first), strict=False))
+
+    @cached_property
+    def _served_ranks(self) -> dict[Kind, int]:
+        """The largest rank that was served of each kind of slice."""
+        ranks = dict[Kind, int]()
         for u in self.updates if not self.fresh else ():
-            ranks[u.served_scaling] = max(u.rank, ranks.get(u.served_scaling, 0))
+            ranks[u.kind] = max(u.rank, ranks.get(u.kind, 0))
         return ranks
 
-    def _served(self, rank: int, R: int, own: int, start: int | None) -> list[tuple[int, int, int]]:
-        return [] if start is None else [(own, R, rank), (start, own, rank)]
+    def _served(self, u: Update, row: int, own: int, start: int | None) -> list[tuple[int, int, int]]:
+        return [] if start is None else [(own, row, u.rank), (start, own, u.rank)]
 
-    def _served_B(self, scaling: float, rank: int, rows: slice) -> Tensor:
+    def _served_B(self, kind: Kind, rank: int, rows: slice) -> Tensor:
         """As `slice_factors` serves it, times the scaling."""
-        return scaling * (self.previous.B[rows, :rank].double() / scaling).to(self.dtype).double()
+        B = self._bases[kind.base].B[rows, :rank].double()
+        return kind.scaling * (B / kind.scaling).to(self.dtype).double()
 
-    def _dB(self, u: Update, rows: slice, served: dict[float, Tensor]) -> Tensor:
+    def _dB(self, u: Update, rows: slice, served: dict[Kind, Tensor]) -> Tensor:
         B = u.scaling * u.B[rows].double()
-        return B if self.fresh else B / self._balances[id(u)].mT - served[u.served_scaling][:, : u.rank]
+        return B if self.fresh else B / self._balances[id(u)].mT - served[u.kind][:, : u.rank]
 
     def _dA(self, u: Update, columns: slice, A0: Tensor) -> Tensor:
         A = u.A[:, columns].double()

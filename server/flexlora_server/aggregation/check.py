@@ -50,6 +50,9 @@ def _check_shapes(index: int, update: Update, previous: GlobalFactors) -> None:
             f"update {index} has lora_A {tuple(update.A.shape)} and lora_B {tuple(update.B.shape)}: "
             f"this module needs ({rank}, {k}) and ({d}, {rank})"
         )
+    base = update.base_or(previous)
+    if base.B.shape != previous.B.shape or base.A.shape != previous.A.shape:
+        raise AggregationError(f"update {index} was trained from a global update of other shapes than this module's")
 
 
 def _check_values(index: int, update: Update) -> None:

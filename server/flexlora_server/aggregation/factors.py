@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ from flexlora_server.aggregation.stack import Stack, Term
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+class Kind(NamedTuple):
+    """Of which global update, and at which scaling, a slice was cut: two of one kind are prefixes of one another."""
+
+    base: int
+    scaling: float
+
+
 @dataclass(frozen=True)
 class Update:
     """One participant's factors for one module.
@@ -25,6 +33,7 @@ class Update:
     scaling: s_i of the upload, so that its product is `scaling * B @ A`.
     weight: p_i, the participant's share; the weights of a round sum to 1.
     served_scaling: the scaling of the slice this participant was served (its rank is r).
+    base: the global update which that slice was cut from, where it was not the previous one: an update that comes late.
     """
 
     A: Tensor
@@ -32,10 +41,20 @@ class Update:
     scaling: float
     weight: float
     served_scaling: float
+    base: "GlobalFactors | None" = None
 
     @property
     def rank(self) -> int:
         return self.A.shape[0]
+
+    @property
+    def kind(self) -> Kind:
+        """Of the slice it was served."""
+        return Kind(id(self.base), self.served_scaling)
+
+    def base_or(self, previous: "GlobalFactors") -> "GlobalFactors":
+        """The global update it was trained from, in a round that `previous` was served in."""
+        return previous if self.base is None else self.base
 
 
 @dataclass(frozen=True)
@@ -48,6 +67,10 @@ class GlobalFactors:
 
     B: Tensor
     A: Tensor
+
+    def to(self, device: torch.device) -> "GlobalFactors":
+        """The same on another device."""
+        return GlobalFactors(self.B.to(device), self.A.to(device))
 
 
 def slice_factors(global_: GlobalFactors, rank: int, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -64,6 +87,11 @@ def slice_factors(global_: GlobalFactors, rank: int, scaling: float, dtype: torc
     if not bool(torch.isfinite(B).all()):
         raise AggregationError(f"lora_B at rank {rank} does not fit into {dtype}: serve float32, or a larger alpha")
     return global_.A[:rank].to(dtype), B
+
+
+def bases(updates: Sequence[Update], previous: GlobalFactors) -> dict[Kind, GlobalFactors]:
+    """Which global update each kind of slice was cut from, in the order of the updates."""
+    return {update.kind: update.base_or(previous) for update in updates}
 
 
 def initial_factors(d: int, k: int, r_max: int, seed: int, name: str, dtype: torch.dtype) -> GlobalFactors:

@@ -18,6 +18,7 @@ class FedAvg:
 
     name = "fedavg"
     averages_factors = True
+    measures_changes = False
     agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:

@@ -23,6 +23,7 @@ class FrozenA:
 
     name = "ffa"
     averages_factors = True
+    measures_changes = False
     agents_train: Trainable = "B"
 
     def check(self, ranks: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ class FlexLora:
 
     name = "flexlora"
     averages_factors = False
+    measures_changes = False
     agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:

@@ -26,6 +26,7 @@ class Flora:
 
     name = "flora"
     averages_factors = False
+    measures_changes = False
     agents_train: Trainable = "fresh"
 
     def check(self, ranks: Sequence[int]) -> None:

@@ -5,8 +5,9 @@ Over all modules it is one long vector; its inner products are sums over the mod
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn.functional import pad
 from flexlora_server.aggregation.changes import ELEMENTS, Changes, gram, inner_products
 from flexlora_server.aggregation.check import check_finite
 from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
+from flexlora_server.aggregation.factors import GlobalFactors, Update, bases, slice_factors
 
 # Of a change's reach squared: what rounding in the Gram matrices can hide.
 _NOISE = 32 * torch.finfo(torch.float64).eps
@@ -61,9 +62,10 @@ def module_geometry(
 ) -> Geometry:
     """The geometry of one module, from R x R Gram matrices in float64; R is the sum of all ranks.
 
-    previous: the global update the round's slices were cut from, served in `dtype`; before: the one published a round
-    earlier, so that G = previous - before. fresh: participants trained new adapters, hence S_i = 0. The result is a
-    function of the bytes if torch runs on one thread. Raises AggregationError for non-finite values.
+    previous: the global update the round's slices were cut from, served in `dtype`, but for updates with a `base` of their
+    own; before: the one published a round earlier, so that G = previous - before. fresh: participants trained new adapters,
+    hence S_i = 0. The result is a function of the bytes if torch runs on one thread.
+    Raises AggregationError for non-finite values.
     """
     inner, reach = inner_products(Changes(updates, previous, before, dtype, fresh))
     # Factors can be chosen to cancel, so that rounding makes a long change look short: it is never less than rounding.
@@ -80,10 +82,10 @@ def factor_geometry(
     the product do not cancel there, where one participant's B meets another's A.
     """
     served = {
-        t: t * slice_factors(previous, len(previous.A), t, dtype)[1].double()
-        for t in {u.served_scaling for u in updates}
+        kind: kind.scaling * slice_factors(base, len(base.A), kind.scaling, dtype)[1].double()
+        for kind, base in bases(updates, previous).items()
     }
-    own = ((u, served[u.served_scaling][:, : u.rank], previous.A[: u.rank]) for u in updates)
+    own = ((u, served[u.kind][:, : u.rank], u.base_or(previous).A[: u.rank]) for u in updates)
     columns = [(u.scaling, u.B, B0, u.A, A0) for u, B0, A0 in own]
     if before is not None:
         columns.append((1.0, previous.B, before.B.double(), previous.A, before.A))
@@ -109,8 +111,17 @@ def _padded(part: Tensor, r_max: int) -> Tensor:
     return pad(part, (0, r_max - part.shape[1])).reshape(-1)
 
 
-def tensor_geometry(uploads: Sequence[Tensor], previous: Tensor, before: Tensor | None, dtype: torch.dtype) -> Geometry:
-    """The same of a tensor that is trained in full: what was served is `previous` in `dtype`. One shape, any float dtype."""
+def tensor_geometry(
+    uploads: Sequence[Tensor],
+    previous: Tensor,
+    before: Tensor | None,
+    dtype: torch.dtype,
+    late: Mapping[int, Tensor] = MappingProxyType({}),
+) -> Geometry:
+    """The same of a tensor that is trained in full. One shape, any float dtype.
+
+    What was served is `previous` in `dtype`, but for the participants whose index is in `late`.
+    """
 
     def rows() -> Iterator[Tensor]:
         flat, old = [upload.reshape(-1) for upload in uploads], previous.reshape(-1)
@@ -118,8 +129,10 @@ def tensor_geometry(uploads: Sequence[Tensor], previous: Tensor, before: Tensor 
         for first in range(0, len(old), step):
             part = slice(first, first + step)
             served = old[part].to(dtype).double()
+            own = {index: base.reshape(-1)[part].to(dtype).double() for index, base in late.items()}
+            changed = (one[part].double() - own.get(index, served) for index, one in enumerate(flat))
             last = [] if before is None else [old[part].double() - before.reshape(-1)[part].double()]
-            yield torch.stack([*(one[part].double() - served for one in flat), *last], dim=1)
+            yield torch.stack([*changed, *last], dim=1)
 
     still = 0.0 if before is None else _STILL * float(previous.double().norm())
     return _geometry(gram(rows()), len(uploads), still)

@@ -36,6 +36,7 @@ class HetLora:
 
     name = "hetlora"
     averages_factors = True
+    measures_changes = False
     agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
+from flexlora_server.aggregation.factors import GlobalFactors, Update, bases, slice_factors
 from flexlora_server.aggregation.geometry import Geometry
 from flexlora_server.aggregation.routes.small import orthonormal
 
@@ -27,15 +27,16 @@ def projected_geometry(
     """
     most = min(LEADING, *result.B.shape, *result.A.shape)
     U, V = orthonormal(result.B[:, :most])[0].float(), orthonormal(result.A[:most].mT)[0].float()
-    A0 = (previous.A @ V).double()
+    cut_from = bases(updates, previous)
+    A0 = {kind: (base.A @ V).double() for kind, base in cut_from.items()}
     B0 = {
-        s: s * (U.mT @ (previous.B.double() / s).to(dtype).float()).double()
-        for s in {u.served_scaling for u in updates}
+        kind: kind.scaling * (U.mT @ (base.B.double() / kind.scaling).to(dtype).float()).double()
+        for kind, base in cut_from.items()
     }
     rows = []
     for u in updates:
         X = _seen(U, V, u)
-        rows.append((X if fresh else X - B0[u.served_scaling][:, : u.rank] @ A0[: u.rank]).flatten())
+        rows.append((X if fresh else X - B0[u.kind][:, : u.rank] @ A0[u.kind][: u.rank]).flatten())
     X = torch.stack(rows)
     return Geometry(X @ X.mT, None, 0.0)
 
@@ -53,12 +54,12 @@ def squared_norms(updates: Sequence[Update], previous: GlobalFactors, dtype: tor
     D = dB A0 + s B dA as in `changes`, in float32 where that holds it.
     """
     served = {
-        t: t * slice_factors(previous, len(previous.A), t, dtype)[1].float()
-        for t in {u.served_scaling for u in updates}
+        kind: kind.scaling * slice_factors(base, len(base.A), kind.scaling, dtype)[1].float()
+        for kind, base in bases(updates, previous).items()
     }
     found = []
     for u in updates:
-        given = (u.scaling, u.B, u.A, served[u.served_scaling][:, : u.rank], previous.A[: u.rank])
+        given = (u.scaling, u.B, u.A, served[u.kind][:, : u.rank], u.base_or(previous).A[: u.rank])
         squared = _squared(*given, torch.float32, fresh)
         found.append(squared if math.isfinite(squared) else _squared(*given, torch.float64, fresh))
     return torch.tensor(found, dtype=torch.float64)

@@ -3,16 +3,17 @@
 The paper's rule multiplies sigma_j by the weight share of participants with rank >= j in every round, whether
 or not anyone learns. Here W = D_old + sum of p_i (s_i B_i A_i - served_i), with served_i the slice as it was
 served, rounding included. Column j of a slice is s * cast(B_j / s) and its rows of A are exact, so
-D_old - sum of p_i served_i is one more block, (B_old - B_served) @ A_old, in the same stack.
+D_old - sum of p_i served_i is one more block, (B_old - B_served) @ A_old, in the same stack. What comes late was served from
+an older update: its change is measured against that, and each such update is a block of its own, -B_served @ A_older.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from flexlora_server.aggregation.check import check_updates
-from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors, weighted_stack
+from flexlora_server.aggregation.factors import GlobalFactors, Kind, Update, bases, slice_factors, weighted_stack
 from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.truncate import as_they_are, truncate
 from flexlora_shared.messages.tasks import Trainable
@@ -26,6 +27,7 @@ class ResidualFlexLora:
 
     name = "flexlora-residual"
     averages_factors = False
+    measures_changes = True
     agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
@@ -35,14 +37,22 @@ class ResidualFlexLora:
         self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
     ) -> Aggregate:
         check_updates(updates, previous)
-        served = {scaling: _served_B(previous, scaling, dtype) for scaling in {u.served_scaling for u in updates}}
-        if all(_is_as_served(u, previous.A[: u.rank], served[u.served_scaling][:, : u.rank]) for u in updates):
+        cut_from = bases(updates, previous)
+        served = {kind: _served_B(base, kind.scaling, dtype) for kind, base in cut_from.items()}
+        if all(_is_as_served(u, u.base_or(previous).A[: u.rank], served[u.kind][:, : u.rank]) for u in updates):
             return _unchanged(previous)
-        residual = previous.B.double() - sum(
-            _share(updates, scaling, previous.A.shape[0]).to(B.device) * B.double()
-            for scaling, B in sorted(served.items())
-        )
-        return truncate(weighted_stack(updates).and_(residual, previous.A), previous, dtype, error_bound)
+        stack = weighted_stack(updates).and_(previous.B.double() - _sent_back(updates, served, None), previous.A)
+        for late in {id(u.base): u.base for u in updates if u.base is not None}.values():
+            stack = stack.and_(-_sent_back(updates, served, late), late.A)
+        return truncate(stack, previous, dtype, error_bound)
+
+
+def _sent_back(updates: Sequence[Update], served: Mapping[Kind, Tensor], base: GlobalFactors | None) -> Tensor:
+    """The sum of p_i s_i B over what was served from one global update, float64; 0 where nothing was."""
+    found = torch.zeros(updates[0].B.shape[0], 1, dtype=torch.float64, device=updates[0].B.device)
+    for kind, B in sorted(((kind, B) for kind, B in served.items() if kind.base == id(base)), key=lambda one: one[0]):
+        found = found + _share(updates, kind, B.shape[1]).to(B.device) * B.double()
+    return found
 
 
 def _served_B(previous: GlobalFactors, scaling: float, dtype: torch.dtype) -> Tensor:
@@ -50,12 +60,12 @@ def _served_B(previous: GlobalFactors, scaling: float, dtype: torch.dtype) -> Te
     return slice_factors(previous, previous.A.shape[0], scaling, dtype)[1]
 
 
-def _share(updates: Sequence[Update], scaling: float, r_max: int) -> Tensor:
-    """(r_max,): how much of column j of lora_B, as served at this scaling, came back with some upload."""
+def _share(updates: Sequence[Update], kind: Kind, r_max: int) -> Tensor:
+    """(r_max,): how much of column j of lora_B, as served in this kind of slice, came back with some upload."""
     share = torch.zeros(r_max, dtype=torch.float64)
     for update in updates:
-        if update.served_scaling == scaling:
-            share[: update.rank] += update.weight * scaling
+        if update.kind == kind:
+            share[: update.rank] += update.weight * kind.scaling
     return share
 
 

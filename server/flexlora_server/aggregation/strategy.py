@@ -5,6 +5,7 @@ A new rule is a class with these attributes and methods, handed to `register`:
     class Mean:
         name = "mean"
         averages_factors = False
+        measures_changes = False
         agents_train = "slice"
 
         def check(self, ranks): ...
@@ -24,7 +25,7 @@ from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_shared.messages.tasks import Trainable
 
-_PARTS = ("name", "averages_factors", "agents_train", "check", "aggregate")
+_PARTS = ("name", "averages_factors", "measures_changes", "agents_train", "check", "aggregate")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,13 @@ class Strategy(Protocol):
 
         Then one participant's B meets another's A, and uploads must keep each factor (`scaling * B` and A) within the run's
         norm bound, not just their product.
+        """
+
+    @property
+    def measures_changes(self) -> bool:
+        """Whether an update counts by what it changed in the slice it was served; False where what it is counts.
+
+        Then an update that comes late moves tensors beside LoRA, too, by what it changed in those it was served.
         """
 
     @property

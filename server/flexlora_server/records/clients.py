@@ -14,7 +14,8 @@ from datetime import timedelta
 from sqlalchemy import select, update
 
 from flexlora_server.errors import Refusal
-from flexlora_server.store import Tx
+from flexlora_server.records import uploads
+from flexlora_server.store import KEYS, Tx
 from flexlora_server.tables import ApiKey, Client, EnrolmentToken
 from flexlora_server.times import rfc3339
 from flexlora_shared.messages.clients import Credentials, Enrolment, Token, TokenRequest
@@ -130,8 +131,10 @@ def revoke(tx: Tx, client_id: str) -> None:
     if client.revoked_at is None:
         client.revoked_at = tx.now
         _end_keys(tx, client_id)
+        uploads.cancel_open_of_client(tx, client_id)
 
 
 def _end_keys(tx: Tx, client_id: str, but: str = "") -> None:
     ending = update(ApiKey).where(ApiKey.client_id == client_id, ApiKey.id != but, ApiKey.revoked_at.is_(None))
     tx.session.execute(ending.values(revoked_at=tx.now))
+    tx.changed.add(KEYS)

@@ -1,13 +1,15 @@
 """Rounds and assignments: opening, finding, moving. Which move is allowed, `flexlora_server.rounds` says."""
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 
 from flexlora_server import rounds as machine
-from flexlora_server.errors import Refusal
+from flexlora_server.errors import Conflict, Refusal
 from flexlora_server.records import events
+from flexlora_server.records.presence import Present, enrolled
 from flexlora_server.store import Tx
 from flexlora_server.tables import Assignment, Client, Participation, Round, RoundModules, Run, Upload
 from flexlora_shared.messages.clients import Declaration
@@ -63,8 +65,8 @@ def change_norms(tx: Tx, run: str, number: int) -> tuple[float, ...]:
 
 def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
     """The round as the state machine sees it."""
-    assigned = select(func.count()).select_from(Assignment).where(Assignment.round_id == round_.id)
-    declared = select(func.count()).select_from(Participation).join(Client, Client.id == Participation.client_id)
+    declared = select(func.count()).where(Participation.run == run.name, enrolled(Participation.client_id))
+    in_time = Upload.created_at < (round_.deadline or tx.now)
     return machine.RoundView(
         run_state=run.state,  # type: ignore[arg-type]
         number=round_.number,
@@ -72,49 +74,97 @@ def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
         state=round_.state,  # type: ignore[arg-type]
         opened_at=round_.opened_at,
         deadline=round_.deadline,
-        assigned=tx.session.scalar(assigned) or 0,
-        accepted=uploads_in(tx, round_, "ACCEPTED"),
-        declared=tx.session.scalar(declared.where(Participation.run == run.name, Client.revoked_at.is_(None))) or 0,
+        assigned=_waited_for(tx, round_),
+        accepted=uploads_in(tx, round_, "ACCEPTED", Upload.counts_in == round_.number),
+        uploading=uploads_in(tx, round_, "OPEN", in_time),
+        declared=tx.session.scalar(declared) or 0,
+        failures=round_.failures,
+        reason=round_.reason,
+        leased=round_.lease_holder is not None,
+        lease_until=round_.lease_until,
     )
 
 
-def uploads_in(tx: Tx, round_: Round, state: str) -> int:
+def _waited_for(tx: Tx, round_: Round) -> int:
+    """The assigned participants whose update is in or may still come: nobody who was revoked before."""
+    accepted = select(Upload.client_id).where(Upload.round_id == round_.id, Upload.state == "ACCEPTED")
+    counted = select(func.count()).select_from(Assignment).join(Client, Client.id == Assignment.client_id)
+    still = or_(Client.revoked_at.is_(None), Assignment.client_id.in_(accepted))
+    return tx.session.scalar(counted.where(Assignment.round_id == round_.id, still)) or 0
+
+
+def uploads_in(tx: Tx, round_: Round, state: str, *only: ColumnElement[bool]) -> int:
     """How many uploads of the round are in a state."""
-    counted = select(func.count()).select_from(Upload).where(Upload.round_id == round_.id, Upload.state == state)
+    counted = select(func.count()).select_from(Upload).where(Upload.round_id == round_.id, Upload.state == state, *only)
     return tx.session.scalar(counted) or 0
 
 
 def move(tx: Tx, run: Run, round_: Round, to: RoundState, detail: str) -> None:
-    """Move a round of a locked run: compare-and-set on the state it was read in."""
+    """Move a round of a locked run: compare-and-set on the version it was read in."""
     before: RoundState = round_.state  # type: ignore[assignment]
     if (before, to) not in machine.ROUND_MOVES:
         raise AssertionError(f"round {round_.number} cannot go from {before} to {to}")
-    moved = update(Round).where(Round.id == round_.id, Round.state == before).values(state=to).returning(Round.id)
-    if tx.session.execute(moved).first() is None:
-        raise AssertionError(f"round {round_.number} was not {before} any more, though its run was locked")
-    round_.state = to
+    touch(tx, round_, state=to)
     events.record(tx, run, f"round-{to.lower()}", detail, round_.number)
 
 
-def assign(tx: Tx, round_: Round, clients: Iterable[str]) -> None:
-    """Fix the participants of a round, each at the rank declared now."""
+def touch(tx: Tx, round_: Round, **values: Any) -> None:
+    """Change what decisions about a round look at: compare-and-set on its version.
+
+    Raises:
+        Conflict: the round has changed since it was read.
+    """
+    held = update(Round).where(Round.id == round_.id, Round.version == round_.version)
+    held = held.values(version=Round.version + 1, **values).returning(Round.id)
+    if tx.session.execute(held.execution_options(synchronize_session=False)).first() is None:
+        raise Conflict(f"round {round_.number} of run {round_.run} has changed since it was read")
+    tx.session.refresh(round_)
+
+
+def assign(tx: Tx, round_: Round, clients: Iterable[str], carried: Iterable[str] = ()) -> None:
+    """Fix the participants of a round, each at the rank declared now; whose update was carried, at the rank it has."""
+    kept = frozenset(carried)
     for client in clients:
+        if client in kept:
+            join(tx, round_, client)
+            continue
         declaration = declaration_of(tx, round_.run, client)
         assert declaration is not None, "only declared participants are gathered"
-        tx.session.add(
-            Assignment(
-                round_id=round_.id,
-                client_id=client,
-                rank=declaration.rank,
-                rank_pattern=dict(declaration.rank_pattern),
-            )
-        )
+        _place(tx, round_, client, declaration.rank, declaration.rank_pattern)
     tx.session.flush()
 
 
+def join(tx: Tx, round_: Round, client: str) -> Assignment:
+    """The place that an earlier attempt gave a participant, in this attempt."""
+    before = assignment(tx, round_, client)
+    assert before is not None, "only participants of an earlier attempt join"
+    if before.round_id == round_.id:
+        return before
+    return _place(tx, round_, client, before.rank, before.rank_pattern)
+
+
+def _place(tx: Tx, round_: Round, client: str, rank: int, pattern: Mapping[str, int]) -> Assignment:
+    place = Assignment(round_id=round_.id, client_id=client, rank=rank, rank_pattern=dict(pattern))
+    tx.session.add(place)
+    tx.session.flush()
+    return place
+
+
 def assignment(tx: Tx, round_: Round, client: str) -> Assignment | None:
-    """A participant's place in the round, None where it has none."""
-    return tx.session.get(Assignment, (round_.id, client))
+    """A participant's place in the round, in this attempt or the last one before that gave it one; None without any.
+
+    All attempts at a round begin from the same adapter: what was trained in an abandoned one is as good in the next.
+    """
+    wanted = select(Assignment).join(Round, Round.id == Assignment.round_id)
+    wanted = wanted.where(Round.run == round_.run, Round.number == round_.number, Round.attempt <= round_.attempt)
+    return tx.session.scalar(wanted.where(Assignment.client_id == client).order_by(Round.attempt.desc()).limit(1))
+
+
+def next_number(tx: Tx, round_: Round) -> int:
+    """The first round after this one whose inputs are not frozen."""
+    newest = current(tx, round_.run)
+    assert newest is not None, "there is at least this round"
+    return max(newest.number + (newest.state not in {"OPEN", "COLLECTING"}), round_.number + 1)
 
 
 def assignments(tx: Tx, round_: Round) -> Sequence[Assignment]:
@@ -142,23 +192,9 @@ def declaration_of(tx: Tx, run: str, client: str) -> Declaration | None:
     return None if row is None else Declaration.model_validate(row.declaration)
 
 
-def saw(tx: Tx, seen: Iterable[tuple[str, str]]) -> None:
-    """Write that these (run, client) pairs are polling for a task now."""
-    rows = [{"run": run, "client_id": client, "last_seen_at": tx.now} for run, client in seen]
-    if rows:
-        tx.session.execute(update(Participation), rows)
-
-
-def present(tx: Tx, run: str, window: float) -> Sequence[str]:
-    """The enrolled participants seen within `window` seconds, in a fixed order."""
-    since: datetime = tx.now - timedelta(seconds=window)
-    wanted = (
-        select(Participation.client_id)
-        .join(Client, Client.id == Participation.client_id)
-        .where(Participation.run == run, Participation.last_seen_at >= since, Client.revoked_at.is_(None))
-        .order_by(Participation.client_id)
-    )
-    return tx.session.scalars(wanted).all()
+def present(tx: Tx, run: str, window: float) -> Present:
+    """The enrolled participants seen within `window` seconds, in a fixed order; counted without being listed."""
+    return Present(tx, run, tx.now - timedelta(seconds=window))
 
 
 def waiting_clients(tx: Tx, run: str) -> frozenset[str]:

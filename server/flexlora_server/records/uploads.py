@@ -1,10 +1,10 @@
-"""Uploads: announced, growing, accepted or cancelled; and the inputs of a round in their fixed order."""
+"""Uploads: announced, growing, accepted or cancelled."""
 
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 
 from flexlora_server.errors import Refusal
 from flexlora_server.store import Tx
@@ -15,7 +15,10 @@ from flexlora_shared.problems import Code
 
 
 def announce(tx: Tx, round_: Round, client: str, told: UploadCreate) -> tuple[Upload, Upload | None]:
-    """The open upload of this announcement, new or found again, and the other one it replaced."""
+    """The open upload of this announcement, new or found again, and the other one it replaced.
+
+    A participant has one open upload in a run: what it still had on its way for an earlier round is over.
+    """
     open_ = _of(tx, round_, client, "OPEN")
     announced = told.model_dump(mode="json")
     if open_ is not None and open_.announced == announced:
@@ -23,6 +26,7 @@ def announce(tx: Tx, round_: Round, client: str, told: UploadCreate) -> tuple[Up
     if open_ is not None:
         open_.state = "CANCELLED"
         tx.session.flush()  # the table allows one open upload
+    _cancel(tx, Upload.client_id == client, _of_run(round_.run))
     fresh = Upload(
         id=secrets.token_hex(16),
         round_id=round_.id,
@@ -70,20 +74,23 @@ def require_open(tx: Tx, row: Upload) -> None:
     if row.state == "ACCEPTED":
         raise Refusal(Code.ALREADY_ACCEPTED, "This upload was accepted; commit it again for its receipt.")
     if row.state == "CANCELLED":
-        if tx.session.get_one(Round, row.round_id).state != "COLLECTING":
+        if tx.session.get_one(Round, row.round_id).state not in {"OPEN", "COLLECTING"}:
             raise Refusal(Code.ROUND_CLOSED, "The round of this upload has ended; ask for the next task.")
         raise Refusal(Code.UPLOAD_NOT_FOUND, "This upload was cancelled; create another one.")
 
 
-def advance(tx: Tx, upload: str, before: int, after: int) -> bool:
-    """Acknowledge bytes [before, after): compare-and-set, False where the upload moved or ended meanwhile."""
+def advance(tx: Tx, upload: str, before: int, after: int, part: str | None = None) -> bool:
+    """Acknowledge bytes [before, after), in the object `part` if it is one: False where the upload moved or ended meanwhile."""
+    values: dict[str, Any] = {"offset": after}
+    if part is not None:  # what is read here belongs to `before`, or the compare-and-set fails
+        values["parts"] = [*(tx.session.get_one(Upload, upload, populate_existing=True).parts or ()), part]
     moved = update(Upload).where(Upload.id == upload, Upload.state == "OPEN", Upload.offset == before)
-    return tx.session.execute(moved.values(offset=after).returning(Upload.id)).first() is not None
+    return tx.session.execute(moved.values(values).returning(Upload.id)).first() is not None
 
 
-def accept(tx: Tx, row: Upload) -> None:
-    """The update counts from now on."""
-    _end(tx, row, state="ACCEPTED", accepted_at=tx.now)
+def accept(tx: Tx, row: Upload, counts_in: int) -> None:
+    """The update counts from now on, in the aggregation of round `counts_in`."""
+    _end(tx, row, state="ACCEPTED", accepted_at=tx.now, counts_in=counts_in)
 
 
 def cancel(tx: Tx, row: Upload) -> None:
@@ -109,12 +116,6 @@ def open_ids(tx: Tx) -> frozenset[str]:
     return frozenset(tx.session.scalars(select(Upload.id).where(Upload.state == "OPEN")))
 
 
-def inputs(tx: Tx, round_: Round) -> Sequence[Upload]:
-    """The accepted uploads of a round, in the order in which they are summed."""
-    wanted = select(Upload).where(Upload.round_id == round_.id, Upload.state == "ACCEPTED")
-    return tx.session.scalars(wanted.order_by(Upload.client_id)).all()
-
-
 def in_round(tx: Tx, round_: Round) -> Sequence[Upload]:
     """The round's uploads that are open or accepted."""
     wanted = select(Upload).where(Upload.round_id == round_.id, Upload.state.in_(("OPEN", "ACCEPTED")))
@@ -123,8 +124,38 @@ def in_round(tx: Tx, round_: Round) -> Sequence[Upload]:
 
 def cancel_open(tx: Tx, round_: Round) -> None:
     """Cancel what is still open in a round that has ended; `sweep` deletes the bytes."""
-    ending = update(Upload).where(Upload.round_id == round_.id, Upload.state == "OPEN")
-    tx.session.execute(ending.values(state="CANCELLED"))
+    _cancel(tx, Upload.round_id == round_.id)
+
+
+def cancel_open_of_run(tx: Tx, run: str) -> None:
+    """Cancel what is still open in a run that is over."""
+    _cancel(tx, _of_run(run))
+
+
+def cancel_open_of_client(tx: Tx, client: str) -> None:
+    """Cancel what a participant that was revoked has on its way."""
+    _cancel(tx, Upload.client_id == client)
+
+
+def _of_run(run: str) -> ColumnElement[bool]:
+    return Upload.round_id.in_(select(Round.id).where(Round.run == run))
+
+
+def _cancel(tx: Tx, *which: ColumnElement[bool]) -> None:
+    ending = update(Upload).where(Upload.state == "OPEN", *which).values(state="CANCELLED")
+    tx.session.execute(ending.execution_options(synchronize_session="fetch"))
+
+
+def carried(tx: Tx, round_: Round) -> Sequence[str]:
+    """The participants whose update for this round is in already: of an OPEN round, from an attempt that was abandoned."""
+    wanted = select(Upload.client_id).where(Upload.round_id == round_.id, Upload.state == "ACCEPTED")
+    return tx.session.scalars(wanted.order_by(Upload.client_id)).all()
+
+
+def carry(tx: Tx, before: Round, after: Round) -> None:
+    """Hand an abandoned attempt's uploads, accepted or on their way, on to the next: it begins from the same adapter."""
+    moving = update(Upload).where(Upload.round_id == before.id, Upload.state.in_(("OPEN", "ACCEPTED")))
+    tx.session.execute(moving.values(round_id=after.id).execution_options(synchronize_session="fetch"))
 
 
 def bytes_received(tx: Tx, round_: Round) -> int:
@@ -155,6 +186,7 @@ def receipt(row: Upload, round_: Round) -> Receipt:
         upload_id=row.id,
         run=round_.run,
         round=round_.number,
+        counts_in=round_.number if row.counts_in is None else row.counts_in,
         sha256=row.sha256,
         accepted_at=rfc3339(row.accepted_at),
     )

@@ -10,12 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from flexlora_server.adapters.config import adapter_config
 from flexlora_server.auth import Anyone, ClientId
 from flexlora_server.blobs import Blob
-from flexlora_server.coordinator import of
+from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal
 from flexlora_server.records import adapters, events, rounds, runs
 from flexlora_server.routes.examples import EVALUATION
 from flexlora_server.routes.strict import RoundPath, RunPath, problems, router
 from flexlora_server.serving import check_ranks, slice_blob
+from flexlora_shared.digests import digest_field
 from flexlora_shared.messages.base import RankPattern
 from flexlora_shared.messages.uploads import Evaluation
 from flexlora_shared.problems import Code
@@ -45,6 +46,7 @@ def _pattern(text: str) -> dict[str, int]:
     responses={
         200: {"description": "safetensors with PEFT's key names", "content": {"application/octet-stream": {}}},
         304: {"description": "`If-None-Match` names the slice's digest"},
+        307: {"description": "the slice lies at `Location` for a while; `Repr-Digest` and `ETag` are its digest"},
         **_REFUSALS,
         **problems(Code.RANGE_NOT_SATISFIABLE),
     },
@@ -57,9 +59,27 @@ def get_adapter(
     blob = slice_blob(
         coordinator.store, coordinator.blobs, name, number, rank, _pattern(pattern), any_pattern=who.client_id is None
     )
-    headers = {"ETag": f'"{blob.sha256}"', "Cache-Control": "private, immutable, max-age=31536000"}
+    headers = {
+        "ETag": f'"{blob.sha256}"',
+        "Repr-Digest": digest_field(bytes.fromhex(blob.sha256)),
+        "Cache-Control": "private, immutable, max-age=31536000",
+    }
     if _matches(request.headers.get("if-none-match"), blob.sha256):
         return Response(status_code=304, headers=headers)
+    return _linked(request, coordinator, blob, headers) or _file(request, coordinator, blob, headers)
+
+
+def _linked(request: Request, coordinator: Coordinator, blob: Blob, headers: dict[str, str]) -> Response | None:
+    """The slice where the object store serves it itself; None where it does not."""
+    link = coordinator.blobs.link(blob.sha256)
+    if link is None:
+        return None
+    if request.method == "HEAD":  # the link is signed for GET
+        return Response(headers=headers | {"Content-Length": str(blob.size)}, media_type="application/octet-stream")
+    return Response(status_code=307, headers=headers | {"Location": link, "Cache-Control": "private, no-store"})
+
+
+def _file(request: Request, coordinator: Coordinator, blob: Blob, headers: dict[str, str]) -> Response:
     _select(request, blob)
     return FileResponse(coordinator.blobs.path(blob.sha256), headers=headers, media_type="application/octet-stream")
 

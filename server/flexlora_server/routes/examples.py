@@ -23,3 +23,4 @@ UPLOAD = {
     "metrics": {"train_loss": 1.87},
 }
 EVALUATION = {"rank": 8, "examples": 100, "metrics": {"loss": 1.91, "exact_match": 0.42}}
+RETRY = {"exclude": ["0123456789abcdef0123456789abcdef"]}

@@ -3,18 +3,19 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Body, Depends, Header, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from flexlora_server import overview
-from flexlora_server.auth import Anyone
+from flexlora_server import overview, progress
+from flexlora_server.auth import Anyone, Operator
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.records import events, rounds, runs
 from flexlora_server.rounds import OVER
+from flexlora_server.routes.examples import RETRY
 from flexlora_server.routes.strict import RoundPath, RunPath, problems, router
 from flexlora_server.times import rfc3339
-from flexlora_shared.messages.status import Event, RoundDetail, RoundList
+from flexlora_shared.messages.status import Event, Retry, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.problems import Code
 
 routes = router("rounds")
@@ -41,6 +42,24 @@ def show_round(request: Request, name: RunPath, number: RoundPath, who: Anyone) 
         run = runs.get(tx, name)
         round_ = rounds.latest(tx, name, number)
         return overview.round_detail(tx, run, round_, window, operator=who.client_id is None)
+
+
+@routes.post(
+    "/v1/runs/{run}/rounds/{number}/retry",
+    responses=problems(
+        Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ROUND_NOT_FOUND, Code.ROUND_STATE, Code.UPLOAD_NOT_FOUND
+    ),
+)
+def retry_round(
+    request: Request, name: RunPath, number: RoundPath, asked: Annotated[Retry, Body(examples=[RETRY])], who: Operator
+) -> RoundSummary:
+    """Aggregate a failed round again, without the uploads named; also one whose attempts go on failing."""
+    coordinator = of(request)
+    with coordinator.store.transaction() as tx:
+        run = runs.lock(tx, name)
+        round_ = rounds.latest(tx, name, number)
+        progress.retry(tx, run, round_, asked.exclude)
+        return overview.round_summary(tx, run, round_, coordinator.settings.presence_window)
 
 
 def _existing(request: Request, name: RunPath, who: Anyone) -> str:

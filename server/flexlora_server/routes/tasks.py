@@ -1,31 +1,34 @@
-"""A participant's side of a run: declare a rank, wait for a task."""
+"""A participant's side of a run: declare a rank, wait for a task.
+
+Thousands wait most of the time. Whoever is known (`keyring`) to the lobby waits without the framework's way to a call and without
+the database; a key is looked up there before a task is given out, and at once when keys have ended.
+"""
 
 import asyncio
-import json
-from collections.abc import Coroutine, Mapping
-from typing import Annotated, Any, cast
-from urllib.parse import urlencode
+import random
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
-from fastapi import Body, Query, Request, Response
+from fastapi import Body, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from flexlora_server.aggregation.strategy import strategy
-from flexlora_server.auth import ClientId
+from flexlora_server import work
+from flexlora_server.auth import ClientId, bearer, identify, require_client
 from flexlora_server.coordinator import Coordinator, of
-from flexlora_server.errors import Refusal
-from flexlora_server.records import rounds, runs, uploads
-from flexlora_server.rounds import OVER
+from flexlora_server.keyring import Known
+from flexlora_server.records import rounds, runs
 from flexlora_server.routes.examples import DECLARATION
-from flexlora_server.routes.strict import RunPath, problems, router
-from flexlora_server.serving import check_ranks, slice_blob
-from flexlora_server.tables import Assignment, Round, Run
-from flexlora_server.times import rfc3339
+from flexlora_server.routes.strict import RunPath, StrictRoute, problems, router
+from flexlora_server.serving import check_ranks
 from flexlora_shared.messages.clients import Declaration
-from flexlora_shared.messages.runs import RunSpec
-from flexlora_shared.messages.tasks import AdapterRef, Task
+from flexlora_shared.messages.tasks import Task
 from flexlora_shared.problems import Code
 
 routes = router("participating")
+EARLY = (
+    0.25  # of the wait: an answer without a task comes at any time of this last part, so that bursts of polls dissolve
+)
+LONGEST = 60.0  # seconds of one wait
 
 
 @routes.put(
@@ -38,112 +41,101 @@ def declare(
     """Declare, or change, the rank this participant affords. It holds from the next round on."""
     with of(request).store.transaction() as tx:
         run = runs.lock(tx, name)
-        refuse_over(run)
+        work.refuse_over(run)
         check_ranks(runs.spec_of(run), told.rank, told.rank_pattern)
         rounds.declare(tx, run, client, told)
     return told
 
 
-def refuse_over(run: Run) -> None:
-    """Tell a participant that it can stop.
-
-    Raises:
-        Refusal: RUN_OVER, with the run's final state in the context.
-    """
-    if run.state in OVER:
-        raise Refusal(
-            Code.RUN_OVER, f"Run {run.name!r} is {run.state}; its last adapter can be exported.", state=run.state
-        )
-
-
-@routes.get(
-    "/v1/runs/{run}/task",
-    responses={
-        204: {"description": "no task yet; ask again after `Retry-After` seconds"},
-        **problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.RUN_OVER, Code.NOT_DECLARED),
-    },
-    response_model=Task,
-)
-async def next_task(
-    request: Request,
-    name: RunPath,
-    client: ClientId,
-    wait: Annotated[float, Query(ge=0, le=60, description="seconds to wait for a task")] = 0.0,
-) -> Task | Response:
-    """Wait for work: this also tells the coordinator that the participant is present."""
-    coordinator = of(request)
-    if wait == 0 or not coordinator.lobby.admitted(name, client):
-        await run_in_threadpool(_check, coordinator, name, client)
-        coordinator.lobby.admit(name, client)
-    clock = asyncio.get_running_loop().time
-    until = clock() + wait
-    task, version = await run_in_threadpool(_task, coordinator, name, client) if wait == 0 else (None, -1)
+async def poll(request: Request, name: str, secret: str, client: str, wait: float) -> Response:
+    """The participant's task as soon as there is one; 204 where none came in time."""
+    coordinator, clock = of(request), asyncio.get_running_loop().time
+    until = clock() + wait * (1 - EARLY * random.random())
+    found, version = await run_in_threadpool(_find, coordinator, name, secret) if wait == 0 else (None, -1)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        while task is None and await _unless(gone, coordinator.lobby.work(name, client, until - clock(), version)):
-            task, version = await run_in_threadpool(_task, coordinator, name, client)
+        while found is None and await coordinator.lobby.work(name, client, until - clock(), gone, version):
+            found, version = await run_in_threadpool(_find, coordinator, name, secret)
     finally:
         gone.cancel()
-    return task or Response(status_code=204, headers={"Retry-After": "1"})
+    if found is None:
+        return Response(status_code=204, headers={"Retry-After": "1"})
+    return Response(found.model_dump_json(), media_type="application/json")
 
 
 async def _disconnected(request: Request) -> None:
-    """Return when the caller has closed its connection."""
+    """Return when the caller has closed its connection: a dead agent is not present."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _unless(gone: asyncio.Future[None], waiting: Coroutine[Any, Any, bool]) -> bool:
-    """What `waiting` says; False, and no longer waiting, once the caller is gone: a dead agent is not present."""
-    task = asyncio.ensure_future(waiting)
-    try:
-        await asyncio.wait([gone, cast("asyncio.Future[Any]", task)], return_when=asyncio.FIRST_COMPLETED)
-        return task.done() and task.result()
-    finally:
-        task.cancel()
+def _find(coordinator: Coordinator, name: str, secret: str) -> tuple[Task | None, int]:
+    """Nothing is given out but to a key that is good now."""
+    return work.find(coordinator, name, require_client(identify(coordinator, secret)))
 
 
-def _check(coordinator: Coordinator, name: str, client: str) -> None:
-    with coordinator.store.reading() as tx:
-        refuse_over(runs.get(tx, name))
-        if rounds.declaration_of(tx, name, client) is None:
-            raise Refusal(Code.NOT_DECLARED, f"Declare a rank for run {name!r} first: PUT /v1/runs/{name}/declaration.")
+class _Waiting(StrictRoute):
+    """A call that whoever is known makes without the framework; anybody else, and anything unusual, takes the usual way."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The short way where it will do, else FastAPI's handler."""
+        usual = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            name, secret, wait = request.path_params["run"], bearer(request), _plain_wait(request)
+            if secret is not None and wait is not None:
+                lobby = of(request).lobby
+                client = lobby.keyring.find(secret)
+                if client is not None and lobby.admitted(name, client):
+                    return await poll(request, name, secret, client, wait)
+            return await usual(request)
+
+        return handle
 
 
-def _task(coordinator: Coordinator, name: str, client: str) -> tuple[Task | None, int]:
-    """The client's task, if it has one, and the run's version it was looked up in."""
-    with coordinator.store.reading() as tx:
-        run = runs.get(tx, name)
-        refuse_over(run)
-        spec, round_ = runs.spec_of(run), rounds.current(tx, name)
-        if round_ is None or round_.deadline is None or round_.state != "COLLECTING" or round_.deadline <= tx.now:
-            return None, run.version
-        place = rounds.assignment(tx, round_, client)
-        if place is None or uploads.accepted(tx, round_, client) is not None:
-            return None, run.version
-    blob = slice_blob(coordinator.store, coordinator.blobs, name, round_.number - 1, place.rank, place.rank_pattern)
-    return _message(spec, round_, place, blob.sha256, blob.size), run.version
+def _plain_wait(request: Request) -> float | None:
+    """The seconds of `?wait=SECONDS` in digits and nothing else; None for anything that needs a closer look."""
+    name, _, value = request.scope["query_string"].decode("latin-1").partition("=")
+    return float(value) if name == "wait" and value.isascii() and value.isdigit() and int(value) <= LONGEST else None
 
 
-def _message(spec: RunSpec, round_: Round, place: Assignment, sha256: str, size: int) -> Task:
-    assert round_.deadline is not None, "a collecting round has a deadline"
-    path = f"/v1/runs/{spec.name}/rounds/{round_.number - 1}"
-    query = _query(place.rank, place.rank_pattern)
-    return Task(
-        run=spec.name,
-        round=round_.number,
-        attempt=round_.attempt,
-        rank=place.rank,
-        rank_pattern=dict(place.rank_pattern),
-        deadline=rfc3339(round_.deadline),
-        adapter=AdapterRef(
-            href=f"{path}/adapter?{query}", config_href=f"{path}/adapter-config?{query}", sha256=sha256, size=size
-        ),
-        trainable=strategy(spec.strategy).agents_train,
-        spec=spec,
-    )
+async def _known(request: Request) -> str:
+    """The client that asks, by its secret as the database has it; remembered for its next calls."""
+    coordinator, secret = of(request), bearer(request)
+    state = coordinator.lobby.keyring.state
+    who = await run_in_threadpool(identify, coordinator, secret)
+    client = require_client(who)
+    assert secret is not None, "it was identified by it"
+    assert who.key_id is not None, "a client has a key"
+    coordinator.lobby.keyring.add(secret, Known(who.key_id, client), state)
+    return client
 
 
-def _query(rank: int, pattern: Mapping[str, int]) -> str:
-    asked = {"rank": str(rank)} | ({"pattern": json.dumps(pattern)} if pattern else {})
-    return urlencode(asked)
+async def next_task(
+    request: Request,
+    name: RunPath,
+    client: Annotated[str, Depends(_known)],
+    wait: Annotated[
+        float, Query(ge=0, le=LONGEST, description="seconds to wait for a task; 204 may come a quarter earlier")
+    ] = 0.0,
+) -> Response:
+    """Wait for work: this also tells the coordinator that the participant is present."""
+    coordinator, secret = of(request), bearer(request)
+    assert secret is not None, "it was identified by it"
+    if wait == 0 or not coordinator.lobby.admitted(name, client):
+        await run_in_threadpool(work.check, coordinator, name, client)
+        coordinator.lobby.admit(name, client)
+    return await poll(request, name, secret, client, wait)
+
+
+routes.add_api_route(
+    "/v1/runs/{run}/task",
+    next_task,
+    methods=["GET"],
+    response_model=Task,
+    responses={
+        204: {"description": "no task yet; ask again after `Retry-After` seconds"},
+        **problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.RUN_OVER, Code.NOT_DECLARED),
+    },
+    route_class_override=_Waiting,
+)

@@ -1,36 +1,35 @@
 """Sending an update: announce it, send its bytes in parts, commit it. On the model of the IETF resumable-upload draft."""
 
-import asyncio
-import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import hashlib
 from functools import partial
-from typing import Annotated, BinaryIO, ParamSpec, TypeVar
+from typing import Annotated, BinaryIO
 
+from anyio import to_thread
 from fastapi import Body, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from flexlora_server import submission
 from flexlora_server.auth import ClientId
-from flexlora_server.blobs import append, busy, hold
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal
 from flexlora_server.records import uploads
 from flexlora_server.routes.examples import UPLOAD
+from flexlora_server.routes.receiving import PART_LIMIT, nothing, stream, to_the_end
 from flexlora_server.routes.strict import RoundPath, RunPath, UploadPath, problems, router
 from flexlora_server.tables import Upload
+from flexlora_shared.digests import sha256_in
 from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Receipt, UploadCreate, UploadStatus
 from flexlora_shared.problems import Code
 
 routes = router("uploads")
-PART_LIMIT = 8 << 20  # bytes of one part
-BUFFER = 1 << 20  # bytes gathered before they go to the disk
-GRACE = 10.0  # seconds before the least rate is asked for
 Offset = Annotated[int, Header(alias="Upload-Offset", ge=0, lt=2**46, description="where this part begins, in bytes")]
 Complete = Annotated[str, Header(alias="Upload-Complete", pattern=r"^\?[01]$", description="?1 on the last part")]
-P = ParamSpec("P")
-T = TypeVar("T")
+ContentDigest = Annotated[
+    str | None,
+    Header(alias="Content-Digest", description="sha-256=:BASE64: of the part (RFC 9530); not needed without bytes"),
+]
+_LIMIT = f"max-append-size={PART_LIMIT}"
+_HEAD = {"Cache-Control": "no-store", "Upload-Limit": _LIMIT}
 _OWN = problems(Code.FORBIDDEN, Code.UPLOAD_NOT_FOUND)
 
 
@@ -42,7 +41,7 @@ _OWN = problems(Code.FORBIDDEN, Code.UPLOAD_NOT_FOUND)
         Code.ROUND_CLOSED, Code.ALREADY_ACCEPTED, Code.RANK_MISMATCH, Code.SIZE_IMPOSSIBLE,
     ),
 )  # fmt: skip
-def create_upload(
+async def create_upload(
     request: Request,
     response: Response,
     name: RunPath,
@@ -52,8 +51,10 @@ def create_upload(
 ) -> UploadStatus:
     """Announce an update. The same announcement again finds the open upload, another one replaces it."""
     coordinator = of(request)
-    status = submission.announce(coordinator.store, coordinator.blobs, name, number, client, told)
+    announce = partial(submission.announce, coordinator.store, coordinator.blobs, name, number, client, told)
+    status = await to_thread.run_sync(announce, limiter=coordinator.announcing)
     response.headers["Location"] = f"/v1/uploads/{status.id}"
+    response.headers["Upload-Limit"] = _LIMIT
     return status
 
 
@@ -62,7 +63,7 @@ def upload_offset(request: Request, upload: UploadPath, client: ClientId) -> Res
     """How many bytes have arrived."""
     with of(request).store.reading() as tx:
         row = uploads.owned(tx, upload, client)
-    return Response(status_code=204, headers=_progress(row.offset, row.size) | {"Cache-Control": "no-store"})
+    return Response(status_code=204, headers=_progress(row.offset, row.size) | _HEAD)
 
 
 def _progress(offset: int, size: int) -> dict[str, str]:
@@ -77,18 +78,24 @@ def _progress(offset: int, size: int) -> dict[str, str]:
     responses=_OWN
     | problems(
         Code.OFFSET_MISMATCH, Code.UPLOAD_INCOMPLETE, Code.UPLOAD_BUSY, Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED,
-        Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.TOO_SLOW, Code.STORAGE_FULL,
+        Code.PART_DIGEST_MISMATCH, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.TOO_SLOW, Code.STORAGE_FULL,
     ),
 )  # fmt: skip
 async def send_part(
-    request: Request, upload: UploadPath, client: ClientId, offset: Offset, complete: Complete = "?0"
+    request: Request,
+    upload: UploadPath,
+    client: ClientId,
+    offset: Offset,
+    complete: Complete = "?0",
+    content_digest: ContentDigest = None,
 ) -> Response:
-    """One part, of at most 8 MiB. What arrived before a cut is kept: HEAD tells how much."""
+    """One part, of at most 8 MiB. What arrived before a cut is kept: HEAD tells how much. A whole part is checked first."""
     coordinator = of(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != PART_MEDIA_TYPE:
         raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, f"Send parts as Content-Type: {PART_MEDIA_TYPE}.")
+    sha256 = _announced(request, content_digest)
     row = await run_in_threadpool(_writable, coordinator, upload, client, offset)
-    end = await _receive(request, coordinator, row)
+    end = await _receive(request, coordinator, row, sha256)
     if complete == "?1" and end != row.size:
         raise Refusal(
             Code.UPLOAD_INCOMPLETE,
@@ -97,6 +104,18 @@ async def send_part(
             offset=end,
         )
     return Response(status_code=204, headers=_progress(end, row.size))
+
+
+def _announced(request: Request, header: str | None) -> bytes:
+    """The part's SHA-256, as told before it."""
+    if header is None and request.headers.get("content-length") == "0":
+        return hashlib.sha256().digest()
+    try:
+        return sha256_in(header or "")
+    except ValueError:
+        raise Refusal(
+            Code.INVALID_REQUEST, "A part needs the header Content-Digest: sha-256=:BASE64: of its bytes (RFC 9530)."
+        ) from None
 
 
 def _writable(coordinator: Coordinator, upload: str, client: str, offset: int) -> Upload:
@@ -115,103 +134,50 @@ def _writable(coordinator: Coordinator, upload: str, client: str, offset: int) -
 
 def _opened(coordinator: Coordinator, row: Upload) -> BinaryIO:
     """The upload's bytes, held by this request, at the offset that its row has now that nobody else can move it."""
-    path = coordinator.blobs.partial(row.id)
-    try:
-        file = hold(path, create=row.offset == 0)
-    except FileNotFoundError:
-        raise busy() from None
-    try:
+
+    def check() -> None:
         _writable(coordinator, row.id, row.client_id, row.offset)
-        append(file, row.offset)
-    except BaseException:
-        if file.seek(0, os.SEEK_END) == 0:  # made by `hold` for an upload that has ended or moved
-            path.unlink(missing_ok=True)
-        file.close()
-        raise
-    return file
+
+    return coordinator.blobs.incoming.begin(row.id, row.offset, check)
 
 
-async def _receive(request: Request, coordinator: Coordinator, row: Upload) -> int:
+async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha256: bytes) -> int:
     """Stream the part to the disk and acknowledge what arrived, also where it was cut; where the upload ends now."""
+    least_rate = coordinator.settings.min_upload_rate
     if row.offset == row.size:  # the bytes may be a blob already, by a commit that was cut short: touch nothing
-        await _nothing(request, coordinator.settings.min_upload_rate)
+        await nothing(request, least_rate)
         return row.size
     file = await run_in_threadpool(_opened, coordinator, row)
     try:
-        await _stream(request, file, min(PART_LIMIT, row.size - row.offset), coordinator.settings.min_upload_rate)
+        if await stream(request, file, min(PART_LIMIT, row.size - row.offset), least_rate) != sha256:
+            await to_the_end(coordinator.blobs.incoming.undo, row.offset, file)
+            raise Refusal(
+                Code.PART_DIGEST_MISMATCH,
+                f"The part's bytes do not have the Content-Digest sent with them; send it again from byte {row.offset}.",
+                headers=_progress(row.offset, row.size),
+                offset=row.offset,
+            )
     finally:
-        end = await _to_the_end(_acknowledge, coordinator, row, file)
+        end = await to_the_end(_acknowledge, coordinator, row, file)
     return end
 
 
-async def _to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run in a thread and wait until it is done, also where the request is cancelled: that goes on afterwards."""
-    running = asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs))
-    cancelled: asyncio.CancelledError | None = None
-    while not running.done():
-        try:
-            await asyncio.wait([running])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return running.result()
-
-
-@asynccontextmanager
-async def _patience(least_rate: int) -> AsyncIterator[asyncio.Timeout]:
-    """How long the sender of a part is waited for; a sender that is too slow or gone gets its problem."""
-    try:
-        async with asyncio.timeout(GRACE if least_rate else None) as timeout:
-            yield timeout
-    except TimeoutError:
-        raise Refusal(
-            Code.TOO_SLOW, f"Fewer than {least_rate} bytes a second arrived; what came is kept, go on from the offset."
-        ) from None
-    except ClientDisconnect:
-        raise Refusal(Code.UPLOAD_INCOMPLETE, "The connection was cut; what came is kept.") from None
-
-
-async def _nothing(request: Request, least_rate: int) -> None:
-    async with _patience(least_rate):
-        async for chunk in request.stream():
-            if chunk:
-                raise Refusal(Code.TOO_LARGE, "All bytes that were announced have arrived; commit the upload.")
-
-
-async def _stream(request: Request, file: BinaryIO, room: int, least_rate: int) -> None:
-    loop = asyncio.get_running_loop()
-    started, received, buffer = loop.time(), 0, bytearray()
-    try:
-        async with _patience(least_rate) as patience:
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > room:
-                    raise Refusal(
-                        Code.TOO_LARGE,
-                        f"The part exceeds {room} bytes: parts hold at most {PART_LIMIT}, and no more than announced.",
-                    )
-                if least_rate:
-                    patience.reschedule(started + GRACE + received / least_rate)
-                buffer += chunk
-                if len(buffer) >= BUFFER:
-                    part, buffer = bytes(buffer), bytearray()  # swapped first: a cancelled request wrote it once
-                    await _to_the_end(file.write, part)
-    finally:
-        if received <= room:
-            file.write(buffer)
-
-
 def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
-    """Bytes are on the disk before they are acknowledged, and held until the next request can see the new offset."""
+    """Bytes are durable before they are acknowledged, and held until the next request can see the new offset."""
+    incoming = coordinator.blobs.incoming
     with file:
-        file.flush()
-        os.fsync(file.fileno())
-        end = file.tell()
-        with coordinator.store.transaction() as tx:
-            if not uploads.advance(tx, row.id, row.offset, end):
-                uploads.require_open(tx, tx.session.get_one(Upload, row.id))
-                raise Refusal(Code.UPLOAD_BUSY, "Another request wrote to this upload; ask for its offset and go on.")
+        end, part = incoming.keep(row.id, row.offset, file)
+        try:
+            with coordinator.store.transaction() as tx:
+                if not uploads.advance(tx, row.id, row.offset, end, part):
+                    uploads.require_open(tx, tx.session.get_one(Upload, row.id))
+                    raise Refusal(
+                        Code.UPLOAD_BUSY, "Another request wrote to this upload; ask for its offset and go on."
+                    )
+        except Refusal:  # only then is it certain that no row names the part
+            if part is not None:
+                incoming.forget(part)
+            raise
     return end
 
 
@@ -226,7 +192,7 @@ def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> Non
     coordinator = of(request)
     with coordinator.store.transaction() as tx:
         uploads.cancel(tx, uploads.owned(tx, upload, client))
-    coordinator.blobs.drop(upload)
+    coordinator.blobs.incoming.drop(upload)
 
 
 @routes.put(
@@ -237,8 +203,11 @@ def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> Non
         Code.NOT_ASSIGNED, Code.ROUND_CLOSED, Code.ALREADY_ACCEPTED,
     ),
 )  # fmt: skip
-def commit_upload(request: Request, upload: UploadPath, client: ClientId) -> Receipt:
+async def commit_upload(request: Request, upload: UploadPath, client: ClientId) -> Receipt:
     """Check digest and tensors, then count the update, in one transaction. The same commit again: the same receipt."""
-    coordinator = of(request)
-    with coordinator.blobs.exclusive(upload):
+    return await to_thread.run_sync(_commit, of(request), upload, client, limiter=of(request).committing)
+
+
+def _commit(coordinator: Coordinator, upload: str, client: str) -> Receipt:
+    with coordinator.blobs.incoming.exclusive(upload):
         return submission.commit(coordinator.store, coordinator.blobs, coordinator.settings, upload, client)

@@ -89,12 +89,21 @@ class RunSpec(Message):
     )
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     clients_per_round: Annotated[int, Field(ge=1, le=100_000)] | None = None  # None: everyone present
+    over_selection: Annotated[int, Field(ge=0, le=100_000)] = (
+        0  # participants assigned beyond clients_per_round; a round ends as soon as clients_per_round updates are in
+    )
     min_clients: Annotated[int, Field(ge=1, le=100_000)] = 1  # participants present before a round begins
     min_updates: Annotated[int, Field(ge=1, le=100_000)] = 1  # the quorum: uploads a round needs at its deadline
     gather_timeout: Annotated[float, Field(ge=0, le=86_400)] = (
         10.0  # seconds a round waits for more than min_clients to come
     )
     round_timeout: Annotated[float, Field(gt=0, le=2_592_000)] = 3600.0  # seconds from assignment to deadline
+    grace: Annotated[float, Field(ge=0, le=2_592_000)] = (
+        0.0  # seconds after the deadline in which an update announced before it may still arrive
+    )
+    late_updates: Literal["discard", "next-round"] = (
+        "discard"  # next-round: a late update counts, less, in the next round
+    )
     training: TrainingSpec = TrainingSpec()
     upload_dtype: Dtype = "float32"  # of the slices served and the uploads agents send
     norm_bound: Annotated[float, Field(gt=0, le=1e15)] = (

@@ -1,8 +1,10 @@
 """Rounds as people and programs watch them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from flexlora_shared.messages.base import Message, RunName
+from pydantic import Field
+
+from flexlora_shared.messages.base import Message, RunName, Tuple
 from flexlora_shared.messages.clients import Hardware
 
 RoundState = Literal["OPEN", "COLLECTING", "AGGREGATING", "PUBLISHED", "ABANDONED", "FAILED"]
@@ -115,7 +117,9 @@ class RoundSummary(Message):
     opened_at: str
     deadline: str | None
     published_at: str | None
-    waiting_for: str
+    waiting_for: str  # one sentence: what, and until when
+    failures: int = 0  # of its aggregation, since the operator last retried it
+    reason: str | None = None  # of the last failure
     participants: ParticipantCounts
     by_rank: tuple[RankCount, ...]
     bytes_received: int
@@ -127,12 +131,29 @@ class RoundSummary(Message):
     aggregation_seconds: float | None
 
 
+class RoundInput(Message):
+    """One input of a round's aggregation; the list is frozen when the round begins to aggregate."""
+
+    upload_id: str
+    client_id: str
+    round: int  # for which it was trained
+    staleness: int  # rounds that it came late; it counts examples / sqrt(1 + staleness)
+    excluded: bool  # by the operator
+
+
+class Retry(Message):
+    """Aggregate a failed round again, without the uploads named."""
+
+    exclude: Annotated[Tuple[Annotated[str, Field(max_length=64)]], Field(max_length=10_000)] = ()
+
+
 class RoundDetail(Message):
-    """A round with its modules, and for the operator its participants."""
+    """A round with its modules, and for the operator its participants and inputs."""
 
     summary: RoundSummary
     modules: tuple[ModuleMetrics, ...]
     participants: tuple[ParticipantStatus, ...] | None
+    inputs: tuple[RoundInput, ...] | None = None
     cosines: tuple[tuple[float | None, ...], ...] | None = (
         None  # of all pairs of accepted participants, by client id; for the operator
     )

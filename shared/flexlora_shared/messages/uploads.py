@@ -54,6 +54,7 @@ class Receipt(Message):
     upload_id: str
     run: RunName
     round: int
+    counts_in: int  # the round whose aggregation it is part of: a later one, where it came late
     sha256: Sha256
     accepted_at: str  # RFC 3339, UTC
 

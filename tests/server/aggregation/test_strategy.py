@@ -76,6 +76,7 @@ class Uniform:
 
     name = "uniform-for-a-test"
     averages_factors = False
+    measures_changes = False
     agents_train: Trainable = "slice"
 
     def check(self, ranks: Sequence[int]) -> None:
@@ -100,6 +101,7 @@ def test_a_strategy_that_lacks_a_part_is_refused_when_it_is_registered() -> None
     class Old:
         name = "old"
         averages_factors = False
+        measures_changes = False
 
         def check(self, ranks: Sequence[int]) -> None: ...
 

@@ -1,0 +1,66 @@
+"""`coordinator` on each kind of database: how many state changes a second it makes."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import transitions
+from benchmarks.collecting import Collecting, collecting
+from benchmarks.telling import Tell
+from benchmarks.transitions import Changes
+from benchmarks.watching import Watched, milliseconds, watching
+from tests.databases import create_database, postgres_cluster, postgres_programs
+
+CLIENTS = 16
+
+
+def changing(pool: ProcessPoolExecutor, seconds: float, tell: Tell, folder: Path) -> Iterator[dict[str, Any]]:
+    """The figures, a line a database and kind of change; PostgreSQL where it is installed."""
+    for name, opened in (("SQLite", _sqlite), ("PostgreSQL", _postgres)):
+        if name == "PostgreSQL" and postgres_programs() is None:
+            tell("PostgreSQL is not installed (Debian: apt-get install postgresql): its state changes are not measured")
+            continue
+        tell(f"state changes on {name}: setting up")
+        with opened(folder) as coordinator:
+            to = coordinator.round(0)
+            for change, work, given in (
+                ("declare", transitions.declare, (to, seconds)),
+                ("announce, cancel", transitions.announce, (to, 1, seconds)),
+            ):
+                tell(f"state changes on {name}: {change}")
+                watched = Watched(coordinator.pid, to.url, f"/v1/runs/{to.run}", coordinator.made.operator_key)
+                with watching(watched) as seen:
+                    made: Changes = pool.submit(work, *given).result()
+                p50, p99 = milliseconds(seen.calls)
+                yield {
+                    "kind": "state changes",
+                    "database": name,
+                    "change": change,
+                    "clients": CLIENTS,
+                    "changes": made.count,
+                    "changes_per_s": made.rate,
+                    "server_cpu": seen.cpu / made.seconds,
+                    "status_p50_ms": p50,
+                    "status_p99_ms": p99,
+                    "errors": len(made.errors) + len(seen.errors),
+                    "error": next(iter((*made.errors, *seen.errors)), None),
+                    **coordinator.faults(),
+                }
+
+
+@contextmanager
+def _sqlite(folder: Path) -> Iterator[Collecting]:
+    with collecting(folder / "sqlite", CLIENTS, 1, 1) as coordinator:
+        yield coordinator
+
+
+@contextmanager
+def _postgres(folder: Path) -> Iterator[Collecting]:
+    programs = postgres_programs()
+    assert programs is not None
+    with postgres_cluster(programs, durable=True) as socket:
+        url = create_database(socket, "bench").render_as_string(hide_password=False)
+        with collecting(folder / "postgres", CLIENTS, 1, 1, FLEXLORA_DATABASE_URL=url) as coordinator:
+            yield coordinator

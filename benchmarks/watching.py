@@ -1,0 +1,104 @@
+"""A server while it is loaded: its memory, and how long a small call beside the load takes."""
+
+import asyncio
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.wire import Unexpected, connected
+
+LOOK = 0.02  # seconds between two looks at the memory
+CALL = 0.1  # seconds between two small calls
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The server's process and the small call: its address, the path (without one there is no call), the key that may."""
+
+    pid: int
+    url: str = ""
+    path: str = ""
+    key: str = ""
+
+
+@dataclass
+class Seen:
+    """What was seen: resident MiB before and at most, of these anonymous, processor seconds, seconds of each small call."""
+
+    idle: float
+    idle_anonymous: float | None
+    peak: float = 0.0
+    peak_anonymous: float | None = None
+    cpu: float = 0.0
+    calls: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def watching(what: Watched) -> Iterator[Seen]:
+    """Look and call from threads of this process until the block ends."""
+    process = psutil.Process(what.pid)
+    resident, anonymous = _memory(process)
+    seen = Seen(resident, anonymous)
+    over = threading.Event()
+    threads = [threading.Thread(target=_look, args=(process, seen, over))]
+    if what.path:
+        threads.append(threading.Thread(target=lambda: asyncio.run(_call(what, seen, over))))
+    before = process.cpu_times()
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+        after = process.cpu_times()
+        seen.cpu = after.user + after.system - before.user - before.system
+
+
+def _look(process: psutil.Process, seen: Seen, over: threading.Event) -> None:
+    while True:
+        resident, anonymous = _memory(process)
+        seen.peak = max(seen.peak, resident)
+        if anonymous is not None:
+            seen.peak_anonymous = max(seen.peak_anonymous or 0.0, anonymous)
+        if over.wait(LOOK):
+            return
+
+
+def _memory(process: psutil.Process) -> tuple[float, float | None]:
+    """MiB: all that is resident, and without mapped files where /proc tells."""
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        return process.memory_info().rss / MIB, None
+    words = (line.split() for line in status.read_text().splitlines())
+    kib = {found[0]: int(found[1]) for found in words if found[0] in {"VmRSS:", "RssAnon:"}}
+    return kib["VmRSS:"] / 1024, kib["RssAnon:"] / 1024
+
+
+async def _call(what: Watched, seen: Seen, over: threading.Event) -> None:
+    """Ten calls a second. Each is timed from when it was due, so that one slow answer hides no others behind it."""
+    try:
+        async with connected(what.url, what.key) as link:
+            due = time.perf_counter()
+            while not over.is_set():
+                await link.call(200, "GET", what.path)
+                seen.calls.append(time.perf_counter() - due)
+                due += CALL
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    except (OSError, Unexpected) as error:
+        seen.errors.append(str(error) or repr(error))
+
+
+def milliseconds(calls: list[float]) -> tuple[float, float]:
+    """The median and the 99th percentile of calls, which are not empty."""
+    ordered = sorted(calls)
+    return 1000 * statistics.median(ordered), 1000 * ordered[round(0.99 * (len(ordered) - 1))]

@@ -1,0 +1,51 @@
+"""What every exchange over HTTP has in common: time-outs, what comes back, and the reason where nothing does."""
+
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+CONNECT_TIMEOUT = 10.0  # seconds
+IO_TIMEOUT = 60.0  # seconds without one byte, reading or writing; a transfer as a whole may take as long as it likes
+
+Body = bytes | Iterator[bytes]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that is not a refusal; header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer whose body is still to come."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes]
+
+
+def reason_of(error: Exception) -> str:
+    """Why an exchange failed, without a full stop."""
+    reason = str(error).rstrip(".") or type(error).__name__
+    certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
+    advice = "; check the certificate, or name its authority with --ca-file" if certificate else ""
+    return f"{reason}{advice}"
+
+
+def wait_of(headers: Mapping[str, str]) -> float | None:
+    """Seconds that `Retry-After` asks to wait, in either of its forms (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        if value.strip().isdecimal():
+            return float(value)
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

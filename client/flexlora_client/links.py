@@ -1,0 +1,53 @@
+"""Fetching from a link the coordinator gave: another host, which never gets to see the key.
+
+Such a link is good for a while only and says in its query who may use it: no message of this file shows more than its host.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+
+from flexlora_client.errors import Unreachable
+from flexlora_client.exchange import CONNECT_TIMEOUT, Stream, reason_of, wait_of
+from flexlora_client.tls import trust
+
+NOT_SATISFIABLE = 416  # passed on: the fetcher knows what it has
+
+
+@contextmanager
+def follow(link: str, begin: int, ca_file: Path | None, io_timeout: float) -> Iterator[Stream]:
+    """GET `link` from byte `begin` on; the body comes in chunks inside the `with` block.
+
+    Raises:
+        Unreachable: the host does not answer, does not take the link (any more), or cuts the body; always worth asking
+            the coordinator for another link.
+    """
+    url = _checked(link)
+    host = f"{url.scheme}://{url.netloc.decode()}"
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begin}-"} if begin else {})
+    timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT)
+    try:
+        with (
+            httpx2.Client(timeout=timeout, verify=trust(link, ca_file)) as client,
+            client.stream("GET", url, headers=headers) as response,
+        ):
+            if not (response.is_success or response.status_code == NOT_SATISFIABLE):
+                wait = wait_of(response.headers)
+                raise Unreachable(f"{host} answered {response.status_code} to the coordinator's link", retry_after=wait)
+            yield Stream(response.status_code, response.headers, response.iter_raw())
+    except httpx2.RequestError as error:
+        raise Unreachable(f"no answer from {host}: {reason_of(error)}") from error
+
+
+def _checked(link: str) -> httpx2.URL:
+    try:
+        url = httpx2.URL(link)
+    except httpx2.InvalidURL:
+        raise Unreachable("the coordinator's link is no address", transient=False) from None
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo:
+        raise Unreachable(
+            f"the coordinator's link leads to {url.scheme}://{url.host}, not to http or https", transient=False
+        )
+    return url

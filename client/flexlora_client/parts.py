@@ -1,0 +1,76 @@
+"""The parts an update is sent in: how long each is, its bytes, its digest (RFC 9530).
+
+Parts are short at first and grow while the line carries them. Of a part that is cut the coordinator keeps what arrived; but
+behind a proxy that gathers whole requests nothing did, so a line that cuts gets shorter ones.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexlora_client.errors import BadInput
+from flexlora_client.reporter import Position
+
+LONGEST = 8 << 20  # bytes; the protocol's limit
+FIRST = 1 << 20
+SHORTEST = 256 << 10
+LONG = 30.0  # seconds that a part should not take
+CHUNK = 64 << 10  # bytes handed to the connection at once
+
+
+class Length:
+    """How long the next part is to be."""
+
+    def __init__(self) -> None:
+        self.bytes = FIRST
+
+    def sent(self, seconds: float) -> None:
+        """A part got through in so many seconds."""
+        if seconds < LONG / 2:
+            self.bytes = min(2 * self.bytes, LONGEST)
+        elif seconds > LONG:
+            self.cut()
+
+    def cut(self) -> None:
+        """A part did not get through."""
+        self.bytes = max(self.bytes // 2, SHORTEST)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part, in memory: what its digest covers is what is sent, whatever becomes of the file."""
+
+    offset: int
+    content: bytes
+
+    @property
+    def end(self) -> int:
+        """The offset behind it."""
+        return self.offset + len(self.content)
+
+    @property
+    def digest(self) -> str:
+        """The value of `Content-Digest`."""
+        return f"sha-256=:{base64.b64encode(hashlib.sha256(self.content).digest()).decode()}:"
+
+    def chunks(self, position: Position, size: int) -> Iterator[bytes]:
+        """The bytes as they are handed over, telling where in the `size` bytes of the update that is."""
+        for begin in range(0, len(self.content), CHUNK):
+            yield self.content[begin : begin + CHUNK]
+            position(min(self.offset + begin + CHUNK, self.end), size)
+
+
+def read_part(path: Path, offset: int, length: int) -> Part:
+    """The `length` bytes at `offset`.
+
+    Raises:
+        BadInput: the file ends before them.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(length)
+    if len(content) < length:
+        raise BadInput(f"{path} became shorter while it was sent")
+    return Part(offset, content)

@@ -1,0 +1,21 @@
+"""Whose certificates are believed: one authority named by the participant, or the system's."""
+
+import ssl
+from pathlib import Path
+
+from flexlora_client.errors import BadInput
+
+
+def trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
+    """What an exchange with `url` believes: `ca_file`'s authority, else the system's (True).
+
+    Raises:
+        BadInput: the file holds no certificates.
+    """
+    if ca_file is None:
+        # loading the system's takes longer than a call; without TLS an empty context, which believes nobody, does
+        return True if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BadInput(f"cannot read certificates from {ca_file}: {error}") from None

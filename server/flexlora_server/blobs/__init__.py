@@ -1,0 +1,10 @@
+"""The bytes: uploads on their way, and finished blobs under their SHA-256, in a local folder or an object store.
+
+A blob appears whole or not at all: written to a temporary file, synced, hashed, checked and published, before any row names it.
+"""
+
+from flexlora_server.blobs.files import digest
+from flexlora_server.blobs.opening import open_blobs
+from flexlora_server.blobs.store import Blob, BlobStore
+
+__all__ = ["Blob", "BlobStore", "digest", "open_blobs"]

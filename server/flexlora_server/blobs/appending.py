@@ -1,0 +1,104 @@
+"""Uploads on their way in a local folder: one file each, `partial/ID`, appended in place under a lock of all processes."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from flexlora_server.blobs import durable
+from flexlora_server.blobs.incoming import busy
+
+
+class Appending:
+    """The bytes lie where they will be renamed from: they are written once."""
+
+    def __init__(self, root: Path) -> None:
+        self._partial, self._blobs = root / "partial", root / "blobs"
+        self._partial.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, upload: str, offset: int, check: Callable[[], None]) -> BinaryIO:
+        """The upload's file, held by this request alone until it is closed."""
+        path = self._partial / upload
+        try:
+            file = hold(path, create=offset == 0)
+        except FileNotFoundError:
+            raise busy() from None
+        try:
+            check()
+            append(file, offset)
+        except BaseException:
+            if file.seek(0, os.SEEK_END) == 0:  # made by `hold` for an upload that has ended or moved
+                path.unlink(missing_ok=True)
+            file.close()
+            raise
+        return file
+
+    def keep(self, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
+        """Sync the file."""
+        durable.sync(file)
+        return file.tell(), None
+
+    def undo(self, offset: int, file: BinaryIO) -> None:
+        """Cut the file back."""
+        append(file, offset)
+
+    def forget(self, key: str) -> None:
+        """Parts are no objects here."""
+
+    @contextmanager
+    def exclusive(self, upload: str) -> Iterator[None]:
+        """Hold the file; an upload whose bytes have moved needs no keeping."""
+        with ExitStack() as held:
+            with suppress(FileNotFoundError):
+                held.enter_context(hold(self._partial / upload))
+            yield
+
+    @contextmanager
+    def gathered(self, upload: str, parts: Sequence[str], sha256: str) -> Iterator[Path]:
+        """The file itself, or the blob that it has become."""
+        partial = self._partial / upload
+        yield partial if partial.exists() else self._blobs / sha256[:2] / sha256
+
+    def ids(self) -> list[str]:
+        """The files' names."""
+        return [path.name for path in self._partial.iterdir()]
+
+    def drop(self, upload: str) -> None:
+        """Delete the file."""
+        (self._partial / upload).unlink(missing_ok=True)
+
+
+def hold(path: Path, create: bool = False) -> BinaryIO:
+    """Open an upload's bytes for one request alone, among all processes on this folder, until the file is closed.
+
+    Raises:
+        Refusal: UPLOAD_BUSY.
+        FileNotFoundError: nothing has arrived, or the bytes have moved or were deleted.
+    """
+    file = os.fdopen(os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # moved between opening and locking
+            raise busy()
+        if create:
+            durable.sync_folder(path.parent)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise busy() from None
+        raise
+    return file
+
+
+def append(file: BinaryIO, offset: int) -> None:
+    """Go on at `offset` in a file of `hold`; what was written beyond it but never acknowledged is cut off.
+
+    Raises:
+        Refusal: UPLOAD_BUSY where bytes before `offset` are not there, which must never be filled with zeros.
+    """
+    if file.seek(0, os.SEEK_END) < offset:
+        raise busy()
+    file.truncate(offset)
+    file.seek(offset)

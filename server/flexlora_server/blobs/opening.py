@@ -1,0 +1,32 @@
+"""Opens the storage that the settings name."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flexlora_server.blobs.appending import Appending
+from flexlora_server.blobs.cache import Cache
+from flexlora_server.blobs.local import LocalObjects
+from flexlora_server.blobs.store import BlobStore
+from flexlora_server.errors import StartupError
+from flexlora_server.settings import Settings
+
+
+def open_blobs(settings: Settings, *, fresh: Path | None = None) -> BlobStore:
+    """The storage; with `fresh`, an object store is read into that folder, whatever copies lie in the cache.
+
+    Raises:
+        StartupError: FLEXLORA_BLOBS_URL cannot be used.
+    """
+    root = settings.data_dir
+    if settings.blobs_url is None:
+        return BlobStore(LocalObjects(root), Appending(root), root / "temporary")
+    from flexlora_server.blobs.parts import Parts  # only where it is used: it brings a big library
+    from flexlora_server.blobs.s3 import S3Objects
+
+    url = urlsplit(settings.blobs_url)
+    if url.scheme != "s3" or not url.netloc:
+        raise StartupError(f"FLEXLORA_BLOBS_URL is {settings.blobs_url!r}; it must look like s3://bucket/prefix")
+    temporary = root / "temporary"
+    cache = Cache(root / "cache", settings.cache_bytes) if fresh is None else Cache(fresh, 0, grace=0.0)
+    objects = S3Objects(settings, url.netloc, url.path.strip("/"), cache)
+    return BlobStore(objects, Parts(objects, temporary), temporary)

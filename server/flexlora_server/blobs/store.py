@@ -1,0 +1,115 @@
+"""What everybody uses of the storage: finished blobs by their SHA-256, files being written, and uploads on their way."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from flexlora_server.blobs import durable
+from flexlora_server.blobs.files import digest, scratch
+from flexlora_server.blobs.incoming import Incoming
+from flexlora_server.blobs.objects import Entry, Objects
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A finished blob: hexadecimal SHA-256 and size in bytes."""
+
+    sha256: str
+    size: int
+
+
+class BlobStore:
+    """Blobs in `objects`, uploads on their way in `incoming`, files being written in the folder `temporary`."""
+
+    def __init__(self, objects: Objects, incoming: Incoming, temporary: Path) -> None:
+        self.incoming = incoming
+        self._objects, self._temporary = objects, temporary
+        temporary.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """A local file of the blob: itself, or a copy of it that is kept as long as it is in use.
+
+        Raises:
+            FileNotFoundError: an object store has no such blob; a local folder leaves that to whoever opens the path.
+        """
+        return self._objects.get(_key(sha256))
+
+    def link(self, sha256: str) -> str | None:
+        """An address from which anyone may read the blob for a while, where the storage gives such."""
+        return self._objects.link(_key(sha256))
+
+    @contextmanager
+    def writing(self) -> Iterator[BinaryIO]:
+        """A new temporary file, open for writing and reading; `finish` makes it a blob, leaving the block deletes it."""
+        with scratch(self._temporary) as file:
+            yield file
+
+    def finish(self, file: BinaryIO) -> Blob:
+        """Hash, sync and publish a file of `writing`."""
+        durable.sync(file)
+        size, path = file.tell(), Path(file.name)
+        sha256 = digest(path)
+        self._objects.put(_key(sha256), path)
+        return Blob(sha256, size)
+
+    def add(self, source: Path) -> Blob:
+        """Copy a file into the storage as a blob."""
+        with self.writing() as file, source.open("rb") as reading:
+            while piece := reading.read(1 << 20):
+                file.write(piece)
+            return self.finish(file)
+
+    def keep(self, path: Path, sha256: str) -> None:
+        """Make the bytes of a complete, checked upload, as `incoming.gathered` gave them, a blob."""
+        self._objects.put(_key(sha256), path)
+
+    def drop_temporary(self, seconds: float) -> None:
+        """Delete what a process that died was writing: files untouched for so long, and signs of life."""
+        for path in self._temporary.iterdir():
+            with suppress(FileNotFoundError):  # finished or deleted meanwhile
+                if time.time() - path.stat().st_mtime > seconds:
+                    path.unlink()
+
+    def check_writable(self) -> None:
+        """Raise OSError when the storage does not take writes."""
+        self._now()
+
+    def missing(self, digests: Iterable[str]) -> list[str]:
+        """Those of the digests that name no blob, by one listing."""
+        wanted = set(digests)
+        if wanted:
+            wanted.difference_update(entry.name for entry in self._objects.list("blobs/"))
+        return sorted(wanted)
+
+    def older(self, seconds: float) -> list[Entry]:
+        """The blobs that were written longer ago, by the storage's own clock."""
+        found = list(self._objects.list("blobs/"))
+        limit = self._now() - seconds if found else 0.0
+        return [entry for entry in found if entry.modified < limit]
+
+    def discard(self, entry: Entry) -> None:
+        """Delete a blob, unless it was written again since it was listed."""
+        self._objects.delete(entry.key, entry)
+
+    def empty(self) -> bool:
+        """Whether there is no blob."""
+        return next(self._objects.list("blobs/"), None) is None
+
+    def _now(self) -> float:
+        """The storage's own time: that of an object written now."""
+        with scratch(self._temporary) as file:
+            file.write(b"flexlora")
+            durable.sync(file)
+            key = f"probe/{Path(file.name).name}"
+            self._objects.put(key, Path(file.name))
+        try:
+            return next(entry.modified for entry in self._objects.list(key))
+        finally:
+            self._objects.delete(key)
+
+
+def _key(sha256: str) -> str:
+    return f"blobs/{sha256[:2]}/{sha256}"

@@ -1,0 +1,99 @@
+"""Copies all that a coordinator holds while it runs, and puts a copy back into an empty place.
+
+The database first, then every blob that the copy names: blobs never change, and the sweep deletes none that a row names, nor one
+younger than a day. The last file written says that the backup is whole.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from sqlalchemy import update
+
+from flexlora_server.blobs import BlobStore, digest, durable
+from flexlora_server.errors import StartupError
+from flexlora_server.store import Store
+from flexlora_server.tables import Upload
+from flexlora_server.upkeep import databases
+
+MANIFEST = "backup.json"
+
+
+def backup(store: Store, blobs: BlobStore, folder: Path) -> int:
+    """Copy database and blobs into a new or empty folder; how many blobs.
+
+    Raises:
+        StartupError: the folder is not empty, or the database cannot be copied.
+        OSError: a blob cannot be read, or the folder not written.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise StartupError(f"the folder {folder} is not empty; name a new one for each backup")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    wanted = databases.copy_out(store, folder)
+    for sha256 in sorted(wanted):
+        target = folder / "blobs" / sha256[:2] / sha256
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(blobs.path(sha256), target)
+    _sync_below(folder)
+    kind = store.url.get_backend_name()
+    with (folder / MANIFEST).open("xb") as file:
+        file.write(json.dumps({"database": kind, "blobs": len(wanted)}).encode())
+        durable.sync(file)
+    durable.sync_folder(folder)
+    return len(wanted)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A second name for the same bytes where the file system has such, else a copy."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
+
+
+def _sync_below(folder: Path) -> None:
+    for inside, _, names in os.walk(folder):
+        for name in names:
+            with Path(inside, name).open("rb") as file:
+                durable.sync(file)
+        durable.sync_folder(Path(inside))
+
+
+def restore(store: Store, blobs: BlobStore, folder: Path) -> int:
+    """Put a backup into an empty database and an empty storage, blobs first; how many blobs.
+
+    Raises:
+        StartupError: it is no whole backup, of another kind of database, damaged, or the place is not empty.
+    """
+    kind = store.url.get_backend_name()
+    try:
+        told = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        raise StartupError(f"{folder} holds no whole backup: {MANIFEST} is missing or cannot be read") from None
+    if told["database"] != kind:
+        raise StartupError(
+            f"the backup is of {told['database']}, FLEXLORA_DATABASE_URL is of {kind}: they must be the same"
+        )
+    if not databases.is_empty(store.url) or not blobs.empty():
+        raise StartupError(
+            "the database or the storage is not empty: nothing was restored; name an empty place for both"
+        )
+    found = sorted((folder / "blobs").glob("*/*"))
+    if len(found) != told["blobs"]:
+        raise StartupError(f"the backup holds {len(found)} blobs where {told['blobs']} were copied; use another backup")
+    for path in found:
+        _put_back(blobs, path)
+    databases.copy_in(store.url, folder)
+    store.migrate()
+    with store.transaction() as tx:  # bytes on their way are in no backup: their senders begin them anew
+        tx.session.execute(update(Upload).where(Upload.state == "OPEN").values(offset=0, parts=None))
+    return len(found)
+
+
+def _put_back(blobs: BlobStore, path: Path) -> None:
+    if digest(path) != path.name:
+        raise StartupError(f"the backup's blob {path.name} is damaged; use another backup")
+    blobs.add(path)

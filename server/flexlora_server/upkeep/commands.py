@@ -1,0 +1,63 @@
+"""`flexlora-server` verify, backup, restore."""
+
+from pathlib import Path
+
+import typer
+
+from flexlora_server.blobs import open_blobs
+from flexlora_server.errors import StartupError
+from flexlora_server.settings import Settings, load_settings
+from flexlora_server.store import Store
+from flexlora_server.upkeep import backups, presence
+
+app = typer.Typer()
+FOLDER = typer.Argument(help="The folder of the backup.")
+
+
+def _opened() -> tuple[Settings, Store]:
+    settings = load_settings()
+    store = Store(settings.url)
+    store.check_head()
+    return settings, store
+
+
+@app.command()
+def verify() -> None:
+    """Hash every blob that the database names; exit code 1 and a list where one is missing or damaged. Safe while it serves."""
+    settings, store = _opened()
+    checked = wrong = 0
+    for sha256, fault in presence.faults(store, settings):
+        checked += 1
+        if fault is not None:
+            wrong += 1
+            typer.echo(f"{sha256}: {fault}")
+    store.close()
+    typer.echo(f"{checked} blobs checked, {wrong} missing or damaged.")
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def backup(folder: Path = FOLDER) -> None:
+    """Copy the database and every blob it names into a new folder, also while the coordinator runs."""
+    settings, store = _opened()
+    try:
+        count = backups.backup(store, open_blobs(settings), folder)
+    except OSError as error:
+        raise StartupError(f"the backup is not whole, delete {folder}: {error}") from error
+    store.close()
+    typer.echo(f"The database and {count} blobs are in {folder}. The operator's key is not: keep it elsewhere.")
+
+
+@app.command()
+def restore(folder: Path = FOLDER) -> None:
+    """Put a backup into an empty place, with the coordinator stopped."""
+    settings = load_settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store = Store(settings.url)
+    try:
+        count = backups.restore(store, open_blobs(settings), folder)
+    except OSError as error:
+        raise StartupError(f"the backup was not restored: {error}") from error
+    store.close()
+    typer.echo(f"The database and {count} blobs are restored; `flexlora-server serve` goes on from there.")

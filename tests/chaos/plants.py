@@ -1,0 +1,90 @@
+"""Defects to plant into the product: the simulation must find each."""
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from unittest.mock import patch
+
+from sqlalchemy import select, update
+
+from flexlora_server import leases, progress
+from flexlora_server.leases import Lease
+from flexlora_server.progress import Due
+from flexlora_server.records import inputs, rounds, uploads
+from flexlora_server.store import Tx
+from flexlora_server.tables import Round, Run
+
+Plant = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def no_fencing() -> Iterator[None]:
+    """Whoever has ever had the lease of a round may renew it and publish."""
+
+    def renew(tx: Tx, lease: Lease, seconds: float) -> None:
+        until = tx.now + timedelta(seconds=seconds)
+        tx.session.execute(update(Round).where(Round.id == lease.round_id).values(lease_until=until))
+
+    with patch.object(leases, "renew", renew):
+        yield
+
+
+@contextmanager
+def acknowledged_unsynced() -> Iterator[None]:
+    """The bytes of files are acknowledged before they are on the disk."""
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            sync(descriptor)
+
+    with patch.object(os, "fsync", fsync):
+        yield
+
+
+@contextmanager
+def swept_early() -> Iterator[None]:
+    """The sweep takes uploads that are on their way for leftovers."""
+    with patch.object(uploads, "open_ids", lambda tx: frozenset()):
+        yield
+
+
+@contextmanager
+def unversioned() -> Iterator[None]:
+    """What was found due is done, whatever the round has become since."""
+    apply = progress.apply
+
+    def anyway(tx: Tx, run: Run, found: Due) -> None:
+        round_ = rounds.current(tx, run.name)
+        if round_ is not None:
+            apply(tx, run, replace(found, round_id=round_.id, version=round_.version))
+
+    with patch.object(progress, "apply", anyway):
+        yield
+
+
+@contextmanager
+def folded_twice() -> Iterator[None]:
+    """A late update is an input of the round after the one that it counts in, too."""
+    counting = inputs.counting
+
+    def twice(tx: Tx, round_: Round) -> Sequence[inputs.Frozen]:
+        before = select(Round).where(Round.number == round_.number - 1, Round.state == "PUBLISHED")
+        late = [one for earlier in tx.session.scalars(before) for one in counting(tx, earlier) if one.staleness]
+        return [*counting(tx, round_), *late]
+
+    with patch.object(inputs, "counting", twice):
+        yield
+
+
+PLANTS: dict[str, Plant] = {
+    "no-fencing": no_fencing,
+    "acknowledged-unsynced": acknowledged_unsynced,
+    "unversioned": unversioned,
+    "swept-early": swept_early,
+    "folded-twice": folded_twice,
+}

@@ -1,0 +1,124 @@
+"""Plays a history in a world, and lets the world come to its end; many of them, as Hypothesis draws them."""
+
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
+from hypothesis.reporting import with_reporter
+
+from tests.chaos.history import Drawing, History
+from tests.chaos.machine import Violation
+from tests.chaos.plants import Plant
+from tests.chaos.seams import installed
+from tests.chaos.site import Site
+from tests.chaos.steps import perform
+from tests.chaos.world import World
+
+PATIENCE = 60  # turns that everybody gets at the end
+CALLS = 6  # of an agent in a turn
+
+
+class Violated(AssertionError):
+    """A history in which something happened that must not."""
+
+
+def play(here: Site, history: History, plant: Plant = nullcontext) -> World:
+    """Play a history to its end, with a defect planted into the product where one is given.
+
+    Raises:
+        Violated: with the trace.
+    """
+    world = World(here, history.plan)
+    here.machine.perform = lambda step: perform(world, step)
+    try:
+        with installed(here.machine, here.ids, world.oracle.committed) as defects, plant():
+            world.oracle.defects = defects.found
+            world.begin()
+            for step in history.steps:
+                perform(world, step)
+                world.oracle.check()
+            finish(world)
+    except Violation as violation:
+        here.machine.frames = []
+        raise Violated("\n".join([f"run: {history.plan}", *world.trace, f"VIOLATION: {violation}"])) from violation
+    return world
+
+
+def finish(world: World) -> None:
+    """No more faults: the run must complete, unless it was cancelled, and everything must have been counted."""
+    world.note("[the faults end]")
+    for turn in range(PATIENCE):
+        state = world.state()
+        if state in {"COMPLETED", "CANCELLED"}:
+            break
+        _turn(world, state, turn)
+        world.oracle.check()
+    if world.state() == "COMPLETED":
+        world.oracle.account()
+    elif not world.cancelled:
+        raise Violation(f"the run does not end: {world.must('GET', '/v1/runs/run')['status']}")
+
+
+def _turn(world: World, state: str, turn: int) -> None:
+    if state == "PAUSED":
+        world.must("POST", "/v1/runs/run/resume")
+    if state == "FAILED":
+        world.retry()
+    while sum(not agent.revoked for agent in world.agents) < 2:
+        world.enrol()
+    for agent in world.agents:
+        for _ in range(CALLS):
+            if not agent.revoked and not agent.over:
+                agent.go(world.call)
+            if agent.task is None:
+                break
+    world.tick(0)
+    if "AGGREGATING" in world.oracle.states.values():
+        world.work(0)
+    world.clock.advance(70 if turn % 10 == 9 else 2)
+
+
+@dataclass
+class Tally:
+    """What was played."""
+
+    histories: int = 0
+    steps: int = 0
+    published: int = 0
+    receipts: int = 0
+    calls: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+def play_many(
+    here: Site, seed: int, steps: int, count: int, *, plant: Plant = nullcontext, shrink: bool = True
+) -> Tally:
+    """Play `count` histories of up to `steps` steps.
+
+    Raises:
+        Violated: of the smallest history that Hypothesis finds, with its trace.
+    """
+    tally = Tally()
+
+    @seeded(seed)
+    @settings(
+        max_examples=count, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
+        suppress_health_check=list(HealthCheck), phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
+    )  # fmt: skip
+    @given(st.data())
+    def one(data: st.DataObject) -> None:
+        history = Drawing(data.conjecture_data).history(steps)
+        world = play(here, history, plant)
+        tally.histories += 1
+        tally.steps += len(history.steps)
+        tally.published += world.oracle.published
+        tally.receipts += len(world.oracle.receipts)
+        tally.calls += world.calls
+
+    with with_reporter(lambda text: None):
+        one()
+    return tally

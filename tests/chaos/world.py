@@ -1,0 +1,201 @@
+"""One simulated world: the real coordinator, worker, store and blobs on a simulated machine, and the agents around them."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+
+from flexlora_server.app import create_app
+from flexlora_server.blobs import open_blobs
+from flexlora_server.coordinator import Coordinator
+from flexlora_server.lobby import Lobby
+from flexlora_server.records import clients
+from flexlora_server.sweep import sweep
+from flexlora_server.worker import Worker
+from flexlora_shared.messages.clients import Enrolment, TokenRequest
+from tests.chaos.agent import Agent
+from tests.chaos.history import Interruption, Plan
+from tests.chaos.loop import Answer, Request, exchange
+from tests.chaos.machine import Died, Process, Violation
+from tests.chaos.onehot import RANKS
+from tests.chaos.oracle import Oracle
+from tests.chaos.run import spec
+from tests.chaos.seams import simulated
+from tests.chaos.site import Site
+from tests.kit import OPERATOR_KEY, Clock
+
+
+class World:
+    """One history's world; `installed` seams must be in place."""
+
+    def __init__(self, here: Site, plan: Plan) -> None:
+        self.here, self.plan, self.machine, self.clock = here, plan, here.machine, here.clock
+        self.trace: list[str] = []
+        self.agents: list[Agent] = []
+        self.enrolled = 0
+        self.calls = 0
+        self.cancelled = False
+        self.processes = [Process(f"coordinator {n + 1}") for n in range(plan.coordinators)]
+        self.workers = [Process("worker 1"), Process("worker 2")]
+        self._apps: dict[Process, tuple[int, FastAPI]] = {}
+        self._bodies: dict[Process, tuple[int, Worker]] = {}
+        self._clean()
+        self.oracle = Oracle(here.plain, self._blob, here.settings.data_dir, self.note)
+        here.machine.note = self.note
+
+    def note(self, line: str) -> None:
+        """Write the trace."""
+        self.trace.append("    " * max(0, len(self.machine.frames)) + line)
+
+    def _clean(self) -> None:
+        here = self.here
+        here.clock.now, here.machine.frames, here.loops.waited = Clock().now, [], 0.0
+        here.ids.restart()
+        here.plain.empty()
+        here.disk.wipe()
+
+    def _blob(self, sha256: str) -> Path:
+        return self.coordinator(0)[1].blobs.path(sha256)
+
+    # -- processes
+
+    def coordinator(self, number: int) -> tuple[Process, Coordinator]:
+        """A coordinator that runs: started again where it has died."""
+        process = self.processes[number % len(self.processes)]
+        known = self._apps.get(process)
+        if known is None or known[0] != process.incarnation:
+            incarnation = process.incarnation
+            app = self.machine.run(process, lambda: create_app(self.here.settings, self.here.store))
+            self._apps[process] = (incarnation, self.here.routed(process.name, app))
+        coordinator = self._apps[process][1].state.coordinator
+        assert isinstance(coordinator, Coordinator)
+        return process, coordinator
+
+    def worker(self, number: int) -> tuple[Process, Worker]:
+        """A worker that runs."""
+        process = self.workers[number % len(self.workers)]
+        known = self._bodies.get(process)
+        if known is None or known[0] != process.incarnation:
+            blobs = open_blobs(self.here.settings)
+            self._bodies[process] = (process.incarnation, Worker(self.here.store, blobs, self.here.settings))
+        return process, self._bodies[process][1]
+
+    def cut_power(self) -> None:
+        """Everything dies at once."""
+        self.note("the power is cut")
+        for process in (*self.processes, *self.workers):
+            process.kill()
+        self.here.disk.cut_power()
+
+    # -- calls
+
+    def call(
+        self, request: Request, number: int = 0, lost: str = "", during: Sequence[Interruption] = ()
+    ) -> Answer | None:
+        """Make a call to a coordinator; None where the caller never hears of it."""
+        if lost == "request":
+            self.note(f"{request}: never arrives")
+            return None
+        self.calls += 1
+        process, _ = self.coordinator(number)
+        app = self._apps[process][1]
+        self.note(f"{request}")
+        try:
+            answer = self.machine.run(process, lambda: self.here.loops.run(exchange(app, request)), during)
+        except Died:
+            self.note("-> dies")
+            return None
+        except Exception as error:
+            raise Violation(f"{request} failed with a defect: {type(error).__name__}: {error}") from error
+        self.note(f"-> {answer.status} {answer.code}" + (", lost" if lost else ""))
+        return None if lost else answer
+
+    def command(self, method: str, path: str, told: Any = None, **options: Any) -> Answer | None:
+        """A call by the operator."""
+        body = b"" if told is None else json.dumps(told).encode()
+        return self.call(Request(method, path, OPERATOR_KEY, body, {"content-type": "application/json"}), **options)
+
+    def must(self, method: str, path: str, told: Any = None) -> Any:
+        """The same, before any fault: it must succeed."""
+        answer = self.command(method, path, told)
+        assert answer is not None
+        assert answer.status < 300, answer
+        return answer.json if answer.body else None
+
+    # -- what happens by itself
+
+    def tick(self, number: int, during: Sequence[Interruption] = ()) -> None:
+        """A look of a coordinator's lobby."""
+        process, coordinator = self.coordinator(number)
+        self._by_itself(process, lambda: self.here.loops.run(_look(coordinator.lobby)), during)
+
+    def work(self, number: int, during: Sequence[Interruption] = ()) -> None:
+        """A worker works on a round, where one waits."""
+        process, worker = self.worker(number)
+        self._by_itself(process, lambda: bool(worker.step()), during)
+
+    def sweep(self, number: int, during: Sequence[Interruption] = ()) -> None:
+        """A worker sweeps; files are as old as the simulated clock says."""
+        self.here.disk.age(self.clock())
+        process, _ = self.worker(number)
+        blobs = open_blobs(self.here.settings)
+        self._by_itself(process, lambda: sweep(self.here.store, blobs), during)
+
+    def _by_itself(self, process: Process, work: Callable[[], Any], during: Sequence[Interruption]) -> None:
+        try:
+            self.machine.run(process, work, during)
+        except Died:
+            self.note("-> dies")
+        except (SQLAlchemyError, OSError) as error:
+            if not simulated(error):
+                raise Violation(f"{process.name} failed: {type(error).__name__}: {error}") from error
+            self.note(f"-> {type(error).__name__}, tried again later")
+
+    def state(self) -> str:
+        """The run's."""
+        return str(self.oracle.states["run", "run"])
+
+    def retry(self, number: int = 0, lost: str = "", during: Sequence[Interruption] = ()) -> None:
+        """The operator sends a failed round back to be aggregated, where the product knows how."""
+        path = f"/v1/runs/run/rounds/{self.oracle.published + 1}/retry"
+        self.command("POST", path, {"exclude": []}, number=number, lost=lost, during=during)
+
+    # -- beginnings
+
+    def enrol(self) -> Agent:
+        """A new participant."""
+        self.enrolled += 1
+        name = f"agent {self.enrolled}"
+        with self.here.store.transaction() as tx:
+            token = clients.create_token(tx, TokenRequest())
+            told = clients.enrol(tx, Enrolment(token=token.token, name=name))
+        agent = Agent(name, told.client_id, told.api_key, self.oracle)
+        agent.rank = RANKS[self.enrolled % 3]
+        self.agents.append(agent)
+        return agent
+
+    def begin(self) -> None:
+        """Define and start the run, publish round 0."""
+        for _ in range(self.plan.agents):
+            self.enrol()
+        self.must("POST", "/v1/runs", spec(self.plan))
+        self.must("POST", "/v1/runs/run/start")
+        self.work(0)
+        self.here.disk.settle()
+
+
+async def _look(lobby: Lobby) -> None:
+    """One turn of the lobby's loop; a second one does not begin in its middle."""
+    if lobby._closing:
+        return
+    keeping = asyncio.ensure_future(lobby.keep())
+    await asyncio.sleep(0)  # it has begun a turn, which will be its last
+    lobby.close()
+    try:
+        await keeping
+    finally:
+        lobby._closing = False

@@ -1,0 +1,116 @@
+"""What both storages must do alike."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from flexlora_server.blobs import Blob, BlobStore, open_blobs
+from flexlora_server.errors import StartupError
+from flexlora_server.settings import Settings
+
+ABSENT = "0" * 64
+
+
+def write(blobs: BlobStore, data: bytes) -> Blob:
+    with blobs.writing() as file:
+        file.write(data)
+        return blobs.finish(file)
+
+
+def test_a_blob_is_found_under_its_digest(blobs: BlobStore, settings: Settings) -> None:
+    blob = write(blobs, b"some bytes")
+    assert blob == Blob(hashlib.sha256(b"some bytes").hexdigest(), 10)
+    assert write(blobs, b"some bytes") == blob
+    for reader in (blobs, open_blobs(settings)):
+        assert reader.path(blob.sha256).read_bytes() == b"some bytes"
+    assert blobs.missing([ABSENT, blob.sha256]) == [ABSENT]
+    assert not blobs.empty()
+
+
+def test_a_blob_larger_than_a_part(blobs: BlobStore, settings: Settings, tmp_path: Path) -> None:
+    data = os.urandom(1 << 20) * 9
+    blob = write(blobs, data)
+    for path in (tmp_path / "data").glob("cache/*"):
+        path.unlink()
+    assert blobs.path(blob.sha256).read_bytes() == data
+
+
+def test_nothing_is_left_of_what_was_not_finished(blobs: BlobStore, settings: Settings) -> None:
+    with blobs.writing() as file:
+        file.write(b"half")
+    assert list((settings.data_dir / "temporary").iterdir()) == []
+    assert blobs.empty()
+    blobs.check_writable()
+    assert blobs.empty()
+
+
+def test_the_absent_blob(blobs: BlobStore) -> None:
+    with pytest.raises(FileNotFoundError):
+        blobs.path(ABSENT).open()
+    assert blobs.missing([]) == []
+
+
+def test_only_old_blobs_are_discarded_and_not_those_written_again(
+    blobs: BlobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = write(blobs, b"x")
+    assert blobs.older(3600) == []
+    (seen,) = blobs.older(-3600)
+    assert seen.name == blob.sha256
+    blobs.discard(type(seen)(seen.key, seen.modified - 86_400))  # as if it had been listed before it was written anew
+    assert blobs.missing([blob.sha256]) == []
+    blobs.discard(seen)
+    assert blobs.missing([blob.sha256]) == [blob.sha256]
+    with pytest.raises(FileNotFoundError):
+        blobs.path(blob.sha256).open()
+
+
+def send(blobs: BlobStore, upload: str, offset: int, data: bytes) -> str | None:
+    with blobs.incoming.begin(upload, offset, lambda: None) as file:
+        file.write(data)
+        end, part = blobs.incoming.keep(upload, offset, file)
+        assert end == offset + len(data)
+        return part
+
+
+def test_parts_add_up_to_a_blob(blobs: BlobStore, settings: Settings) -> None:
+    parts = [send(blobs, "u", 0, b"first "), send(blobs, "u", 6, b"second")]
+    assert blobs.incoming.ids() == ["u"]
+    sha256 = hashlib.sha256(b"first second").hexdigest()
+    elsewhere = open_blobs(settings)
+    for _ in range(2):  # the second time as after a commit that was cut short
+        with elsewhere.incoming.gathered("u", [part for part in parts if part], sha256) as path:
+            assert path.read_bytes() == b"first second"
+            elsewhere.keep(path, sha256)
+    elsewhere.incoming.drop("u")
+    assert blobs.incoming.ids() == []
+    assert blobs.path(sha256).read_bytes() == b"first second"
+    assert list((settings.data_dir / "temporary").iterdir()) == []
+
+
+def test_a_part_that_is_undone_leaves_nothing(blobs: BlobStore) -> None:
+    first = send(blobs, "u", 0, b"good")
+    with blobs.incoming.begin("u", 4, lambda: None) as file:
+        file.write(b"bad")
+        blobs.incoming.undo(4, file)
+        assert blobs.incoming.keep("u", 4, file) == (4, None)
+    second = send(blobs, "u", 4, b"!")
+    sha256 = hashlib.sha256(b"good!").hexdigest()
+    with blobs.incoming.gathered("u", [part for part in (first, second) if part], sha256) as path:
+        assert path.read_bytes() == b"good!"
+
+
+def test_bytes_that_are_gone(blobs: BlobStore) -> None:
+    part = send(blobs, "u", 0, b"x")
+    blobs.incoming.drop("u")
+    blobs.incoming.drop("u")
+    with pytest.raises(FileNotFoundError), blobs.incoming.gathered("u", [part] if part else [], ABSENT) as path:
+        path.open()
+
+
+@pytest.mark.parametrize("url", ["bucket", "file:///tmp", "s3://", "s3:bucket"])
+def test_an_address_that_is_none(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StartupError, match="s3://bucket/prefix"):
+        open_blobs(Settings.model_validate({"data_dir": tmp_path, "blobs_url": url}))

@@ -1,0 +1,143 @@
+"""Inputs that break an aggregation are named, and nobody else is."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flexlora_server.adapters.uploads import Input, Uploads
+from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_server.aggregation.flexlora import FlexLora
+from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.engine import Work
+from flexlora_server.errors import LeaseLost
+from flexlora_server.poison import Culprit, culprits
+from tests.server.late import aggregated, late_round, run_of
+
+ROBUST: tuple[list[dict[str, Any]], ...] = (
+    [],
+    [{"kind": "multi-krum", "byzantine_share": 0.2}],
+    [{"kind": "cosine", "minimum": -1.0}],
+)
+
+
+def work_of(folder: Path, strategy: str = "flexlora", **changes: Any) -> Work:
+    """Five inputs, of which the second, fourth and fifth are late."""
+    return late_round(run_of(strategy, **changes), folder).work
+
+
+def blamed(work: Work) -> tuple[Culprit, ...]:
+    return culprits(work, [given.told.sha256 for given in work.inputs], lambda: None)
+
+
+def flip(given: Input, at: int = -5) -> None:
+    data = bytearray(given.path.read_bytes())
+    data[at] ^= 0x40
+    given.path.write_bytes(bytes(data))
+
+
+def choking(monkeypatch: pytest.MonkeyPatch, first: float) -> None:
+    """FlexLoRA that cannot bear an update whose lora_A begins with this number."""
+    aggregate = FlexLora.aggregate
+
+    def choke(
+        self: FlexLora, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    ) -> Aggregate:
+        if any(float(update.A[0, 0]) == first for update in updates):
+            raise AggregationError("this one is too much.")
+        return aggregate(self, updates, previous, dtype, error_bound)
+
+    monkeypatch.setattr(FlexLora, "aggregate", choke)
+
+
+@pytest.mark.parametrize("robust", ROBUST)
+@pytest.mark.parametrize("strategy", ["flexlora", "flexlora-residual", "flora", "fedavg", "ffa", "hetlora"])
+def test_a_sound_round_has_none(tmp_path: Path, strategy: str, robust: list[dict[str, Any]]) -> None:
+    assert blamed(work_of(tmp_path, strategy, robust=robust)) == ()
+
+
+def test_a_damaged_and_a_missing_file_are_named_in_order(tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+    work.inputs[3].path.unlink()
+    flip(work.inputs[1])
+    damaged, missing = blamed(work)
+    assert (damaged.index, damaged.client_id, damaged.sha256) == (1, "client-1", work.inputs[1].told.sha256)
+    assert damaged.why.startswith("its file is damaged: it has SHA-256 ")
+    assert (missing.index, missing.client_id) == (3, "client-3")
+    assert missing.why == f"its file is missing; restore the blob {missing.sha256} or exclude the upload"
+
+
+def test_without_those_named_the_round_goes_on(tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+    flip(work.inputs[2], at=20)
+    named = {one.index for one in blamed(work)}
+    left = [given for index, given in enumerate(work.inputs) if index not in named]
+    total = sum(given.weight for given in left)
+    aggregated(replace(work, inputs=[replace(given, weight=given.weight / total) for given in left]), tmp_path / "done")
+    assert named == {2}
+
+
+def test_a_file_with_the_right_digest_that_is_no_update_any_more(tmp_path: Path) -> None:
+    """As if the rules had become stricter since it was accepted."""
+    work = work_of(tmp_path)
+    strict = work.spec.model_copy(update={"norm_bound": 1e-3})
+    assert [one.index for one in blamed(replace(work, spec=strict))] == list(range(5))
+    assert all("would not be accepted now (tensor 'base_model" in one.why for one in blamed(replace(work, spec=strict)))
+
+
+def test_one_that_the_strategy_chokes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of(tmp_path)
+    choking(monkeypatch, _first_number(work, 3))
+    [one] = blamed(work)
+    assert (one.index, one.client_id) == (3, "client-3")
+    assert one.why == "it cannot be aggregated, not even alone (AggregationError: this one is too much); exclude it"
+
+
+def test_where_everything_fails_nobody_is_blamed_but_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = work_of(tmp_path)
+
+    def broken(*_: object) -> Aggregate:
+        raise AggregationError("nothing works")
+
+    monkeypatch.setattr(FlexLora, "aggregate", broken)
+    assert blamed(work) == ()
+    flip(work.inputs[2])
+    assert [one.index for one in blamed(work)] == [2]
+
+
+def test_a_damaged_header_or_tensor_is_found_among_sound_ones(tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+    flip(work.inputs[0], at=9)
+    flip(work.inputs[4], at=-1)
+    assert [one.index for one in blamed(work)] == [0, 4]
+
+
+def test_a_storage_that_fails_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = work_of(tmp_path)
+
+    def full(*_: object) -> Aggregate:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FlexLora, "aggregate", full)
+    with pytest.raises(OSError, match="No space left"):
+        blamed(work)
+
+
+def test_a_lost_lease_stops_the_search(tmp_path: Path) -> None:
+    work = work_of(tmp_path)
+
+    def lost() -> None:
+        raise LeaseLost("taken over")
+
+    with pytest.raises(LeaseLost):
+        culprits(work, [given.told.sha256 for given in work.inputs], lost)
+
+
+def _first_number(work: Work, index: int) -> float:
+    return float(Uploads(work.spec, work.inputs).updates("layers.0.proj")[index].A[0, 0])
