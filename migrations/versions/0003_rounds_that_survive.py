@@ -39,15 +39,18 @@ def upgrade() -> None:
 
 
 def _freeze_what_was_accepted() -> None:
-    """What counted before counts still: every accepted upload in its own round, in the order of the participants."""
+    """What counted before counts still: every accepted upload in its own round, in the order of the participants.
+
+    What an abandoned attempt had accepted did not count then, and does not now: its participants were asked again.
+    """
     rounds = sa.table("rounds", *(sa.column(name) for name in ("id", "number", "state")))
     uploads = sa.table("uploads", *(sa.column(name) for name in ("id", "round_id", "client_id", "state", "counts_in")))
     inputs = sa.table(
         "round_inputs", *(sa.column(name) for name in ("round_id", "position", "upload_id", "staleness", "excluded"))
     )
-    own = sa.select(rounds.c.number).where(rounds.c.id == uploads.c.round_id).scalar_subquery()
+    own = sa.select(rounds.c.number).where(rounds.c.id == uploads.c.round_id, rounds.c.state != "ABANDONED")
     connection = op.get_bind()
-    connection.execute(uploads.update().where(uploads.c.state == "ACCEPTED").values(counts_in=own))
+    connection.execute(uploads.update().where(uploads.c.state == "ACCEPTED").values(counts_in=own.scalar_subquery()))
     position = sa.func.row_number().over(partition_by=uploads.c.round_id, order_by=uploads.c.client_id) - 1
     frozen = (
         sa.select(uploads.c.round_id, position, uploads.c.id, sa.literal(0), sa.false())

@@ -19,6 +19,8 @@ from flexlora_server.records import events, runs
 from flexlora_server.store import Store, Tx
 from flexlora_server.tables import Round
 
+BACK_OFF = 10.0  # seconds until a round that was given back for its storage's sake may be taken again
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -37,17 +39,17 @@ def take(tx: Tx, seconds: float, holder: str) -> Lease | None:
     do so for ever.
     """
     free = or_(Round.lease_until.is_(None), Round.lease_until <= tx.now)
-    waiting = select(Round.id, Round.run).where(Round.state == "AGGREGATING", free).order_by(Round.id)
-    for round_id, name in tx.session.execute(waiting).all():
-        run = runs.lock(tx, name)  # before the round's row, as everybody else does
-        round_ = tx.session.scalar(_if_it_waits(free, round_id))
-        if round_ is None:  # another worker was first
-            continue
-        if round_.lease_holder is not None:
-            progress.failed(tx, run, round_, f"worker {round_.lease_holder} died or was cut off while it aggregated")
-        if round_.state == "AGGREGATING":
-            return _lease(tx, round_, seconds, holder)
-    return None
+    waiting = select(Round.id, Round.run).where(Round.state == "AGGREGATING", free).order_by(Round.id).limit(1)
+    first = tx.session.execute(waiting).first()
+    if first is None:
+        return None
+    run = runs.lock(tx, first.run)  # before the round's row, as everybody else does; one run a transaction
+    round_ = tx.session.scalar(_if_it_waits(free, first.id))
+    if round_ is not None and round_.lease_holder is not None:
+        progress.failed(tx, run, round_, f"worker {round_.lease_holder} died or was cut off while it aggregated")
+    if round_ is None or round_.state != "AGGREGATING":  # another worker was first, or it failed too often
+        return None
+    return _lease(tx, round_, seconds, holder)
 
 
 def _if_it_waits(free: ColumnElement[bool], round_id: int) -> Select[Round]:
@@ -63,13 +65,16 @@ def _lease(tx: Tx, round_: Round, seconds: float, holder: str) -> Lease:
 
 
 def renew(tx: Tx, lease: Lease, seconds: float) -> None:
-    """Hold on to a lease; the token is compared in the same statement.
+    """Hold on to a lease that was not given back; the token is compared in the same statement.
 
     Raises:
         LeaseLost: another worker has it, or the round is no longer AGGREGATING.
     """
     held = update(Round).where(
-        Round.id == lease.round_id, Round.lease_token == lease.token, Round.state == "AGGREGATING"
+        Round.id == lease.round_id,
+        Round.lease_token == lease.token,
+        Round.lease_holder.is_not(None),
+        Round.state == "AGGREGATING",
     )
     until = tx.now + timedelta(seconds=seconds)
     if tx.session.execute(held.values(lease_until=until).returning(Round.id)).first() is None:
@@ -77,7 +82,9 @@ def renew(tx: Tx, lease: Lease, seconds: float) -> None:
 
 
 def release(tx: Tx, lease: Lease, why: str | None) -> None:
-    """Give a round back without counting an attempt: another worker, or the same one later, may take it now.
+    """Give a round back without counting an attempt.
+
+    Where something went wrong (`why`) it is not taken again for a while: its storage may be what fails, and other runs' is not.
 
     Raises:
         LeaseLost: as `renew`.
@@ -87,7 +94,7 @@ def release(tx: Tx, lease: Lease, why: str | None) -> None:
     round_ = tx.session.get_one(Round, lease.round_id, populate_existing=True)
     round_.lease_until, round_.lease_holder = None, None
     if why is not None:
-        round_.reason = why
+        round_.reason, round_.lease_until = why, tx.now + timedelta(seconds=BACK_OFF)
     events.touch(tx, run)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, or_, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from flexlora_server import progress
 from flexlora_server.records import presence, rounds, runs
@@ -107,6 +107,8 @@ class Lookout:
             if found is not None:
                 with self._store.transaction() as tx:
                     progress.apply(tx, runs.lock(tx, name), found)
+        except OperationalError as error:  # a lock that somebody holds; without a database the next statement fails too
+            log.warning("run %s is moved on later: %s", name, error)
         except SQLAlchemyError:
             raise
         except Exception:  # a defect met in one run must not hold up the others

@@ -84,6 +84,8 @@ def apply(tx: Tx, run: Run, found: Due) -> None:
     round_ = rounds.current(tx, run.name)
     if round_ is None or (round_.id, round_.version) != (found.round_id, found.version):
         return
+    if isinstance(found.decision, machine.Begin) and run.state != "RUNNING":  # paused meanwhile
+        return
     match found.decision:
         case machine.Begin(participants, deadline):
             rounds.assign(tx, round_, participants, uploads.carried(tx, round_))

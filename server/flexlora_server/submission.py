@@ -11,7 +11,7 @@ from flexlora_server.adapters.stored import StoredAdapter
 from flexlora_server.admission import check_announcement
 from flexlora_server.blobs import BlobStore, digest
 from flexlora_server.errors import Refusal
-from flexlora_server.records import adapters, rounds, runs, uploads
+from flexlora_server.records import adapters, clients, rounds, runs, uploads
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store, Tx
 from flexlora_server.tables import Round, Run, Upload
@@ -29,7 +29,11 @@ def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str
     with store.transaction() as tx:
         run = runs.lock(tx, name)
         round_ = rounds.latest(tx, name, number)
-        if isinstance(_admit(tx, run, round_, client, told.sha256), machine.Repeat):
+        clients.require_enrolled(tx, client)
+        open_ = uploads.under_way(tx, round_, client)
+        again = open_ is not None and open_.announced == told.model_dump(mode="json")
+        at = open_.created_at if open_ is not None and again else None
+        if isinstance(_admit(tx, run, round_, client, told.sha256, at), machine.Repeat):
             before = uploads.accepted(tx, round_, client)
             assert before is not None, "what is repeated was accepted"
             return uploads.status(before, round_)

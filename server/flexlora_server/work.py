@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from urllib.parse import urlencode
 
 from flexlora_server.aggregation.strategy import strategy
@@ -51,10 +52,14 @@ def find(coordinator: Coordinator, name: str, client: str) -> tuple[Task | None,
         run = runs.get(tx, name)
         refuse_over(run)
         spec, round_ = runs.spec_of(run), rounds.current(tx, name)
-        if round_ is None or round_.deadline is None or round_.state != "COLLECTING" or round_.deadline <= tx.now:
+        if round_ is None or round_.deadline is None or round_.state != "COLLECTING":
             return None, run.version
         place = rounds.assignment(tx, round_, client)
-        if place is None or uploads.accepted(tx, round_, client) is not None:
+        here = place is not None and place.round_id == round_.id  # another attempt's place is for uploads alone
+        if place is None or not here or uploads.accepted(tx, round_, client) is not None:
+            return None, run.version
+        under_way = uploads.under_way(tx, round_, client) is not None  # in grace it may still arrive
+        if tx.now >= round_.deadline + timedelta(seconds=spec.grace if under_way else 0):
             return None, run.version
     blob = slice_blob(coordinator.store, coordinator.blobs, name, round_.number - 1, place.rank, place.rank_pattern)
     return _message(spec, round_, place, blob.sha256, blob.size), run.version

@@ -173,7 +173,10 @@ class Worker:
 
     def _failed(self, job: Job, heartbeat: Heartbeat, why: str) -> None:
         """Count a failed attempt, with the uploads that break the aggregation named where they can be told."""
-        named = "" if job.previous is None else self._culprits(job, job.previous, heartbeat)
+        try:
+            named = "" if job.previous is None else self._culprits(job, job.previous, heartbeat)
+        except OSError as error:  # a failure that cannot be explained is a failure still
+            named = f" Which input breaks it could not be told: {error}."
         with self._store.transaction() as tx:
             run = runs.lock(tx, job.lease.run)
             leases.renew(tx, job.lease, 0)  # the token is compared: a worker that lost its lease reports nothing
@@ -186,7 +189,9 @@ class Worker:
         if missing:
             gone = [given.upload for given in job.inputs if given.sha256 in missing]
             return "".join(f" Upload {upload}: its bytes are not in the storage." for upload in gone)
-        found = culprits(self._given(job, previous), [given.sha256 for given in job.inputs], heartbeat.check)
+        found = culprits(
+            self._given(job, previous), [given.sha256 for given in job.inputs], lambda: self._alive(heartbeat)
+        )
         return "".join(f" Upload {job.inputs[one.index].upload}: {one.why}." for one in found)
 
 

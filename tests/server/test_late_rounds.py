@@ -146,3 +146,30 @@ def test_what_an_abandoned_attempt_trained_counts_in_the_next(coordinator: Serve
     while not coordinator.work():
         pass
     assert {one for one, _ in inputs(coordinator, 1)} == {first["upload_id"], second["upload_id"]}
+
+
+def test_in_grace_the_same_announcement_finds_its_upload_and_the_task_is_still_given(coordinator: Served) -> None:
+    (quick, slow), tasks, data = two(coordinator, grace=50.0)
+    quick.upload(tasks[0], data[0])
+    upload = slow.announce(tasks[1], data[1])["id"]
+    begin(slow, upload, data[1])
+    coordinator.clock.advance(120)
+    assert slow.task("run", wait=0)["round"] == 1
+    assert slow.announce(tasks[1], data[1])["offset"] == 50
+    slow.send(upload, data[1], 50)
+    assert slow.commit(upload)["counts_in"] == 1
+
+
+def test_only_who_was_drawn_for_this_attempt_is_given_its_task(coordinator: Served) -> None:
+    coordinator.run(clients_per_round=1, min_updates=1)
+    several = {one.client_id: one for one in (coordinator.enrol(str(n)) for n in range(4))}
+    for attempt in range(1, 4):
+        for one in several.values():
+            one.declare("run", 2)
+        while coordinator.round("run", 1)["summary"]["state"] != "COLLECTING":
+            pass
+        given = [one for one in several.values() if one.call("GET", "/v1/runs/run/task").status_code == 200]
+        assert [one.client_id for one in given] == [p["client_id"] for p in coordinator.round("run", 1)["participants"]]
+        coordinator.clock.advance(100)
+        while coordinator.round("run", 1)["summary"]["attempt"] == attempt:
+            pass

@@ -1,14 +1,17 @@
 """The worker: leases that are taken over, workers that were fenced off, failures that end a run."""
 
+import errno
+
 import pytest
 
-from flexlora_server import engine, leases
-from flexlora_server.errors import LeaseLost
+from flexlora_server import engine, leases, progress, worker
+from flexlora_server import rounds as machine
+from flexlora_server.errors import Conflict, LeaseLost
 from flexlora_server.leases import Heartbeat
-from flexlora_server.records import inputs, rounds
+from flexlora_server.records import inputs, rounds, runs
 from flexlora_server.tables import Round
 from flexlora_server.worker import Worker, _job, _publish
-from tests.kit import Served, encode, tensors
+from tests.kit import Served, encode, spec, tensors
 
 
 def ready(coordinator: Served) -> None:
@@ -161,7 +164,7 @@ def test_aggregating_twice_gives_the_same_bytes(coordinator: Served) -> None:
 
 
 def test_a_storage_that_fails_costs_no_attempt(coordinator: Served) -> None:
-    """The place fails, not the round: it is given back, and taken up again at once."""
+    """The place fails, not the round: it is given back, and taken up again a little later, after those of other runs."""
     ready(coordinator)
     folder = coordinator.settings.data_dir / "temporary"
     folder.rmdir()
@@ -170,6 +173,8 @@ def test_a_storage_that_fails_costs_no_attempt(coordinator: Served) -> None:
         coordinator.worker.step()
     folder.unlink()
     folder.mkdir()
+    assert coordinator.work() == 0
+    coordinator.clock.advance(leases.BACK_OFF)
     assert coordinator.work() == 1
     assert state(coordinator) == "PUBLISHED"
     assert coordinator.round("run", 1)["summary"]["failures"] == 0
@@ -225,8 +230,8 @@ def broken(coordinator: Served) -> tuple[str, str]:
     for one in pair:
         one.declare("run", 2)
     tasks = [one.task("run") for one in pair]
-    spec = coordinator.spec("run")
-    data = [encode(tensors(spec, 2, seed=seed)) for seed in (1, 2)]
+    run = coordinator.spec("run")
+    data = [encode(tensors(run, 2, seed=seed)) for seed in (1, 2)]
     sound, poison = [one.upload(task, sent) for one, task, sent in zip(pair, tasks, data, strict=True)]
     damaged = coordinator.blobs.path(poison["sha256"])
     damaged.write_bytes(b"not an adapter")
@@ -283,3 +288,61 @@ def test_a_missing_upload_is_named(coordinator: Served) -> None:
     coordinator.blobs.path(upload.sha256).unlink()
     assert coordinator.worker.step()
     assert f"Upload {upload.id}: its bytes are not in the storage." in coordinator.round("run", 1)["summary"]["reason"]
+
+
+def test_a_round_whose_storage_fails_leaves_other_runs_their_turn(coordinator: Served) -> None:
+    ready(coordinator)
+    with coordinator.store.reading() as tx:
+        sha256 = inputs.frozen(tx, rounds.latest(tx, "run", 1))[0].upload.sha256
+    path = coordinator.blobs.path(sha256)
+    path.unlink()
+    path.mkdir()  # neither there nor missing
+    coordinator.operator.expect(201, "POST", "/v1/runs", json=spec("other"))
+    coordinator.operator.expect(200, "POST", "/v1/runs/other/start")
+    with pytest.raises(OSError, match="device|directory"):
+        coordinator.worker.step()
+    assert coordinator.worker.step()
+    told = coordinator.operator.expect(200, "GET", "/v1/runs/other/rounds/0")
+    assert told["summary"]["state"] == "PUBLISHED"
+
+
+def test_a_failure_that_cannot_be_explained_counts_still(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*given: object) -> tuple[()]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ready(coordinator)
+    monkeypatch.setattr(engine, "write_aggregate", lambda *given: [][1])
+    monkeypatch.setattr(worker, "culprits", no_room)
+    assert coordinator.worker.step()
+    found = round_of(coordinator)
+    assert (found.failures, found.lease_holder) == (1, None)
+    assert "could not be told" in str(found.reason)
+
+
+def test_a_decision_to_begin_is_void_once_the_run_is_paused(coordinator: Served) -> None:
+    coordinator.run(min_clients=2)
+    coordinator.enrol().declare("run", 2)
+    with coordinator.store.transaction() as tx:
+        run, round_ = runs.lock(tx, "run"), rounds.latest(tx, "run", 1)
+        found = progress.Due(machine.Begin((), tx.now), round_.id, round_.version)
+        runs.act(tx, run, "pause")
+        progress.apply(tx, run, found)
+        assert rounds.latest(tx, "run", 1).state == "OPEN"
+
+
+def test_a_decision_on_what_has_changed_since_is_void(coordinator: Served) -> None:
+    """Two decide at once that the quorum is missed; meanwhile an update was accepted."""
+    coordinator.run(min_clients=2)
+    pair = [coordinator.enrol() for _ in "ab"]
+    for one in pair:
+        one.declare("run", 2)
+    task = pair[0].task("run")
+    with coordinator.store.reading() as tx:
+        round_ = rounds.latest(tx, "run", 1)
+        stale = progress.Due(machine.Abandon("Nobody came."), round_.id, round_.version)
+    pair[0].upload(task, encode(tensors(coordinator.spec("run"), 2)))
+    with coordinator.store.transaction() as tx:
+        progress.apply(tx, runs.lock(tx, "run"), stale)
+    assert (round_of(coordinator).state, round_of(coordinator).attempt) == ("COLLECTING", 1)
+    with pytest.raises(Conflict), coordinator.store.transaction() as tx:
+        rounds.touch(tx, round_)  # as it was read before

@@ -112,12 +112,24 @@ def get(tx: Tx, client_id: str, *, lock: bool = False) -> Client:
     Raises:
         Refusal: CLIENT_NOT_FOUND.
     """
-    client = tx.session.get(Client, client_id, with_for_update=lock or None)
+    # no key update: whoever writes an upload of the client holds a share of its key, and may hold what a revocation waits for
+    client = tx.session.get(Client, client_id, with_for_update={"key_share": True} if lock else None)
     if client is None:
         raise Refusal(
             Code.CLIENT_NOT_FOUND, f"No client has the id {client_id[:64]!r}; `flexlora-client clients list` shows all."
         )
     return client
+
+
+def require_enrolled(tx: Tx, client_id: str) -> None:
+    """Refuse a client that was revoked after its request was let in; a revocation waits until this transaction ends.
+
+    Raises:
+        Refusal: UNAUTHENTICATED.
+    """
+    client = tx.session.get(Client, client_id, with_for_update={"read": True}, populate_existing=True)
+    if client is None or client.revoked_at is not None:
+        raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enrol it again.")
 
 
 def every(tx: Tx) -> Sequence[Client]:

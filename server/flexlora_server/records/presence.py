@@ -54,7 +54,7 @@ class Present(Sequence[str]):
 
 def saw(tx: Tx, run: str, clients: Sequence[str]) -> None:
     """Write that these participants are polling for a task of the run now."""
-    asked = sorted(clients)  # the same order everywhere: two coordinators do not lock each other out
+    asked = sorted(clients)
     for start in range(0, len(asked), BATCH):
         some = Participation.client_id.in_(asked[start : start + BATCH])
         polling = update(Participation).where(Participation.run == run, some).values(last_seen_at=tx.now)

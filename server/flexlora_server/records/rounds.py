@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
 
 from flexlora_server import rounds as machine
 from flexlora_server.errors import Conflict, Refusal
@@ -123,31 +123,36 @@ def touch(tx: Tx, round_: Round, **values: Any) -> None:
 
 def assign(tx: Tx, round_: Round, clients: Iterable[str], carried: Iterable[str] = ()) -> None:
     """Fix the participants of a round, each at the rank declared now; whose update was carried, at the rank it has."""
-    kept = frozenset(carried)
-    for client in clients:
+    kept, wanted = frozenset(carried), list(clients)
+    declared = select(Participation.client_id, Participation.declaration).where(Participation.run == round_.run)
+    told = {row.client_id: row.declaration for row in tx.session.execute(declared)}
+    before = {place.client_id: place for place in tx.session.scalars(_places(round_))} if kept else {}
+    for client in wanted:
         if client in kept:
-            join(tx, round_, client)
-            continue
-        declaration = declaration_of(tx, round_.run, client)
-        assert declaration is not None, "only declared participants are gathered"
-        _place(tx, round_, client, declaration.rank, declaration.rank_pattern)
+            tx.session.add(_place(round_, client, before[client].rank, before[client].rank_pattern))
+        else:
+            tx.session.add(_place(round_, client, told[client]["rank"], told[client]["rank_pattern"]))
     tx.session.flush()
 
 
-def join(tx: Tx, round_: Round, client: str) -> Assignment:
-    """The place that an earlier attempt gave a participant, in this attempt."""
+def join(tx: Tx, round_: Round, client: str) -> None:
+    """Give a participant the place in this attempt that an earlier one gave it."""
     before = assignment(tx, round_, client)
     assert before is not None, "only participants of an earlier attempt join"
-    if before.round_id == round_.id:
-        return before
-    return _place(tx, round_, client, before.rank, before.rank_pattern)
+    if before.round_id != round_.id:
+        tx.session.add(_place(round_, client, before.rank, before.rank_pattern))
+        tx.session.flush()
 
 
-def _place(tx: Tx, round_: Round, client: str, rank: int, pattern: Mapping[str, int]) -> Assignment:
-    place = Assignment(round_id=round_.id, client_id=client, rank=rank, rank_pattern=dict(pattern))
-    tx.session.add(place)
-    tx.session.flush()
-    return place
+def _place(round_: Round, client: str, rank: int, pattern: Mapping[str, int]) -> Assignment:
+    return Assignment(round_id=round_.id, client_id=client, rank=rank, rank_pattern=dict(pattern))
+
+
+def _places(round_: Round) -> Select[Assignment]:
+    """The places that this attempt and those before it gave, in the order of the attempts."""
+    wanted = select(Assignment).join(Round, Round.id == Assignment.round_id)
+    wanted = wanted.where(Round.run == round_.run, Round.number == round_.number, Round.attempt <= round_.attempt)
+    return wanted.order_by(Round.attempt)
 
 
 def assignment(tx: Tx, round_: Round, client: str) -> Assignment | None:
@@ -155,9 +160,9 @@ def assignment(tx: Tx, round_: Round, client: str) -> Assignment | None:
 
     All attempts at a round begin from the same adapter: what was trained in an abandoned one is as good in the next.
     """
-    wanted = select(Assignment).join(Round, Round.id == Assignment.round_id)
-    wanted = wanted.where(Round.run == round_.run, Round.number == round_.number, Round.attempt <= round_.attempt)
-    return tx.session.scalar(wanted.where(Assignment.client_id == client).order_by(Round.attempt.desc()).limit(1))
+    wanted = _places(round_).where(Assignment.client_id == client)
+    found = tx.session.scalars(wanted).all()
+    return found[-1] if found else None
 
 
 def next_number(tx: Tx, round_: Round) -> int:
@@ -199,10 +204,12 @@ def present(tx: Tx, run: str, window: float) -> Present:
 
 def waiting_clients(tx: Tx, run: str) -> frozenset[str]:
     """The participants that have work to do: assigned in the collecting round, with nothing accepted yet."""
-    done = select(Upload.client_id).where(Upload.round_id == Round.id, Upload.state == "ACCEPTED")
+    done = exists().where(
+        Upload.round_id == Assignment.round_id, Upload.client_id == Assignment.client_id, Upload.state == "ACCEPTED"
+    )
     wanted = (
         select(Assignment.client_id)
         .join(Round, Round.id == Assignment.round_id)
-        .where(Round.run == run, Round.state == "COLLECTING", Assignment.client_id.not_in(done))
+        .where(Round.run == run, Round.state == "COLLECTING", ~done)
     )
     return frozenset(tx.session.scalars(wanted))

@@ -41,7 +41,8 @@ def get(tx: Tx, name: str) -> Run:
 
 def lock(tx: Tx, name: str) -> Run:
     """A run to change: whoever else changes it waits until this transaction ends."""
-    return _found(tx.session.get(Run, name, with_for_update=True, populate_existing=True), name)
+    # no key update: rows that only name the run need not wait
+    return _found(tx.session.get(Run, name, with_for_update={"key_share": True}, populate_existing=True), name)
 
 
 def _found(run: Run | None, name: str) -> Run:
@@ -75,8 +76,7 @@ def act(tx: Tx, run: Run, action: Action) -> None:
 def set_state(tx: Tx, run: Run, state: str, detail: str) -> None:
     """Write a locked run's state and log it."""
     run.state = state
-    if state in {"CANCELLED", "FAILED"}:
-        run.reason = detail
+    run.reason = detail if state in {"CANCELLED", "FAILED"} else None
     events.record(tx, run, f"run-{state.lower()}", detail)
 
 

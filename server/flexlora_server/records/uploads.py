@@ -48,6 +48,11 @@ def accepted(tx: Tx, round_: Round, client: str) -> Upload | None:
     return _of(tx, round_, client, "ACCEPTED")
 
 
+def under_way(tx: Tx, round_: Round, client: str) -> Upload | None:
+    """What this participant has announced for the round and not completed."""
+    return _of(tx, round_, client, "OPEN")
+
+
 def _of(tx: Tx, round_: Round, client: str, state: str) -> Upload | None:
     wanted = select(Upload).where(Upload.round_id == round_.id, Upload.client_id == client, Upload.state == state)
     return tx.session.scalar(wanted)
