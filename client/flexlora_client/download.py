@@ -54,8 +54,9 @@ class _Download:
             except Refused as error:
                 beyond = error.code is Code.RANGE_NOT_SATISFIABLE
                 if beyond:
+                    damaged += 1
                     self._forget()
-                self._attempts.failed(error, recoverable=beyond)
+                self._attempts.failed(error, recoverable=beyond and damaged < DAMAGED_ATTEMPTS)
             except ClientError as error:
                 self._attempts.failed(error)
 

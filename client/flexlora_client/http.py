@@ -98,7 +98,8 @@ class Http:
 
     def follow(self, link: str, begin: int) -> AbstractContextManager[Stream]:
         """GET a link that the coordinator gave, from byte `begin` on, without the key; see `links.follow`."""
-        return follow(link, begin, self._ca_file, self._io_timeout)
+        encrypted = self.url.startswith("https:")
+        return follow(link, begin, self._ca_file, self._io_timeout, encrypted=encrypted)
 
     def _has_another_key(self) -> bool:
         """Take over the key of now, where it is another one: whoever tries again then uses it."""

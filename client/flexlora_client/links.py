@@ -17,20 +17,22 @@ NOT_SATISFIABLE = 416  # passed on: the fetcher knows what it has
 
 
 @contextmanager
-def follow(link: str, begin: int, ca_file: Path | None, io_timeout: float) -> Iterator[Stream]:
+def follow(link: str, begin: int, ca_file: Path | None, io_timeout: float, *, encrypted: bool) -> Iterator[Stream]:
     """GET `link` from byte `begin` on; the body comes in chunks inside the `with` block.
+
+    encrypted: whether the link must be one of https, as the coordinator's own address is.
 
     Raises:
         Unreachable: the host does not answer, does not take the link (any more), or cuts the body; always worth asking
             the coordinator for another link.
     """
-    url = _checked(link)
+    url = _checked(link, encrypted)
     host = f"{url.scheme}://{url.netloc.decode()}"
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begin}-"} if begin else {})
     timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT)
     try:
         with (
-            httpx2.Client(timeout=timeout, verify=trust(link, ca_file)) as client,
+            httpx2.Client(timeout=timeout, verify=trust(link, ca_file, elsewhere=True)) as client,
             client.stream("GET", url, headers=headers) as response,
         ):
             if not (response.is_success or response.status_code == NOT_SATISFIABLE):
@@ -41,7 +43,7 @@ def follow(link: str, begin: int, ca_file: Path | None, io_timeout: float) -> It
         raise Unreachable(f"no answer from {host}: {reason_of(error)}") from error
 
 
-def _checked(link: str) -> httpx2.URL:
+def _checked(link: str, encrypted: bool) -> httpx2.URL:
     try:
         url = httpx2.URL(link)
     except httpx2.InvalidURL:
@@ -49,5 +51,11 @@ def _checked(link: str) -> httpx2.URL:
     if url.scheme not in ("http", "https") or not url.host or url.userinfo:
         raise Unreachable(
             f"the coordinator's link leads to {url.scheme}://{url.host}, not to http or https", transient=False
+        )
+    if encrypted and url.scheme != "https":  # anybody on the way could read the adapter and the link
+        raise Unreachable(
+            f"the coordinator's link leads to http://{url.host}, though it is itself reached by https; its operator must "
+            "give the storage's public address with https",
+            transient=False,
         )
     return url

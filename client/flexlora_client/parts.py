@@ -4,7 +4,6 @@ Parts are short at first and grow while the line carries them. Of a part that is
 behind a proxy that gathers whole requests nothing did, so a line that cuts gets shorter ones.
 """
 
-import base64
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from flexlora_client.errors import BadInput
 from flexlora_client.reporter import Position
+from flexlora_shared.digests import digest_field
 
 LONGEST = 8 << 20  # bytes; the protocol's limit
 FIRST = 1 << 20
@@ -53,7 +53,7 @@ class Part:
     @property
     def digest(self) -> str:
         """The value of `Content-Digest`."""
-        return f"sha-256=:{base64.b64encode(hashlib.sha256(self.content).digest()).decode()}:"
+        return digest_field(hashlib.sha256(self.content).digest())
 
     def chunks(self, position: Position, size: int) -> Iterator[bytes]:
         """The bytes as they are handed over, telling where in the `size` bytes of the update that is."""

@@ -1,4 +1,4 @@
-"""Whose certificates are believed: one authority named by the participant, or the system's."""
+"""Whose certificates are believed: of the coordinator one authority named by the participant, or the system's; elsewhere both."""
 
 import ssl
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from flexlora_client.errors import BadInput
 
 
-def trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
-    """What an exchange with `url` believes: `ca_file`'s authority, else the system's (True).
+def trust(url: str, ca_file: Path | None, *, elsewhere: bool = False) -> ssl.SSLContext | bool:
+    """What an exchange with `url` believes: `ca_file`'s authority, else the system's (True); `elsewhere` both.
 
     Raises:
         BadInput: the file holds no certificates.
@@ -16,6 +16,9 @@ def trust(url: str, ca_file: Path | None) -> ssl.SSLContext | bool:
         # loading the system's takes longer than a call; without TLS an empty context, which believes nobody, does
         return True if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=ca_file)
+        if elsewhere:
+            context.load_default_certs()
+        return context
     except (OSError, ssl.SSLError) as error:
         raise BadInput(f"cannot read certificates from {ca_file}: {error}") from None

@@ -6,6 +6,7 @@ Which machine made a module does not show in the bytes: nodes must have the work
 
 import platform
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -53,6 +54,7 @@ class _Kept:
 
     name = ""
     opened: Opened | None = None
+    pins = ExitStack()  # copies of blobs, which the cache may not evict before they are opened
 
 
 def on_node(sent: Sent, task: Callable[[Opened, ModuleSpec], R], module: ModuleSpec) -> R:
@@ -66,6 +68,7 @@ def on_node(sent: Sent, task: Callable[[Opened, ModuleSpec], R], module: ModuleS
     torch.set_num_threads(1)  # one LAPACK thread a task: what its bytes depend on
     try:
         if _Kept.opened is None or _Kept.name != sent.name:
+            _Kept.pins.close()
             _Kept.opened, _Kept.name = Opened(_located(sent)), sent.name
         return task(_Kept.opened, module)
     except FileNotFoundError as error:  # the worker has found it: it is missing here
@@ -85,5 +88,5 @@ def _located(sent: Sent) -> Work:
             f"the Ray node {platform.node()} has FLEXLORA_BLOBS_URL={settings.blobs_url}, the worker {sent.blobs_url}: start "
             "Ray with the worker's settings of the object store"
         )
-    blobs = open_blobs(settings)
-    return moved(sent.work, lambda path: blobs.path(path.name))
+    pin = _Kept.pins.enter_context(open_blobs(settings).pinned())
+    return moved(sent.work, lambda path: pin(path.name))

@@ -43,7 +43,7 @@ def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str
         row, replaced = uploads.announce(tx, round_, client, told)
         status = uploads.status(row, round_)
     if replaced is not None:
-        blobs.incoming.drop(replaced.id)
+        _drop(blobs, replaced.id)
     return status
 
 
@@ -88,12 +88,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         _admit(tx, run, round_, client, row.sha256, row.created_at)
         previous = adapters.published(tx, run.name, round_.number - 1)
     if row.offset != row.size:
-        raise Refusal(
-            Code.UPLOAD_INCOMPLETE,
-            f"{row.offset} of {row.size} bytes have arrived; send the rest, then commit.",
-            headers={"Upload-Offset": str(row.offset)},
-            offset=row.offset,
-        )
+        raise _incomplete(row.offset, row.size)
     try:
         with blobs.incoming.gathered(upload, row.parts or (), row.sha256) as path:
             _check(path, runs.spec_of(run), row, StoredAdapter(blobs.path(previous.sha256)))
@@ -101,14 +96,41 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
     except Refusal:
         _discard(store, blobs, upload, client)
         raise
-    except FileNotFoundError:  # cancelled meanwhile: its row says why
-        with store.reading() as tx:
-            uploads.require_open(tx, uploads.owned(tx, upload, client))
-        raise
-    receipt = _accept(store, settings, upload, client)
-    with suppress(OSError):  # parts that are a blob now; `sweep` deletes what is left
-        blobs.incoming.drop(upload)
+    except FileNotFoundError:
+        return _gone(store, blobs, row)
+    with blobs.publishing([row.sha256]):
+        receipt = _accept(store, settings, upload, client)
+    _drop(blobs, upload)
     return receipt
+
+
+def _gone(store: Store, blobs: BlobStore, row: Upload) -> Receipt:
+    """What becomes of a commit that found bytes missing: another one has moved them, or the row says why, or they are lost."""
+    lost = blobs.incoming.lost(row.id, row.parts or (), row.sha256)
+    with store.transaction() as tx:
+        now = uploads.owned(tx, row.id, row.client_id)
+        if now.state == "ACCEPTED":
+            return uploads.receipt(now, tx.session.get_one(Round, now.round_id))
+        uploads.require_open(tx, now)
+        if lost:
+            uploads.shorten(tx, row.id, row.offset, 0)
+    if not lost:
+        raise FileNotFoundError(f"the upload {row.id} is whole, but the adapter it is checked against is missing")
+    raise _incomplete(0, row.size)
+
+
+def _incomplete(there: int, size: int) -> Refusal:
+    return Refusal(
+        Code.UPLOAD_INCOMPLETE,
+        f"{there} of {size} bytes have arrived; send the rest, then commit.",
+        headers={"Upload-Offset": str(there)},
+        offset=there,
+    )
+
+
+def _drop(blobs: BlobStore, upload: str) -> None:
+    with suppress(OSError):  # it is decided already; `sweep` deletes what is left
+        blobs.incoming.drop(upload)
 
 
 def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredAdapter) -> None:
@@ -125,7 +147,7 @@ def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredAdapter) -> N
 def _discard(store: Store, blobs: BlobStore, upload: str, client: str) -> None:
     with store.transaction() as tx:
         uploads.cancel(tx, uploads.owned(tx, upload, client))
-    blobs.incoming.drop(upload)
+    _drop(blobs, upload)
 
 
 def _accept(store: Store, settings: Settings, upload: str, client: str) -> Receipt:

@@ -7,12 +7,13 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server import engine, leases, progress
 from flexlora_server.adapters.uploads import Accepted, weighted
-from flexlora_server.blobs import Blob, BlobStore, digest
+from flexlora_server.blobs import Blob, BlobStore, Damaged
 from flexlora_server.errors import LeaseLost
 from flexlora_server.figures import energy_over_modules, summary
 from flexlora_server.leases import Heartbeat, Lease
@@ -123,8 +124,8 @@ class Worker:
         with Heartbeat(self._store, lease, self._settings.lease_seconds).beating() as heartbeat:
             try:
                 result = self._work(job, lambda: self._alive(heartbeat))
-            except FileNotFoundError as error:  # an input is gone: no later try finds it
-                self._failed(job, heartbeat, f"a file that the round needs is missing: {error}")
+            except (FileNotFoundError, Damaged) as error:  # an input is gone: no later try finds it
+                self._failed(job, heartbeat, f"a file that the round needs is missing or damaged: {error}")
                 return
             except (LeaseLost, Stopping, SQLAlchemyError, OSError):
                 raise
@@ -132,7 +133,8 @@ class Worker:
                 log.exception("run %s round %d: aggregation failed", lease.run, lease.number)
                 self._failed(job, heartbeat, f"{type(error).__name__}: {error}")
                 return
-        with self._store.transaction() as tx:
+        made = [result.adapter.sha256, *(blob.sha256 for _, _, blob in result.slices)]
+        with self._blobs.publishing(made), self._store.transaction() as tx:
             _publish(tx, lease, result)
         log.info("run %s round %d: published in %.1f s", lease.run, lease.number, result.seconds)
 
@@ -143,12 +145,12 @@ class Worker:
 
     def _work(self, job: Job, alive: Callable[[], None]) -> Result:
         started = time.perf_counter()
-        with self._blobs.writing() as file:
+        with self._blobs.writing() as file, self._blobs.pinned() as pin:
             modules, updates = tuple[ModuleMetrics, ...](), None
             if job.previous is None:
                 engine.write_initial(job.spec, file)
             else:
-                modules, updates = engine.write_aggregate(self._given(job, job.previous), file, alive, self._pool)
+                modules, updates = engine.write_aggregate(self._given(job, job.previous, pin), file, alive, self._pool)
             adapter = self._blobs.finish(file)
         cut = []
         for rank, pattern in job.ranks:
@@ -156,25 +158,21 @@ class Worker:
             cut.append((rank, pattern, cut_blob(self._blobs, adapter.sha256, job.spec, rank, pattern)))
         return Result(adapter, tuple(cut), modules, updates, time.perf_counter() - started)
 
-    def _given(self, job: Job, previous: str) -> engine.Work:
+    def _given(self, job: Job, previous: str, pin: Callable[[str], Path]) -> engine.Work:
         return engine.Work(
             spec=job.spec,
-            inputs=weighted([self._accepted(given) for given in job.inputs]),
-            previous=self._blobs.path(previous),
-            before=None if job.before is None else self._blobs.path(job.before),
+            inputs=weighted([_accepted(given, pin) for given in job.inputs]),
+            previous=pin(previous),
+            before=None if job.before is None else pin(job.before),
             past_norms=job.past_norms,
             threads=self._settings.aggregation_threads,
             device=self._settings.aggregation_device,
         )
 
-    def _accepted(self, given: Given) -> Accepted:
-        base = None if given.base is None else self._blobs.path(given.base)
-        return Accepted(self._blobs.path(given.sha256), given.told, given.client, given.staleness, base)
-
     def _failed(self, job: Job, heartbeat: Heartbeat, why: str) -> None:
         """Count a failed attempt, with the uploads that break the aggregation named where they can be told."""
         try:
-            named = "" if job.previous is None else self._culprits(job, job.previous, heartbeat)
+            named = "" if job.previous is None else self._culprits(job, job.previous, lambda: self._alive(heartbeat))
         except OSError as error:  # a failure that cannot be explained is a failure still
             named = f" Which input breaks it could not be told: {error}."
         with self._store.transaction() as tx:
@@ -182,17 +180,42 @@ class Worker:
             leases.renew(tx, job.lease, 0)  # the token is compared: a worker that lost its lease reports nothing
             progress.failed(tx, run, _round(tx, job.lease), f"{why}{named}"[:MOST])
 
-    def _culprits(self, job: Job, previous: str, heartbeat: Heartbeat) -> str:
-        if digest(self._blobs.path(previous)) != previous:
-            return f" The stored adapter of round {job.lease.number - 1} is damaged: restore the blob {previous}."
+    def _culprits(self, job: Job, previous: str, alive: Callable[[], None]) -> str:
+        if named := self._unsound(job, previous, alive):
+            return named
+        with self._blobs.pinned() as pin:
+            found = culprits(self._given(job, previous, pin), [given.sha256 for given in job.inputs], alive)
+        return "".join(f" Upload {job.inputs[one.index].upload}: {one.why}." for one in found)
+
+    def _unsound(self, job: Job, previous: str, alive: Callable[[], None]) -> str:
+        """What the storage itself has lost or damaged; damaged local copies are fetched again on the way."""
         missing = self._blobs.missing({given.sha256 for given in job.inputs})
         if missing:
             gone = [given.upload for given in job.inputs if given.sha256 in missing]
             return "".join(f" Upload {upload}: its bytes are not in the storage." for upload in gone)
-        found = culprits(
-            self._given(job, previous), [given.sha256 for given in job.inputs], lambda: self._alive(heartbeat)
-        )
-        return "".join(f" Upload {job.inputs[one.index].upload}: {one.why}." for one in found)
+        if self._damaged(previous):
+            return f" The stored adapter of round {job.lease.number - 1} is damaged: restore the blob {previous}."
+        for older in {job.before, *(given.base for given in job.inputs)} - {None, previous}:
+            if older is not None and self._damaged(older):
+                return f" An older stored adapter is damaged: restore the blob {older}."
+        named = ""
+        for given in job.inputs:
+            alive()
+            if self._damaged(given.sha256):
+                named += f" Upload {given.upload}: its file is damaged; restore the blob {given.sha256} or exclude the upload."
+        return named
+
+    def _damaged(self, sha256: str) -> bool:
+        try:
+            self._blobs.whole(sha256)
+        except Damaged:
+            return True
+        return False
+
+
+def _accepted(given: Given, pin: Callable[[str], Path]) -> Accepted:
+    base = None if given.base is None else pin(given.base)
+    return Accepted(pin(given.sha256), given.told, given.client, given.staleness, base)
 
 
 def _job(tx: Tx, lease: Lease) -> Job:

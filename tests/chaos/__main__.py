@@ -13,13 +13,13 @@ from tests.chaos.plants import PLANTS
 from tests.chaos.simulate import Tally
 from tests.chaos.sites import cluster
 
-BATCH = 25  # histories of one seed
+BATCH = 40  # histories of one seed
 
 
 def _arguments() -> Namespace:
     parser = ArgumentParser(prog="scripts/chaos", description=__doc__)
     parser.add_argument(
-        "--seed", type=int, default=1, help="of the first batch of 25 histories; each further one adds 1"
+        "--seed", type=int, default=1, help="of the first batch of 40 histories; each further one adds 1"
     )
     parser.add_argument("--steps", type=int, default=40, help="most steps of a history")
     parser.add_argument("--histories", type=int, default=500)

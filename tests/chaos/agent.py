@@ -50,6 +50,7 @@ class Agent:
     ledger: Ledger
     rank: int = 1
     revoked: bool = False
+    busy: bool = False  # in a call
     declared: bool = False
     over: bool = False
     task: dict[str, Any] | None = None

@@ -26,6 +26,18 @@ INSIDE = ("stall",) * 6 + (
     "cut-power",
 )  # what can only happen in the middle of something
 STALLS = (1.0, 61.0, 101.0, 121.0)  # seconds for which a process may stand still
+RIVALS = (
+    "stall",
+    "stall",
+    "stall",
+    "tick",
+    "tick",
+    "work",
+    "go",
+    "go",
+    "clock",
+    *INSIDE[6:],
+)  # inside what moves rounds on
 JUMPS = (1.0, 4.0, 61.0, 16.0, 101.0, 61.0, 90_000.0)  # seconds: past back-off, lease, presence, deadline, a day
 LOST = ("",) * 8 + ("request", "response")
 
@@ -95,7 +107,7 @@ class Drawing:
     def _steps(self, most: int) -> Iterator[Step]:
         for number in range(most):
             self.choices.start_span(number + 1)
-            more = self.choices.draw_boolean(0.97)
+            more = self.choices.draw_boolean(0.985)
             step = self._step(AGENT + AROUND, 2) if more else None
             self.choices.stop_span()
             if step is None:
@@ -106,16 +118,18 @@ class Drawing:
         kind, who, arg = self._one_of(kinds), self._number(0, 3), self._number(0, 3)
         lost = self._one_of(LOST)
         interruptions = self._one_of((0, 0, 1, 1, 2)) if depth else 0
-        return Step(kind, who, arg, lost, tuple(self._interruption(depth) for _ in range(interruptions)))
+        return Step(kind, who, arg, lost, tuple(self._interruption(kind, depth) for _ in range(interruptions)))
 
-    def _interruption(self, depth: int) -> Interruption:
-        return Interruption(self._number(1, 24), self._step(INSIDE + AROUND + AGENT, depth - 1))
+    def _interruption(self, kind: str, depth: int) -> Interruption:
+        """Where most of what is interrupted has points, and by what it may not expect."""
+        at = self._number(1, 10 if kind == "tick" else 24)
+        return Interruption(at, self._step(RIVALS if kind in {"tick", "work"} else INSIDE + AROUND + AGENT, depth - 1))
 
     def _plan(self) -> Plan:
         return Plan(
             agents=self._number(1, 4),
             rounds=self._one_of((2, 3, 3)),
-            coordinators=self._number(1, 2),
+            coordinators=self._one_of((1, 2, 2)),
             min_updates=self._number(1, 2),
             clients_per_round=self._one_of((None, None, 2)),
             over_selection=self._number(0, 1),

@@ -71,8 +71,8 @@ class _Loop(asyncio.SelectorEventLoop):
         super().__init__(_NoWait(loops))
 
     def time(self) -> float:
-        """The simulated time, and what was waited for."""
-        return self._loops.clock() + self._loops.waited
+        """That of all of them."""
+        return self._loops.time()
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., T], *args: Any
@@ -89,6 +89,10 @@ class Loops:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock, self.waited = clock, 0.0
         self._idle: list[_Loop] = []
+
+    def time(self) -> float:
+        """The simulated time, and what was waited for."""
+        return self.clock() + self.waited
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, also from within another call."""

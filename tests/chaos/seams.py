@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,9 +37,9 @@ class Defects(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it."""
-        error = record.exc_info[1] if record.exc_info else None
-        if error is not None and not simulated(error):
-            self.found.append(f"{record.getMessage()}: {type(error).__name__}: {error}")
+        told = record.args if isinstance(record.args, tuple) else ()
+        errors = [one for one in (record.exc_info or ()) + told if isinstance(one, Exception)]
+        self.found += [f"{record.getMessage()} ({type(one).__name__})" for one in errors if not simulated(one)]
 
 
 class Secrets:
@@ -73,7 +74,9 @@ class _Lock:
 
 
 @contextmanager
-def installed(machine: Machine, ids: Secrets, committed: Callable[[], None]) -> Iterator[Defects]:
+def installed(
+    machine: Machine, ids: Secrets, clock: Callable[[], float], committed: Callable[[], None]
+) -> Iterator[Defects]:
     """For the block, the product runs on the simulated machine; `committed` is called after every transaction."""
     defects, log = Defects(), logging.getLogger("flexlora")
     with ExitStack() as stack:
@@ -88,6 +91,7 @@ def installed(machine: Machine, ids: Secrets, committed: Callable[[], None]) -> 
             (Store, "transaction", _writing(machine, Store.transaction, committed)),
             (Store, "reading", _reading(machine, Store.reading)),
             (anyio.to_thread, "run_sync", _here),
+            (time, "monotonic", clock),
             (secrets, "token_hex", ids.hexadecimal),
             (secrets, "token_urlsafe", ids.hexadecimal),
             (serving, "_cutting", _Lock(machine)),

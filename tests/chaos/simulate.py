@@ -1,5 +1,6 @@
 """Plays a history in a world, and lets the world come to its end; many of them, as Hypothesis draws them."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 
@@ -17,6 +18,7 @@ from tests.chaos.steps import perform
 from tests.chaos.world import World
 
 PATIENCE = 60  # turns that everybody gets at the end
+PART = 8  # histories that Hypothesis is asked for at a time: of ten or more it would make the first tenth tiny
 CALLS = 6  # of an agent in a turn
 
 
@@ -33,7 +35,7 @@ def play(here: Site, history: History, plant: Plant = nullcontext) -> World:
     world = World(here, history.plan)
     here.machine.perform = lambda step: perform(world, step)
     try:
-        with installed(here.machine, here.ids, world.oracle.committed) as defects, plant():
+        with installed(here.machine, here.ids, here.loops.time, world.oracle.committed) as defects, plant():
             world.oracle.defects = defects.found
             world.begin()
             for step in history.steps:
@@ -97,21 +99,29 @@ class Tally:
 def play_many(
     here: Site, seed: int, steps: int, count: int, *, plant: Plant = nullcontext, shrink: bool = True
 ) -> Tally:
-    """Play `count` histories of up to `steps` steps.
+    """Play `count` histories of up to `steps` steps, rounded up to whole parts.
 
     Raises:
         Violated: of the smallest history that Hypothesis finds, with its trace.
     """
     tally = Tally()
+    with with_reporter(lambda text: None):
+        for part in range(math.ceil(count / PART)):
+            _play_part(here, tally, (seed << 20) + part, steps, plant, shrink)
+    return tally
 
+
+def _play_part(here: Site, tally: Tally, seed: int, steps: int, plant: Plant, shrink: bool) -> None:
     @seeded(seed)
     @settings(
-        max_examples=count, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
+        max_examples=PART + 1, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
     )  # fmt: skip
     @given(st.data())
     def one(data: st.DataObject) -> None:
         history = Drawing(data.conjecture_data).history(steps)
+        if not history.steps:  # as the first of every part is
+            return
         world = play(here, history, plant)
         tally.histories += 1
         tally.steps += len(history.steps)
@@ -119,6 +129,4 @@ def play_many(
         tally.receipts += len(world.oracle.receipts)
         tally.calls += world.calls
 
-    with with_reporter(lambda text: None):
-        one()
-    return tally
+    one()

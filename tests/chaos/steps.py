@@ -19,7 +19,15 @@ def perform(world: World, step: Step) -> None:
     agents = [agent for agent in world.agents if not agent.revoked]
     if agents:
         agent = agents[step.who % len(agents)]
-        _AGENT[step.kind](world, agent, step, _caller(world, step))
+        call = _caller(world, step)
+        if agent.busy:  # it does one thing at a time, but what it sent before may come again at any moment
+            _replay(world, agent, step, call)
+            return
+        agent.busy = True
+        try:
+            _AGENT[step.kind](world, agent, step, call)
+        finally:
+            agent.busy = False
 
 
 def _caller(world: World, step: Step) -> Caller:
@@ -130,7 +138,7 @@ def _stall(world: World, step: Step) -> None:
     world.note(f"{STALLS[step.arg]:g} s pass")
     for number in range(len(world.processes)):
         world.tick(number)
-    for agent in [agent for agent in world.agents if not agent.revoked][: step.who]:
+    for agent in [agent for agent in world.agents if not (agent.revoked or agent.busy)][: step.who]:
         agent.go(world.call)
     world.work(step.who)
 

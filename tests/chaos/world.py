@@ -70,6 +70,7 @@ class World:
         if known is None or known[0] != process.incarnation:
             incarnation = process.incarnation
             app = self.machine.run(process, lambda: create_app(self.here.settings, self.here.store))
+            app.state.coordinator.lobby._lookout._clock = self.here.loops.time
             self._apps[process] = (incarnation, self.here.routed(process.name, app))
         coordinator = self._apps[process][1].state.coordinator
         assert isinstance(coordinator, Coordinator)
@@ -134,9 +135,12 @@ class World:
         self._by_itself(process, lambda: self.here.loops.run(_look(coordinator.lobby)), during)
 
     def work(self, number: int, during: Sequence[Interruption] = ()) -> None:
-        """A worker works on a round, where one waits."""
-        process, worker = self.worker(number)
-        self._by_itself(process, lambda: bool(worker.step()), during)
+        """A worker works on a round, where one waits: this one, or another one where it is in the middle of something."""
+        busy = {frame.process for frame in self.machine.frames}
+        idle = [one for one in (number, number + 1) if self.workers[one % len(self.workers)] not in busy]
+        if idle:
+            process, worker = self.worker(idle[0])
+            self._by_itself(process, lambda: bool(worker.step()), during)
 
     def sweep(self, number: int, during: Sequence[Interruption] = ()) -> None:
         """A worker sweeps; files are as old as the simulated clock says."""
@@ -150,8 +154,8 @@ class World:
             self.machine.run(process, work, during)
         except Died:
             self.note("-> dies")
-        except (SQLAlchemyError, OSError) as error:
-            if not simulated(error):
+        except Exception as error:
+            if not (simulated(error) and isinstance(error, SQLAlchemyError | OSError)):
                 raise Violation(f"{process.name} failed: {type(error).__name__}: {error}") from error
             self.note(f"-> {type(error).__name__}, tried again later")
 
@@ -192,6 +196,7 @@ async def _look(lobby: Lobby) -> None:
     """One turn of the lobby's loop; a second one does not begin in its middle."""
     if lobby._closing:
         return
+    lobby._poked = asyncio.Event()  # of this loop: calls within calls have loops of their own
     keeping = asyncio.ensure_future(lobby.keep())
     await asyncio.sleep(0)  # it has begun a turn, which will be its last
     lobby.close()

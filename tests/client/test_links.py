@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flexlora_client import links
 from flexlora_client.download import DAMAGED_ATTEMPTS, download
 from flexlora_client.errors import ClientError, Corrupted, Unreachable
 from flexlora_client.slices import MODEL, Slice, Slices
@@ -134,3 +135,12 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
     ):
         fetch(server, tmp_path, waits=waits)
         assert f"no answer from {gone.url}" in str(waits.reasons[0])
+
+
+def test_a_coordinator_of_https_gives_no_link_in_the_clear() -> None:
+    with misbehaving() as storage:
+        clear = links.follow(f"{storage.url}/slice?signature=first", 0, None, 5, encrypted=True)
+        with pytest.raises(Unreachable, match="must give the storage's public address with https") as caught, clear:
+            pass
+    assert not caught.value.transient
+    assert "signature" not in str(caught.value)

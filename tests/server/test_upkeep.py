@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,3 +155,28 @@ def test_the_sweep_deletes_blobs_without_a_row_and_no_other(coordinator: Served)
     assert not blob_path(coordinator, lost.sha256).exists()
     sweep(coordinator.store, coordinator.blobs, unclaimed=-10)
     assert coordinator.blobs.missing(wanted) == []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_damaged_blob_is_not_backed_up(coordinator: Served, tmp_path: Path) -> None:
+    participant, task, data = coordinator.working()
+    sha256 = participant.upload(task, data)["sha256"]
+    blob_path(coordinator, sha256).write_bytes(b"damaged")
+    folder = tmp_path / "backup"
+    folder.mkdir(mode=0o755)
+    with pytest.raises(StartupError, match=f"the blob {sha256} is damaged or missing"):
+        backup(coordinator.store, coordinator.blobs, folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not (folder / "backup.json").exists()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_database_that_cannot_be_read_is_one_sentence(
+    coordinator: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*given: object) -> object:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(sqlite3, "connect", damaged)
+    with pytest.raises(StartupError, match=r"cannot be copied .*malformed"):
+        backup(coordinator.store, coordinator.blobs, tmp_path / "backup")

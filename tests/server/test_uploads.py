@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from flexlora_server.app import create_app
 from flexlora_server.blobs import digest
-from flexlora_server.blobs.appending import append, hold
+from flexlora_server.blobs.appending import Appending, append, hold
 from flexlora_server.errors import Refusal
 from flexlora_server.routes import receiving
 from flexlora_server.routes import uploads as upload_routes
@@ -435,7 +435,7 @@ def test_missing_bytes_are_never_made_up(tmp_path: Path) -> None:
     path = tmp_path / "upload"
     path.write_bytes(b"1234")
     with hold(path) as file:
-        with pytest.raises(Refusal, match="busy"):
+        with pytest.raises(OSError, match="only 4 are there"):
             append(file, 5)
         append(file, 3)
     assert path.read_bytes() == b"123"
@@ -491,3 +491,55 @@ def test_a_part_without_bytes_is_not_waited_for_either(coordinator: Served, monk
     status, body = raw_answer(connection)
     assert (status, body["code"]) == (408, "too-slow")
     participant.commit(upload)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_damaged_part_is_not_acknowledged_where_it_cannot_be_cut_off(
+    coordinator: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+
+    def broken(*given: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path, headers = f"/v1/uploads/{upload}", part(data[:1000], 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Appending, "undo", broken)
+        participant.problem("part-digest-mismatch", "PATCH", path, headers=headers, content=bytes(1000))
+    assert offset(participant, upload) == 0
+    participant.send(upload, data)
+    participant.commit(upload)
+
+
+def test_bytes_that_are_lost_are_sent_again(coordinator: Served) -> None:
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+    path = coordinator.settings.data_dir / "partial" / upload
+    for left in (400, 0):
+        assert put(participant, upload, data[:1000], offset(participant, upload))[0] == 204
+        path.write_bytes(data[:left])
+        assert put(participant, upload, data[1000:], offset(participant, upload)) == (409, left)
+    participant.send(upload, data)
+    path.unlink()
+    participant.problem("upload-incomplete", "PUT", f"/v1/uploads/{upload}/commit")
+    participant.send(upload, data)
+    participant.commit(upload)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_cancellation_stands_where_the_bytes_cannot_be_deleted(coordinator: Served) -> None:
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+    (coordinator.settings.data_dir / "partial" / upload).mkdir()  # nothing that could be unlinked
+    participant.expect(204, "DELETE", f"/v1/uploads/{upload}")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_slice_that_is_missing_or_short_is_a_fault_of_the_storage(coordinator: Served) -> None:
+    participant, task, _ = coordinator.working()
+    path = coordinator.blobs.path(task["adapter"]["sha256"])
+    path.write_bytes(b"short")
+    participant.problem("unavailable", "GET", task["adapter"]["href"])
+    path.unlink()
+    participant.problem("unavailable", "GET", task["adapter"]["href"])

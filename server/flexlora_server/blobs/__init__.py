@@ -3,8 +3,8 @@
 A blob appears whole or not at all: written to a temporary file, synced, hashed, checked and published, before any row names it.
 """
 
-from flexlora_server.blobs.files import digest
+from flexlora_server.blobs.files import Damaged, digest
 from flexlora_server.blobs.opening import open_blobs
 from flexlora_server.blobs.store import Blob, BlobStore
 
-__all__ = ["Blob", "BlobStore", "digest", "open_blobs"]
+__all__ = ["Blob", "BlobStore", "Damaged", "digest", "open_blobs"]

@@ -1,5 +1,6 @@
 """Uploads on their way in a local folder: one file each, `partial/ID`, appended in place under a lock of all processes."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,18 +19,17 @@ class Appending:
         self._partial, self._blobs = root / "partial", root / "blobs"
         self._partial.mkdir(parents=True, exist_ok=True)
 
-    def begin(self, upload: str, offset: int, check: Callable[[], None]) -> BinaryIO:
+    def begin(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
         """The upload's file, held by this request alone until it is closed."""
         path = self._partial / upload
+        file = hold(path, create=True)
         try:
-            file = hold(path, create=offset == 0)
-        except FileNotFoundError:
-            raise busy() from None
-        try:
-            check()
+            check(file.seek(0, os.SEEK_END))
             append(file, offset)
         except BaseException:
-            if file.seek(0, os.SEEK_END) == 0:  # made by `hold` for an upload that has ended or moved
+            if (
+                file.seek(0, os.SEEK_END) == 0
+            ):  # made by `hold`: the upload has ended, or its bytes have moved or are lost
                 path.unlink(missing_ok=True)
             file.close()
             raise
@@ -59,7 +59,11 @@ class Appending:
     def gathered(self, upload: str, parts: Sequence[str], sha256: str) -> Iterator[Path]:
         """The file itself, or the blob that it has become."""
         partial = self._partial / upload
-        yield partial if partial.exists() else self._blobs / sha256[:2] / sha256
+        yield partial if _size(partial) else self._blobs / sha256[:2] / sha256
+
+    def lost(self, upload: str, parts: Sequence[str], sha256: str) -> bool:
+        """Whether neither the file nor the blob is there."""
+        return _size(self._partial / upload) + _size(self._blobs / sha256[:2] / sha256) == 0
 
     def ids(self) -> list[str]:
         """The files' names."""
@@ -68,6 +72,14 @@ class Appending:
     def drop(self, upload: str) -> None:
         """Delete the file."""
         (self._partial / upload).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """Of a file; 0 where there is none, or one that a part has just made and will not fill."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def hold(path: Path, create: bool = False) -> BinaryIO:
@@ -96,9 +108,9 @@ def append(file: BinaryIO, offset: int) -> None:
     """Go on at `offset` in a file of `hold`; what was written beyond it but never acknowledged is cut off.
 
     Raises:
-        Refusal: UPLOAD_BUSY where bytes before `offset` are not there, which must never be filled with zeros.
+        OSError: bytes before `offset` are not there: they must never be filled with zeros.
     """
-    if file.seek(0, os.SEEK_END) < offset:
-        raise busy()
+    if (length := file.seek(0, os.SEEK_END)) < offset:
+        raise OSError(errno.EIO, f"of {offset} bytes acknowledged only {length} are there", file.name)
     file.truncate(offset)
     file.seek(offset)

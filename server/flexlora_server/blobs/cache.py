@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from flexlora_server.blobs.files import digest, scratch
+from flexlora_server.blobs import durable
+from flexlora_server.blobs.files import Damaged, digest, scratch
 
 USED = 600.0  # seconds after its last use in which a copy stays, whatever the bound: somebody may be about to open it
 _fetching = [
@@ -30,22 +31,24 @@ class Cache:
         """The copy; `fetch` writes the bytes where there is none.
 
         Raises:
-            OSError: the bytes fetched do not have the digest, or cannot be fetched.
+            Damaged: the bytes fetched do not have the digest.
+            OSError: they cannot be fetched.
         """
         with _fetching[int(sha256[:8], 16) % len(_fetching)]:
             if self._use(sha256):
                 return self._folder / sha256
             with scratch(self._folder) as file:
                 fetch(file)
-                file.flush()
-                if digest(Path(file.name)) != sha256:
-                    raise OSError(f"the object store holds other bytes under {sha256}: the blob is damaged")
+                durable.sync(file)  # a copy is trusted by its name: also after a power cut it must be what was hashed
+                if (found := digest(Path(file.name))) != sha256:
+                    raise Damaged(f"the storage holds other bytes under {sha256}: their SHA-256 is {found}")
                 return self.adopt(sha256, Path(file.name))
 
     def adopt(self, sha256: str, file: Path) -> Path:
-        """Make a file the copy."""
+        """Make a synced file the copy."""
         os.utime(file)
         file.replace(self._folder / sha256)
+        durable.sync_folder(self._folder)
         self._evict(sha256)
         return self._folder / sha256
 

@@ -12,8 +12,10 @@ from flexlora_shared.problems import Code
 class Incoming(Protocol):
     """The parts of uploads. `begin`, then writing, then `keep` or `undo`, then closing the file: one part."""
 
-    def begin(self, upload: str, offset: int, check: Callable[[], None]) -> BinaryIO:
-        """A file that takes the bytes from `offset` on; `check` is asked once nobody else can write them.
+    def begin(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
+        """A file that takes the bytes from `offset` on.
+
+        `check` is asked once nobody else can write them, with how many there are; it must refuse fewer than `offset`.
 
         Raises:
             Refusal: UPLOAD_BUSY, or what `check` raises.
@@ -41,6 +43,9 @@ class Incoming(Protocol):
         Raises:
             FileNotFoundError: they were deleted.
         """
+
+    def lost(self, upload: str, parts: Sequence[str], sha256: str) -> bool:
+        """Whether `gathered` cannot find all bytes that were acknowledged."""
 
     def ids(self) -> list[str]:
         """The uploads that have bytes on their way."""

@@ -1,4 +1,4 @@
-"""What a storage of blobs must do: five methods."""
+"""What a storage of blobs must do: five methods, and three for what lies between it and the local files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +33,15 @@ class Objects(Protocol):
 
     def delete(self, key: str, seen: Entry | None = None) -> None:
         """Delete the object, where there is one; with `seen`, only if it has not been written again since."""
+
+    def hold(self, key: str, folder: Path) -> Path:
+        """As `get`, under a name that stays until the caller deletes `folder`, which is made where it is needed."""
+
+    def forget(self, key: str) -> None:
+        """Drop a local copy that turned out damaged: the next `get` fetches another one."""
+
+    def ensure(self, key: str, file: Path) -> None:
+        """Make the object of the file again if a deletion that was under way has taken it; the file stays."""
 
     def link(self, key: str) -> str | None:
         """An address from which anyone may read the object for a while; None where the storage has none."""

@@ -15,7 +15,7 @@ def open_blobs(settings: Settings, *, fresh: Path | None = None) -> BlobStore:
     """The storage; with `fresh`, an object store is read into that folder, whatever copies lie in the cache.
 
     Raises:
-        StartupError: FLEXLORA_BLOBS_URL cannot be used.
+        StartupError: FLEXLORA_BLOBS_URL or another setting of the object store cannot be used.
     """
     root = settings.data_dir
     if settings.blobs_url is None:
@@ -26,7 +26,20 @@ def open_blobs(settings: Settings, *, fresh: Path | None = None) -> BlobStore:
     url = urlsplit(settings.blobs_url)
     if url.scheme != "s3" or not url.netloc:
         raise StartupError(f"FLEXLORA_BLOBS_URL is {settings.blobs_url!r}; it must look like s3://bucket/prefix")
+    _check(settings)
     temporary = root / "temporary"
     cache = Cache(root / "cache", settings.cache_bytes) if fresh is None else Cache(fresh, 0, grace=0.0)
     objects = S3Objects(settings, url.netloc, url.path.strip("/"), cache)
     return BlobStore(objects, Parts(objects, temporary), temporary)
+
+
+def _check(settings: Settings) -> None:
+    """What would only show at the first request otherwise."""
+    if (settings.s3_access_key_id is None) != (settings.s3_secret_access_key is None):
+        raise StartupError(
+            "FLEXLORA_S3_ACCESS_KEY_ID and FLEXLORA_S3_SECRET_ACCESS_KEY belong together: set both or none"
+        )
+    for name, told in (("ENDPOINT", settings.s3_endpoint), ("PUBLIC_ENDPOINT", settings.s3_public_endpoint)):
+        url = urlsplit(told or "https://unset")
+        if url.scheme not in ("http", "https") or not url.netloc:
+            raise StartupError(f"FLEXLORA_S3_{name} is {told!r}; it must look like https://host or http://host:port")

@@ -5,6 +5,7 @@ writers, and the objects of those that lost are deleted, at the latest with the 
 """
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 from flexlora_server.blobs import durable
 from flexlora_server.blobs.files import scratch
+from flexlora_server.blobs.incoming import busy
 from flexlora_server.blobs.s3 import S3Objects
 
 
@@ -20,9 +22,10 @@ class Parts:
 
     def __init__(self, objects: S3Objects, temporary: Path) -> None:
         self._objects, self._temporary = objects, temporary
+        self._turn, self._at_work = threading.Lock(), set[str]()
 
-    def begin(self, upload: str, offset: int, check: Callable[[], None]) -> BinaryIO:
-        """A file of this request's own."""
+    def begin(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
+        """A file of this request's own; whether the objects of earlier parts are there shows when they are gathered."""
         path = self._temporary / secrets.token_hex(16)
         file = path.open("x+b")
         path.unlink()  # it has no name from here on: nothing is left of a request that dies
@@ -50,8 +53,15 @@ class Parts:
 
     @contextmanager
     def exclusive(self, upload: str) -> Iterator[None]:
-        """Objects do not change under us."""
-        yield
+        """Objects do not change under us; once in a process, so that a repeated commit is not inspected side by side."""
+        with self._turn:
+            if upload in self._at_work:
+                raise busy()
+            self._at_work.add(upload)
+        try:
+            yield
+        finally:
+            self._at_work.discard(upload)
 
     @contextmanager
     def gathered(self, upload: str, parts: Sequence[str], sha256: str) -> Iterator[Path]:
@@ -61,6 +71,10 @@ class Parts:
                 self._objects.fetch(key, file)
             durable.sync(file)
             yield Path(file.name)
+
+    def lost(self, upload: str, parts: Sequence[str], sha256: str) -> bool:
+        """Whether an object is gone."""
+        return any(next(self._objects.list(key), None) is None for key in parts)
 
     def ids(self) -> list[str]:
         """The folders of the parts."""

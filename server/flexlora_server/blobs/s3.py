@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -12,6 +12,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from flexlora_server.blobs.cache import Cache
+from flexlora_server.blobs.files import second_name
 from flexlora_server.blobs.objects import Entry
 from flexlora_server.settings import Settings
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 CHUNK = 8 << 20  # bytes of a part of a large object
 VALID = timedelta(hours=1)  # how long a link can be followed
 PATIENCE = timedelta(seconds=10)  # after which a store that does not answer is not asked again
-_FULL = ("XMinioStorageFull", "QuotaExceeded", "EntityTooLarge", "507 ", "InsufficientStorage")
+ROUNDED = 1.0  # seconds by which the times of one object differ: some stores list milliseconds and head whole seconds
+_FULL = ("XMinioStorageFull", "QuotaExceeded", "507 ", "InsufficientStorage")
 
 
 class S3Objects:
@@ -69,11 +71,32 @@ class S3Objects:
 
     def delete(self, key: str, seen: Entry | None = None) -> None:
         """Delete the object; stores have no deletion on condition, so its age is asked for just before."""
-        if seen is not None and next(self.list(key), None) != seen:
-            return
+        if seen is not None:
+            now = next(self.list(key), None)
+            if now is None or now.modified > seen.modified + ROUNDED:
+                return
         with _as_os_errors(key), _absent():
             obstore.delete(self._store, key)
         self._cache.drop(key.rpartition("/")[2])
+
+    def hold(self, key: str, folder: Path) -> Path:
+        """A second name of the copy in the cache, which other processes may evict at any time."""
+        folder.mkdir(exist_ok=True)
+        name = folder / key.rpartition("/")[2]
+        while not name.exists():
+            copy = self.get(key)
+            with suppress(FileNotFoundError):  # evicted in between
+                second_name(copy, name)
+        return name
+
+    def forget(self, key: str) -> None:
+        """Drop the copy in the cache."""
+        self._cache.drop(key.rpartition("/")[2])
+
+    def ensure(self, key: str, file: Path) -> None:
+        """Send the file again where the object is gone: its age was asked for before we wrote it, the deletion came after."""
+        if next(self.list(key), None) is None:
+            self.send(key, file)
 
     def link(self, key: str) -> str | None:
         """A presigned address at the public endpoint, where the settings name one."""

@@ -1,16 +1,22 @@
 """What everybody uses of the storage: finished blobs by their SHA-256, files being written, and uploads on their way."""
 
+import logging
+import secrets
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from flexlora_server.blobs import durable
-from flexlora_server.blobs.files import digest, scratch
+from flexlora_server.blobs.files import Damaged, digest, scratch
 from flexlora_server.blobs.incoming import Incoming
 from flexlora_server.blobs.objects import Entry, Objects
+
+PROBE = "probe/written"  # the key of the object that shows whether and when the storage takes writes
+log = logging.getLogger("flexlora.blobs")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,42 @@ class BlobStore:
             FileNotFoundError: an object store has no such blob; a local folder leaves that to whoever opens the path.
         """
         return self._objects.get(_key(sha256))
+
+    def whole(self, sha256: str) -> Path:
+        """As `path`, hashed anew: a local copy of other bytes is dropped and fetched again.
+
+        Raises:
+            Damaged: the storage itself holds other bytes.
+            FileNotFoundError: there is no such blob.
+        """
+        path = self.path(sha256)
+        if digest(path) != sha256:
+            self._objects.forget(_key(sha256))
+            path = self.path(sha256)
+            if (found := digest(path)) != sha256:
+                raise Damaged(f"the storage holds other bytes under {sha256}: their SHA-256 is {found}")
+        return path
+
+    @contextmanager
+    def pinned(self) -> Iterator[Callable[[str], Path]]:
+        """Within the block, what `path` does, to files that stay until its end, however long that takes."""
+        folder = self._temporary / f"pins-{secrets.token_hex(16)}"
+        try:
+            yield lambda sha256: self._objects.hold(_key(sha256), folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def publishing(self, digests: Iterable[str]) -> Iterator[None]:
+        """For the transaction that names blobs just made: what a sweep deletes from an object store meanwhile is sent again."""
+        with self.pinned() as pin:
+            held = {sha256: pin(sha256) for sha256 in digests}
+            yield
+            for sha256, path in held.items():
+                try:
+                    self._objects.ensure(_key(sha256), path)
+                except OSError as error:  # it is named now: nothing to take back, and hardly ever anything lost
+                    log.warning("it could not be seen that the blob %s is still in the storage: %s", sha256, error)
 
     def link(self, sha256: str) -> str | None:
         """An address from which anyone may read the blob for a while, where the storage gives such."""
@@ -67,10 +109,14 @@ class BlobStore:
         self._objects.put(_key(sha256), path)
 
     def drop_temporary(self, seconds: float) -> None:
-        """Delete what a process that died was writing: files untouched for so long, and signs of life."""
+        """Delete what a process that died was writing or had pinned: untouched for so long, and signs of life."""
         for path in self._temporary.iterdir():
             with suppress(FileNotFoundError):  # finished or deleted meanwhile
-                if time.time() - path.stat().st_mtime > seconds:
+                if time.time() - path.stat().st_mtime <= seconds:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
                     path.unlink()
 
     def check_writable(self) -> None:
@@ -78,11 +124,11 @@ class BlobStore:
         self._now()
 
     def missing(self, digests: Iterable[str]) -> list[str]:
-        """Those of the digests that name no blob, by one listing."""
+        """Those of the digests that name no blob, by one listing; listings may lag, so what one lacks is asked for by itself."""
         wanted = set(digests)
         if wanted:
             wanted.difference_update(entry.name for entry in self._objects.list("blobs/"))
-        return sorted(wanted)
+        return [sha256 for sha256 in sorted(wanted) if next(self._objects.list(_key(sha256)), None) is None]
 
     def older(self, seconds: float) -> list[Entry]:
         """The blobs that were written longer ago, by the storage's own clock."""
@@ -99,16 +145,12 @@ class BlobStore:
         return next(self._objects.list("blobs/"), None) is None
 
     def _now(self) -> float:
-        """The storage's own time: that of an object written now."""
+        """The storage's own time: that of an object written now, always the same one."""
         with scratch(self._temporary) as file:
             file.write(b"flexlora")
             durable.sync(file)
-            key = f"probe/{Path(file.name).name}"
-            self._objects.put(key, Path(file.name))
-        try:
-            return next(entry.modified for entry in self._objects.list(key))
-        finally:
-            self._objects.delete(key)
+            self._objects.put(PROBE, Path(file.name))
+        return next(entry.modified for entry in self._objects.list(PROBE))
 
 
 def _key(sha256: str) -> str:

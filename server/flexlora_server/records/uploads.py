@@ -93,6 +93,12 @@ def advance(tx: Tx, upload: str, before: int, after: int, part: str | None = Non
     return tx.session.execute(moved.values(values).returning(Upload.id)).first() is not None
 
 
+def shorten(tx: Tx, upload: str, before: int, after: int) -> bool:
+    """Take back what was acknowledged beyond `after`, and all objects of parts: the bytes are lost. As `advance`."""
+    moved = update(Upload).where(Upload.id == upload, Upload.state == "OPEN", Upload.offset == before)
+    return tx.session.execute(moved.values(offset=after, parts=None).returning(Upload.id)).first() is not None
+
+
 def accept(tx: Tx, row: Upload, counts_in: int) -> None:
     """The update counts from now on, in the aggregation of round `counts_in`."""
     _end(tx, row, state="ACCEPTED", accepted_at=tx.now, counts_in=counts_in)

@@ -1,6 +1,7 @@
 """Sending an update: announce it, send its bytes in parts, commit it. On the model of the IETF resumable-upload draft."""
 
 import hashlib
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, BinaryIO
 
@@ -135,7 +136,10 @@ def _writable(coordinator: Coordinator, upload: str, client: str, offset: int) -
 def _opened(coordinator: Coordinator, row: Upload) -> BinaryIO:
     """The upload's bytes, held by this request, at the offset that its row has now that nobody else can move it."""
 
-    def check() -> None:
+    def check(there: int) -> None:
+        if there < row.offset:
+            with coordinator.store.transaction() as tx:
+                uploads.shorten(tx, row.id, row.offset, there)
         _writable(coordinator, row.id, row.client_id, row.offset)
 
     return coordinator.blobs.incoming.begin(row.id, row.offset, check)
@@ -149,17 +153,25 @@ async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha2
         return row.size
     file = await run_in_threadpool(_opened, coordinator, row)
     try:
-        if await stream(request, file, min(PART_LIMIT, row.size - row.offset), least_rate) != sha256:
-            await to_the_end(coordinator.blobs.incoming.undo, row.offset, file)
-            raise Refusal(
-                Code.PART_DIGEST_MISMATCH,
-                f"The part's bytes do not have the Content-Digest sent with them; send it again from byte {row.offset}.",
-                headers=_progress(row.offset, row.size),
-                offset=row.offset,
-            )
-    finally:
-        end = await to_the_end(_acknowledge, coordinator, row, file)
-    return end
+        sound = await stream(request, file, min(PART_LIMIT, row.size - row.offset), least_rate) == sha256
+    except BaseException:
+        await to_the_end(_acknowledge, coordinator, row, file)
+        raise
+    if sound:
+        return await to_the_end(_acknowledge, coordinator, row, file)
+    await to_the_end(_undo, coordinator, row, file)
+    raise Refusal(
+        Code.PART_DIGEST_MISMATCH,
+        f"The part's bytes do not have the Content-Digest sent with them; send it again from byte {row.offset}.",
+        headers=_progress(row.offset, row.size),
+        offset=row.offset,
+    )
+
+
+def _undo(coordinator: Coordinator, row: Upload, file: BinaryIO) -> None:
+    """Keep nothing, acknowledge nothing: what a disk that fails does not let go of, the next part cuts off."""
+    with suppress(OSError), file:
+        coordinator.blobs.incoming.undo(row.offset, file)
 
 
 def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
@@ -192,7 +204,8 @@ def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> Non
     coordinator = of(request)
     with coordinator.store.transaction() as tx:
         uploads.cancel(tx, uploads.owned(tx, upload, client))
-    coordinator.blobs.incoming.drop(upload)
+    with suppress(OSError):  # it is over; `sweep` deletes what is left
+        coordinator.blobs.incoming.drop(upload)
 
 
 @routes.put(

@@ -6,12 +6,12 @@ younger than a day. The last file written says that the backup is whole.
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from sqlalchemy import update
 
-from flexlora_server.blobs import BlobStore, digest, durable
+from flexlora_server.blobs import BlobStore, Damaged, digest, durable
+from flexlora_server.blobs.files import second_name
 from flexlora_server.errors import StartupError
 from flexlora_server.store import Store
 from flexlora_server.tables import Upload
@@ -21,20 +21,21 @@ MANIFEST = "backup.json"
 
 
 def backup(store: Store, blobs: BlobStore, folder: Path) -> int:
-    """Copy database and blobs into a new or empty folder; how many blobs.
+    """Copy database and blobs into a new or empty folder; how many blobs. `blobs` is the storage `past_the_cache`.
 
     Raises:
-        StartupError: the folder is not empty, or the database cannot be copied.
+        StartupError: the folder is not empty, the database cannot be copied, or a blob is damaged or missing.
         OSError: a blob cannot be read, or the folder not written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise StartupError(f"the folder {folder} is not empty; name a new one for each backup")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)  # it holds all that the database does: also where the folder was there before
     wanted = databases.copy_out(store, folder)
     for sha256 in sorted(wanted):
         target = folder / "blobs" / sha256[:2] / sha256
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(blobs.path(sha256), target)
+        _copy(blobs, sha256, target)
     _sync_below(folder)
     kind = store.url.get_backend_name()
     with (folder / MANIFEST).open("xb") as file:
@@ -44,14 +45,14 @@ def backup(store: Store, blobs: BlobStore, folder: Path) -> int:
     return len(wanted)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A second name for the same bytes where the file system has such, else a copy."""
+def _copy(blobs: BlobStore, sha256: str, target: Path) -> None:
     try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+        second_name(blobs.whole(sha256), target)
+    except (Damaged, FileNotFoundError) as error:
+        raise StartupError(
+            f"the blob {sha256} is damaged or missing, the backup is not whole: {error}; `flexlora-server verify` lists all "
+            "such, put them back from an earlier backup"
+        ) from error
 
 
 def _sync_below(folder: Path) -> None:

@@ -1,8 +1,12 @@
 """`flexlora-server` verify, backup, restore."""
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server.blobs import open_blobs
 from flexlora_server.errors import StartupError
@@ -21,16 +25,26 @@ def _opened() -> tuple[Settings, Store]:
     return settings, store
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Faults of the machine or the database as one sentence."""
+    try:
+        yield
+    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+        raise StartupError(f"{what}: {error}") from error
+
+
 @app.command()
 def verify() -> None:
     """Hash every blob that the database names; exit code 1 and a list where one is missing or damaged. Safe while it serves."""
     settings, store = _opened()
     checked = wrong = 0
-    for sha256, fault in presence.faults(store, settings):
-        checked += 1
-        if fault is not None:
-            wrong += 1
-            typer.echo(f"{sha256}: {fault}")
+    with _told("the blobs could not all be verified"):
+        for sha256, fault in presence.faults(store, settings):
+            checked += 1
+            if fault is not None:
+                wrong += 1
+                typer.echo(f"{sha256}: {fault}")
     store.close()
     typer.echo(f"{checked} blobs checked, {wrong} missing or damaged.")
     if wrong:
@@ -41,10 +55,8 @@ def verify() -> None:
 def backup(folder: Path = FOLDER) -> None:
     """Copy the database and every blob it names into a new folder, also while the coordinator runs."""
     settings, store = _opened()
-    try:
-        count = backups.backup(store, open_blobs(settings), folder)
-    except OSError as error:
-        raise StartupError(f"the backup is not whole, delete {folder}: {error}") from error
+    with _told(f"the backup is not whole, delete {folder}"), presence.past_the_cache(settings) as blobs:
+        count = backups.backup(store, blobs, folder)
     store.close()
     typer.echo(f"The database and {count} blobs are in {folder}. The operator's key is not: keep it elsewhere.")
 
@@ -55,9 +67,7 @@ def restore(folder: Path = FOLDER) -> None:
     settings = load_settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = Store(settings.url)
-    try:
+    with _told("the backup was not restored"):
         count = backups.restore(store, open_blobs(settings), folder)
-    except OSError as error:
-        raise StartupError(f"the backup was not restored: {error}") from error
     store.close()
     typer.echo(f"The database and {count} blobs are restored; `flexlora-server serve` goes on from there.")

@@ -20,14 +20,13 @@ def copy_out(store: Store, folder: Path) -> frozenset[str]:
     """Copy the database into the folder; the blobs that this copy names.
 
     Raises:
-        StartupError: PostgreSQL's programs are missing or fail.
+        StartupError: SQLite cannot copy it, or PostgreSQL's programs are missing or fail.
     """
     kind = store.url.get_backend_name()
     if kind == "postgresql":
         return _dump(store, folder / NAMES[kind])
     target = folder / NAMES[kind]
-    with closing(sqlite3.connect(str(store.url.database))) as source, closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)
+    _copy(Path(str(store.url.database)), target)
     copied = Store(store.url.set(database=str(target)))
     try:
         with copied.reading() as tx:
@@ -57,8 +56,15 @@ def copy_in(url: URL, folder: Path) -> None:
         return
     target = Path(str(url.database))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(folder / NAMES[kind])) as source, closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)
+    _copy(folder / NAMES[kind], target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+            reading.backup(writing)
+    except sqlite3.Error as error:
+        raise StartupError(f"the database {source} cannot be copied to {target}: {error}") from error
 
 
 def is_empty(url: URL) -> bool:

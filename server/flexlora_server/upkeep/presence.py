@@ -1,10 +1,11 @@
 """Whether every blob that the database names is there, and whole."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flexlora_server.blobs import BlobStore, digest, open_blobs
+from flexlora_server.blobs import BlobStore, Damaged, open_blobs
 from flexlora_server.errors import StartupError
 from flexlora_server.records.blobs import named
 from flexlora_server.settings import Settings
@@ -33,10 +34,18 @@ def check_blobs(store: Store, blobs: BlobStore) -> None:
         )
 
 
+@contextmanager
+def past_the_cache(settings: Settings) -> Iterator[BlobStore]:
+    """The storage as it is itself, whatever copies lie here."""
+    temporary = settings.data_dir / "temporary"  # what is left of one that was killed is swept there
+    temporary.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=temporary, prefix="verify-") as folder:
+        yield open_blobs(settings, fresh=Path(folder))
+
+
 def faults(store: Store, settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Every blob that the database names, hashed anew in the storage itself: its digest and what is wrong, None for nothing."""
-    with TemporaryDirectory(dir=settings.data_dir, prefix="verify-") as folder:
-        blobs = open_blobs(settings, fresh=Path(folder))
+    with past_the_cache(settings) as blobs:
         with store.reading() as tx:
             wanted = named(tx)
         for sha256 in sorted(wanted):
@@ -45,9 +54,11 @@ def faults(store: Store, settings: Settings) -> Iterator[tuple[str, str | None]]
 
 def _fault(blobs: BlobStore, sha256: str) -> str | None:
     try:
-        found = digest(blobs.path(sha256))
+        blobs.whole(sha256)
     except FileNotFoundError:
         return "missing"
+    except Damaged as error:
+        return f"damaged: {error}"
     except OSError as error:
         return f"unreadable: {error}"
-    return None if found == sha256 else f"damaged: its SHA-256 is {found}"
+    return None

@@ -3,13 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import obstore
 import pytest
 
 from flexlora_server.app import create_app
+from flexlora_server.blobs.parts import Parts
 from flexlora_server.errors import StartupError
 from flexlora_server.store import Store
 from flexlora_server.sweep import sweep
@@ -53,7 +57,7 @@ def test_writers_at_two_coordinators(site: Served, clock: Clock, tmp_path: Path,
     upload = participant.announce(task, data)["id"]
     with served(site.store, tmp_path / "other", clock, **s3.settings(prefix)) as second:
         there = Participant(second.http, participant.key)
-        with site.blobs.incoming.begin(upload, 0, lambda: None) as mine:
+        with site.blobs.incoming.begin(upload, 0, lambda there: None) as mine:
             mine.write(bytes(500))  # not acknowledged: the other one is faster
             there.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=part(data[:999], 0), content=data[:999])
             site.blobs.incoming.keep(upload, 0, mine)
@@ -102,3 +106,60 @@ def test_a_store_that_is_gone_for_a_while(site: Served, s3: ObjectStore) -> None
         participant.problem("unavailable", "PUT", f"{path}/commit")
     participant.commit(upload)
     assert site.work() == 1
+
+
+def test_damaged_copies_are_not_served_and_blame_nobody(site: Served) -> None:
+    participant, task, data = site.working(rounds=1)
+    cache = site.settings.data_dir / "cache"
+    (cache / task["adapter"]["sha256"]).write_bytes(b"short")
+    participant.download(task)
+    (cache / participant.upload(task, data)["sha256"]).write_bytes(b"short")
+    assert site.work() == 1
+    site.clock.advance(2)
+    site.work()
+    assert site.round("run", 1)["summary"]["state"] == "PUBLISHED"
+
+
+def test_a_commit_that_another_one_overtakes(
+    site: Served, clock: Clock, tmp_path: Path, s3: ObjectStore, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same process it is told to wait; by another one the update was accepted meanwhile: the same receipt."""
+    participant, task, data = site.working()
+    upload = participant.announce(task, data)["id"]
+    participant.send(upload, data)
+    receipts, real = list[object](), Parts.gathered
+    with served(site.store, tmp_path / "other", clock, **s3.settings(prefix)) as second:
+        there = Participant(second.http, participant.key)
+
+        def overtaken(self: Parts, *given: Any) -> AbstractContextManager[Path]:
+            monkeypatch.setattr(Parts, "gathered", real)
+            participant.problem("upload-busy", "PUT", f"/v1/uploads/{upload}/commit")
+            receipts.append(there.commit(upload))
+            return real(self, *given)
+
+        monkeypatch.setattr(Parts, "gathered", overtaken)
+        assert [participant.commit(upload)] == receipts
+
+
+def test_parts_that_are_lost_are_sent_again(site: Served, s3: ObjectStore, prefix: str) -> None:
+    participant, task, data = site.working()
+    upload = participant.announce(task, data)["id"]
+    participant.send(upload, data)
+    for key in s3.keys(prefix):
+        if key.startswith("incoming/"):
+            obstore.delete(s3.direct(prefix), key)
+    participant.problem("upload-incomplete", "PUT", f"/v1/uploads/{upload}/commit")
+    participant.send(upload, data)
+    participant.commit(upload)
+
+
+def test_a_deletion_that_comes_after_publishing_is_made_good(site: Served, s3: ObjectStore, prefix: str) -> None:
+    with site.blobs.writing() as file:
+        file.write(b"published again")
+        blob = site.blobs.finish(file)
+    with site.blobs.publishing([blob.sha256]):
+        (seen,) = site.blobs.older(-3600)
+        site.blobs.discard(replace(seen, modified=seen.modified - 0.9))  # a listing with parts of a second
+        assert s3.keys(prefix) == ["probe/written"]
+    assert site.blobs.missing([blob.sha256]) == []
+    assert site.blobs.whole(blob.sha256).read_bytes() == b"published again"

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flexlora_server.blobs import Blob, BlobStore, open_blobs
+from flexlora_server.blobs import Blob, BlobStore, Damaged, durable, open_blobs
+from flexlora_server.blobs.objects import Entry
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
 
@@ -68,7 +70,7 @@ def test_only_old_blobs_are_discarded_and_not_those_written_again(
 
 
 def send(blobs: BlobStore, upload: str, offset: int, data: bytes) -> str | None:
-    with blobs.incoming.begin(upload, offset, lambda: None) as file:
+    with blobs.incoming.begin(upload, offset, lambda there: None) as file:
         file.write(data)
         end, part = blobs.incoming.keep(upload, offset, file)
         assert end == offset + len(data)
@@ -92,7 +94,7 @@ def test_parts_add_up_to_a_blob(blobs: BlobStore, settings: Settings) -> None:
 
 def test_a_part_that_is_undone_leaves_nothing(blobs: BlobStore) -> None:
     first = send(blobs, "u", 0, b"good")
-    with blobs.incoming.begin("u", 4, lambda: None) as file:
+    with blobs.incoming.begin("u", 4, lambda there: None) as file:
         file.write(b"bad")
         blobs.incoming.undo(4, file)
         assert blobs.incoming.keep("u", 4, file) == (4, None)
@@ -110,7 +112,71 @@ def test_bytes_that_are_gone(blobs: BlobStore) -> None:
         path.open()
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"s3_endpoint": "127.0.0.1:9000"}, {"s3_public_endpoint": "ftp://host"}, {"s3_access_key_id": "half"}],
+    ids=str,
+)
+def test_settings_of_the_object_store_that_cannot_be_used(tmp_path: Path, told: dict[str, str]) -> None:
+    with pytest.raises(StartupError, match="FLEXLORA_S3_"):
+        open_blobs(Settings.model_validate({"data_dir": tmp_path, "blobs_url": "s3://bucket/prefix", **told}))
+
+
 @pytest.mark.parametrize("url", ["bucket", "file:///tmp", "s3://", "s3:bucket"])
 def test_an_address_that_is_none(tmp_path: Path, url: str) -> None:
     with pytest.raises(StartupError, match="s3://bucket/prefix"):
         open_blobs(Settings.model_validate({"data_dir": tmp_path, "blobs_url": url}))
+
+
+def test_what_is_pinned_stays_whatever_the_cache_evicts(blobs: BlobStore, settings: Settings) -> None:
+    blob = write(blobs, b"pinned")
+    with blobs.pinned() as pin:
+        path = pin(blob.sha256)
+        for copy in settings.data_dir.glob("cache/*"):
+            copy.unlink()
+        assert path.read_bytes() == b"pinned"
+        assert pin(blob.sha256) == path
+        with pytest.raises(FileNotFoundError):
+            pin(ABSENT).open()
+    assert list((settings.data_dir / "temporary").iterdir()) == []
+    left = settings.data_dir / "temporary" / "pins-of-one-that-was-killed"
+    left.mkdir()
+    (left / blob.sha256).write_bytes(b"pinned")
+    blobs.drop_temporary(3600)
+    assert left.exists()
+    blobs.drop_temporary(-3600)
+    assert not left.exists()
+    assert blobs.path(blob.sha256).read_bytes() == b"pinned"
+
+
+def test_damaged_copies_are_fetched_again_and_damaged_blobs_named(blobs: BlobStore, settings: Settings) -> None:
+    blob = write(blobs, b"whole")
+    path = blobs.path(blob.sha256)
+    path.write_bytes(b"other")
+    if settings.blobs_url is None:
+        with pytest.raises(Damaged, match=blob.sha256):
+            blobs.whole(blob.sha256)
+    else:
+        assert blobs.whole(blob.sha256).read_bytes() == b"whole"
+
+
+def test_a_listing_that_lags_behind_misses_nothing(
+    blobs: BlobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = write(blobs, b"new")
+    listed = blobs._objects.list
+
+    def lagging(prefix: str) -> Iterator[Entry]:
+        return iter(()) if prefix.endswith("/") else listed(prefix)
+
+    monkeypatch.setattr(blobs._objects, "list", lagging)
+    assert blobs.missing([ABSENT, blob.sha256]) == [ABSENT]
+
+
+@pytest.mark.parametrize("settings", ["local"], indirect=True)
+def test_keeping_what_was_renamed_before_syncs_its_folders(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = write(blobs, b"renamed by one who died then")
+    path, synced = blobs.path(blob.sha256), list[Path]()
+    monkeypatch.setattr(durable, "sync_folder", synced.append)
+    blobs.keep(path, blob.sha256)
+    assert synced == [path.parent, path.parent.parent]
