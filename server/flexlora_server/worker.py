@@ -107,6 +107,8 @@ class Worker:
             OSError,
         ) as error:  # the place fails, not the round; also where the result is published
             self._owed = lease, f"the storage failed: {error}"
+            with contextlib.suppress(SQLAlchemyError):  # else before the next step
+                self._give_back()
             raise
         return True
 

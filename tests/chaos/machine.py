@@ -119,6 +119,10 @@ class Machine:
                 frame.image = self.disk.image()
             raise Killed(frame.process.name)
 
+    def dying(self) -> bool:
+        """Whether this is what a dead process does on its way out: closing what it had open, and nothing that lasts."""
+        return bool(self.frames) and self.frames[-1].image is not None
+
     def breaks(self, what: str) -> bool:
         """Whether the database or the storage fails now; once."""
         if not self.frames or self.frames[-1].broken != what:

@@ -114,6 +114,8 @@ def _naming(machine: Machine, name: str, real: Callable[..., Any]) -> Callable[.
     def call(path: Any, *args: Any, **options: Any) -> Any:
         if not _inside(machine, path):
             return real(path, *args, **options)
+        if machine.dying():
+            return None
         machine.point(f"before {name}")
         if machine.breaks("storage"):
             raise OSError(errno.ENOSPC, f"No space left on the {SIMULATED} device")
@@ -126,6 +128,8 @@ def _naming(machine: Machine, name: str, real: Callable[..., Any]) -> Callable[.
 
 def _syncing(machine: Machine) -> Callable[[int], None]:
     def call(descriptor: int) -> None:
+        if machine.dying():
+            return
         machine.point("before sync")
         if machine.breaks("storage"):
             raise OSError(errno.EIO, f"The {SIMULATED} device failed")

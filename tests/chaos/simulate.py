@@ -3,10 +3,12 @@
 import math
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import engine
 from hypothesis.reporting import with_reporter
 
 from tests.chaos.history import Drawing, History
@@ -17,17 +19,25 @@ from tests.chaos.site import Site
 from tests.chaos.steps import perform
 from tests.chaos.world import World
 
+ENDED = "[the faults end]"
+SHRINKING = 90  # seconds for making a history small
 PATIENCE = 60  # turns that everybody gets at the end
 PART = 8  # histories that Hypothesis is asked for at a time: of ten or more it would make the first tenth tiny
 CALLS = 6  # of an agent in a turn
 
 
 class Violated(AssertionError):
-    """A history in which something happened that must not."""
+    """A history in which something happened that must not; `early`: while there were faults."""
+
+    def __init__(self, told: str, *, early: bool) -> None:
+        super().__init__(told)
+        self.early = early
 
 
-def play(here: Site, history: History, plant: Plant = nullcontext) -> World:
+def play(here: Site, history: History, plant: Plant = nullcontext, *, to_the_end: bool = True) -> World:
     """Play a history to its end, with a defect planted into the product where one is given.
+
+    Without `to_the_end`, only while there are faults.
 
     Raises:
         Violated: with the trace.
@@ -41,16 +51,19 @@ def play(here: Site, history: History, plant: Plant = nullcontext) -> World:
             for step in history.steps:
                 perform(world, step)
                 world.oracle.check()
-            finish(world)
+                world.steps += 1
+            if to_the_end:
+                finish(world)
     except Violation as violation:
         here.machine.frames = []
-        raise Violated("\n".join([f"run: {history.plan}", *world.trace, f"VIOLATION: {violation}"])) from violation
+        told = "\n".join([f"run: {history.plan}", *world.trace, f"VIOLATION: {violation}"])
+        raise Violated(told, early=ENDED not in world.trace) from violation
     return world
 
 
 def finish(world: World) -> None:
     """No more faults: the run must complete, unless it was cancelled, and everything must have been counted."""
-    world.note("[the faults end]")
+    world.note(ENDED)
     for turn in range(PATIENCE):
         state = world.state()
         if state in {"COMPLETED", "CANCELLED"}:
@@ -92,6 +105,14 @@ class Tally:
     receipts: int = 0
     calls: int = 0
 
+    def add(self, world: World) -> None:
+        """Count one more world."""
+        self.histories += 1
+        self.steps += world.steps
+        self.published += world.oracle.published
+        self.receipts += len(world.oracle.receipts)
+        self.calls += world.calls
+
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
@@ -107,26 +128,29 @@ def play_many(
     tally = Tally()
     with with_reporter(lambda text: None):
         for part in range(math.ceil(count / PART)):
-            _play_part(here, tally, (seed << 20) + part, steps, plant, shrink)
+            _play_part(here, tally, (seed << 20) + part, steps, min(PART, count), plant, shrink)
     return tally
 
 
-def _play_part(here: Site, tally: Tally, seed: int, steps: int, plant: Plant, shrink: bool) -> None:
+def _play_part(here: Site, tally: Tally, seed: int, steps: int, count: int, plant: Plant, shrink: bool) -> None:
+    early = False  # once a history has failed early, that is what smaller ones must do
+
     @seeded(seed)
     @settings(
-        max_examples=PART + 1, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
+        max_examples=count + 1, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
     )  # fmt: skip
     @given(st.data())
     def one(data: st.DataObject) -> None:
+        nonlocal early
         history = Drawing(data.conjecture_data).history(steps)
         if not history.steps:  # as the first of every part is
             return
-        world = play(here, history, plant)
-        tally.histories += 1
-        tally.steps += len(history.steps)
-        tally.published += world.oracle.published
-        tally.receipts += len(world.oracle.receipts)
-        tally.calls += world.calls
+        try:
+            tally.add(play(here, history, plant, to_the_end=not early))
+        except Violated as violated:
+            early = early or violated.early
+            raise
 
-    one()
+    with patch.object(engine, "MAX_SHRINKING_SECONDS", SHRINKING):
+        one()

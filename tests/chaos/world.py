@@ -37,7 +37,7 @@ class World:
         self.trace: list[str] = []
         self.agents: list[Agent] = []
         self.enrolled = 0
-        self.calls = 0
+        self.calls = self.steps = 0
         self.cancelled = False
         self.processes = [Process(f"coordinator {n + 1}") for n in range(plan.coordinators)]
         self.workers = [Process("worker 1"), Process("worker 2")]

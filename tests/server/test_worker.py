@@ -299,7 +299,7 @@ def test_a_round_whose_storage_fails_leaves_other_runs_their_turn(coordinator: S
     path.mkdir()  # neither there nor missing
     coordinator.operator.expect(201, "POST", "/v1/runs", json=spec("other"))
     coordinator.operator.expect(200, "POST", "/v1/runs/other/start")
-    with pytest.raises(OSError, match="device|directory"):
+    with pytest.raises(OSError, match=r"device|directory"):
         coordinator.worker.step()
     assert coordinator.worker.step()
     told = coordinator.operator.expect(200, "GET", "/v1/runs/other/rounds/0")
