@@ -43,7 +43,9 @@ def test_tasks_are_read_with_their_parts(tmp_path: Path) -> None:
     assert seen.train[0] == Instance("input 0", ("answer 0", "another"))
 
 
-@pytest.mark.parametrize("contents", [None, b"no gzip", gzip.compress(b'{"task": 1}\n', mtime=0), gzip.compress(b"x")[:-4]])
+@pytest.mark.parametrize(
+    "contents", [None, b"no gzip", gzip.compress(b'{"task": 1}\n', mtime=0), gzip.compress(b"x", mtime=0)[:-4]]
+)
 def test_another_file_is_refused(tmp_path: Path, contents: bytes | None) -> None:
     if contents is not None:
         (tmp_path / FILE).write_bytes(contents)
