@@ -1,17 +1,16 @@
 """Defects to plant into the product: the simulation must find each."""
 
-import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, BinaryIO
 from unittest.mock import patch
 
 from sqlalchemy import select, update
 
 from flexlora_server import leases, progress
+from flexlora_server.blobs.appending import Appending
 from flexlora_server.leases import Lease
 from flexlora_server.progress import Due
 from flexlora_server.records import inputs, rounds, uploads
@@ -35,14 +34,13 @@ def no_fencing() -> Iterator[None]:
 
 @contextmanager
 def acknowledged_unsynced() -> Iterator[None]:
-    """The bytes of files are acknowledged before they are on the disk."""
-    sync = os.fsync
+    """A part is acknowledged before its bytes are on the disk."""
 
-    def fsync(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            sync(descriptor)
+    def keep(self: Appending, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
+        file.flush()
+        return file.tell(), None
 
-    with patch.object(os, "fsync", fsync):
+    with patch.object(Appending, "keep", keep):
         yield
 
 

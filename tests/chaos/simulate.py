@@ -3,24 +3,22 @@
 import math
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass
-from unittest.mock import patch
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
-from hypothesis.internal.conjecture import engine
 from hypothesis.reporting import with_reporter
 
 from tests.chaos.history import Drawing, History
 from tests.chaos.machine import Violation
 from tests.chaos.plants import Plant
 from tests.chaos.seams import installed
+from tests.chaos.shrinking import shrunk
 from tests.chaos.site import Site
 from tests.chaos.steps import perform
 from tests.chaos.world import World
 
 ENDED = "[the faults end]"
-SHRINKING = 90  # seconds for making a history small
 PATIENCE = 60  # turns that everybody gets at the end
 PART = 8  # histories that Hypothesis is asked for at a time: of ten or more it would make the first tenth tiny
 CALLS = 6  # of an agent in a turn
@@ -29,9 +27,9 @@ CALLS = 6  # of an agent in a turn
 class Violated(AssertionError):
     """A history in which something happened that must not; `early`: while there were faults."""
 
-    def __init__(self, told: str, *, early: bool) -> None:
+    def __init__(self, told: str, history: History, *, early: bool) -> None:
         super().__init__(told)
-        self.early = early
+        self.history, self.early = history, early
 
 
 def play(here: Site, history: History, plant: Plant = nullcontext, *, to_the_end: bool = True) -> World:
@@ -57,7 +55,7 @@ def play(here: Site, history: History, plant: Plant = nullcontext, *, to_the_end
     except Violation as violation:
         here.machine.frames = []
         told = "\n".join([f"run: {history.plan}", *world.trace, f"VIOLATION: {violation}"])
-        raise Violated(told, early=ENDED not in world.trace) from violation
+        raise Violated(told, history, early=ENDED not in world.trace) from violation
     return world
 
 
@@ -133,24 +131,35 @@ def play_many(
 
 
 def _play_part(here: Site, tally: Tally, seed: int, steps: int, count: int, plant: Plant, shrink: bool) -> None:
-    early = False  # once a history has failed early, that is what smaller ones must do
-
     @seeded(seed)
     @settings(
         max_examples=count + 1, database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
-        suppress_health_check=list(HealthCheck), phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
+        suppress_health_check=list(HealthCheck), phases=[Phase.generate],
     )  # fmt: skip
     @given(st.data())
     def one(data: st.DataObject) -> None:
-        nonlocal early
         history = Drawing(data.conjecture_data).history(steps)
-        if not history.steps:  # as the first of every part is
-            return
-        try:
-            tally.add(play(here, history, plant, to_the_end=not early))
-        except Violated as violated:
-            early = early or violated.early
-            raise
+        if history.steps:  # the first of every part is empty
+            tally.add(play(here, history, plant))
 
-    with patch.object(engine, "MAX_SHRINKING_SECONDS", SHRINKING):
+    try:
         one()
+    except Violated as violated:
+        raise _smallest(here, violated, plant) if shrink else violated from None
+
+
+def _smallest(here: Site, violated: Violated, plant: Plant) -> Violated:
+    """The violation of a history as small as can be found."""
+    least = violated
+
+    def fails(history: History) -> bool:
+        nonlocal least
+        try:
+            play(here, history, plant, to_the_end=not violated.early)
+        except Violated as again:
+            least = again
+            return True
+        return False
+
+    shrunk(violated.history, fails)
+    return least

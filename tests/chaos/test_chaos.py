@@ -51,4 +51,4 @@ def test_histories_on_postgresql(postgres_socket: Path) -> None:
 @pytest.mark.parametrize("plant", sorted(PLANTS))
 def test_a_planted_defect_is_found(sqlite: Site, plant: str) -> None:
     with pytest.raises(Violated, match="VIOLATION"):
-        play_many(sqlite, seed=1, steps=40, count=500, plant=PLANTS[plant], shrink=False)
+        play_many(sqlite, seed=1, steps=40, count=960, plant=PLANTS[plant], shrink=False)
