@@ -1,5 +1,6 @@
 """A share of the histories, played by a process of its own."""
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ class Batch:
 
 def play_batch(batch: Batch) -> Tally | str:
     """A process's share; the trace where something was violated."""
+    warnings.simplefilter("ignore")  # planted defects cause some
     with new_site(batch.socket) as here:
         try:
             plant = nullcontext if batch.plant is None else PLANTS[batch.plant]
@@ -29,4 +31,5 @@ def play_batch(batch: Batch) -> Tally | str:
         except Violated as violated:
             again = f"--seed {batch.seed} --steps {batch.steps} --histories {batch.count}"
             again += f" --plant {batch.plant}" if batch.plant else ""
+            again += " --database postgresql" if batch.socket else ""
             return f"{violated}\n\nagain: scripts/chaos {again}"
