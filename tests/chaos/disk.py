@@ -1,7 +1,7 @@
 """The coordinator's folder as a disk that a power cut may hit: what was not synced is lost.
 
-A file's bytes survive as they were when it was last synced, its name if its folder was synced since; a rename is one change, and
-survives with the folder it goes to. Real syncing is left out.
+A file's bytes survive as they were when it was last synced, its name if its folder was synced since. A rename is one change, as
+in journaling file systems: it survives if either of its folders was synced. Real syncing is left out.
 """
 
 import fcntl
@@ -62,11 +62,20 @@ class Disk:
 
     def _sync_folder(self, folder: Path) -> None:
         names = {entry.name: entry.inode() for entry in os.scandir(folder)}
-        for other, synced in self._names.items():  # renamed from there
+        before, self._names[folder] = self._names.get(folder, {}), names
+        for other, synced in self._names.items():  # renamed from there to here
             for name in [name for name, inode in synced.items() if inode in names.values()]:
                 if other != folder and not (other / name).exists():
                     del synced[name]
-        self._names[folder] = names
+        gone = {inode for name, inode in before.items() if name not in names}
+        for path in self._files() if gone else ():  # renamed from here to there
+            if path.stat().st_ino in gone:
+                self._keep_name(path)
+
+    def _keep_name(self, path: Path) -> None:
+        self._names.setdefault(path.parent, {})[path.name] = path.stat().st_ino
+        if path.parent != self.root:
+            self._keep_name(path.parent)
 
     def cut_power(self) -> None:
         """Leave what was synced, and nothing else."""

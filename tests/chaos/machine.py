@@ -63,6 +63,7 @@ class Machine:
     perform: Callable[[Step], None] = lambda step: None
     note: Callable[[str], None] = lambda line: None
     frames: list[_Frame] = field(default_factory=list)
+    watching: bool = True
 
     def run(self, process: Process, work: Callable[[], T], during: Sequence[Interruption] = ()) -> T:
         """Do `work` as this process.
@@ -85,7 +86,8 @@ class Machine:
         finally:
             self.frames.pop()
             if frame.image is not None:
-                self.disk.restore(frame.image)
+                with self.aside():
+                    self.disk.restore(frame.image)
         raise Died(process.name)
 
     def point(self, what: str) -> None:
@@ -118,6 +120,15 @@ class Machine:
             if frame.image is None:
                 frame.image = self.disk.image()
             raise Killed(frame.process.name)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For the block, files are the simulation's business, not the product's."""
+        before, self.watching = self.watching, False
+        try:
+            yield
+        finally:
+            self.watching = before
 
     def dying(self) -> bool:
         """Whether this is what a dead process does on its way out: closing what it had open, and nothing that lasts."""

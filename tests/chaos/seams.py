@@ -107,7 +107,7 @@ async def _here(work: Callable[..., Any], *args: Any, **_: Any) -> Any:
 
 
 def _inside(machine: Machine, path: Any) -> bool:
-    return bool(machine.frames) and isinstance(path, str | Path) and machine.disk.holds(Path(path))
+    return machine.watching and bool(machine.frames) and isinstance(path, str | Path) and machine.disk.holds(Path(path))
 
 
 def _naming(machine: Machine, name: str, real: Callable[..., Any]) -> Callable[..., Any]:

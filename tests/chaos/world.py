@@ -90,7 +90,8 @@ class World:
         self.note("the power is cut")
         for process in (*self.processes, *self.workers):
             process.kill()
-        self.here.disk.cut_power()
+        with self.machine.aside():
+            self.here.disk.cut_power()
 
     # -- calls
 
