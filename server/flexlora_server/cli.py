@@ -75,7 +75,7 @@ def worker(
     run_worker(settings, attached=attached)
 
 
-app.registered_commands += commands.app.registered_commands
+app.add_typer(commands.app)
 
 
 def _data_dir(settings: Settings) -> None:

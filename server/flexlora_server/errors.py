@@ -3,7 +3,8 @@
     Refusal                 a request that is answered with a problem: the whole protocol's way of saying no
     StartupError            the coordinator cannot start; the sentence says what to run or mend
     LeaseLost               a worker's aggregation belongs to another worker now
-    Conflict                a decision was made on what has changed since; it is made again
+    Stopping                a worker was asked to end in the middle of an aggregation
+    Conflict                a row has changed since it was read; whoever asked may try again
 
 Everything else that reaches `install` is a defect and is answered `internal`, with nothing of it in the body.
 """
@@ -50,6 +51,10 @@ class LeaseLost(Exception):
     """The aggregation was taken over, or its round left AGGREGATING."""
 
 
+class Stopping(Exception):
+    """The worker was asked to end; the round is given back."""
+
+
 class Conflict(Exception):
     """A row has changed since it was read; nothing was written."""
 
@@ -69,6 +74,7 @@ def install(app: FastAPI) -> None:
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, _database)
     app.add_exception_handler(OSError, _storage)
+    app.add_exception_handler(Conflict, _conflict)
     app.add_exception_handler(Exception, _defect)
 
 
@@ -117,6 +123,11 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
     else:
         code, detail = Code.UNAVAILABLE, "The coordinator's storage does not answer; nothing was accepted. Try again."
     return problem_response(Problem.of(code, detail), {"Retry-After": "30"})
+
+
+async def _conflict(request: Request, error: Exception) -> JSONResponse:
+    detail = "This has changed while it was decided on; nothing was written. Try again."
+    return problem_response(Problem.of(Code.UNAVAILABLE, detail), {"Retry-After": "1"})
 
 
 async def _defect(request: Request, error: Exception) -> JSONResponse:

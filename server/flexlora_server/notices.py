@@ -20,9 +20,9 @@ CHANNEL = "flexlora"
 RETRY = 2.0  # seconds before a connection that was lost is tried again
 
 
-def send(session: Session, what: str) -> None:
+def send(session: Session) -> None:
     """Tell every process, once this transaction is committed."""
-    session.execute(select(func.pg_notify(CHANNEL, what)))
+    session.execute(select(func.pg_notify(CHANNEL, "")))
 
 
 async def hear(url: URL, heard: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from flexlora_server.records import adapters, inputs, rounds, runs, uploads
 from flexlora_server.store import Tx
 from flexlora_server.tables import Client, Round, RoundModules, Run, Upload
 from flexlora_server.times import rfc3339, rfc3339_or_none
+from flexlora_server.waiting import waiting_for
 from flexlora_shared.messages.runs import RunSpec, RunStatus
 from flexlora_shared.messages.status import (
     AggregationMetrics,
@@ -63,7 +64,7 @@ def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
 
 def _waiting(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
     carried = uploads.carried(tx, round_) if round_.state == "OPEN" else ()
-    return machine.waiting_for(spec, rounds.view(tx, run, round_), present, carried, tx.now)
+    return waiting_for(spec, rounds.view(tx, run, round_), present, carried, tx.now)
 
 
 def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummary:

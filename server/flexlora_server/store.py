@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,6 @@ from sqlalchemy.orm import Session
 from flexlora_server import connections, notices
 from flexlora_server.errors import StartupError
 
-KEYS = "@keys"  # in `Tx.changed`: keys of clients have ended
-MOST = 4000  # characters of a notice; PostgreSQL takes 8000 bytes
-
 # One consistent state for all that a reading transaction asks: SQLite's snapshots, PostgreSQL's REPEATABLE READ.
 _READING: dict[str, dict[str, Any]] = {
     "sqlite": {"flexlora_read_only": True},
@@ -37,11 +34,11 @@ _READING: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Tx:
-    """An open transaction: its session, the database's time, and what it has changed that others wait for: runs, `KEYS`."""
+    """An open transaction: its session, the database's time, and whether it changes what others wait for: runs, keys."""
 
     session: Session
     now: datetime
-    changed: set[str] = field(default_factory=set)
+    changed: bool = False
 
 
 class Store:
@@ -73,7 +70,7 @@ class Store:
             tx = Tx(session, self._now(session))
             yield tx
             if tx.changed and self.notifies:
-                notices.send(session, " ".join(sorted(tx.changed))[:MOST])
+                notices.send(session)
         if tx.changed:
             self.on_change()
 

@@ -30,9 +30,8 @@ def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str
         run = runs.lock(tx, name)
         round_ = rounds.latest(tx, name, number)
         clients.require_enrolled(tx, client)
-        open_ = uploads.under_way(tx, round_, client)
-        again = open_ is not None and open_.announced == told.model_dump(mode="json")
-        at = open_.created_at if open_ is not None and again else None
+        open_ = uploads.announced(tx, round_, client, told)
+        at = None if open_ is None else open_.created_at
         if isinstance(_admit(tx, run, round_, client, told.sha256, at), machine.Repeat):
             before = uploads.accepted(tx, round_, client)
             assert before is not None, "what is repeated was accepted"

@@ -176,7 +176,8 @@ class Upload(Table):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     offset: Mapped[int] = mapped_column(BigInteger, default=0)
-    parts: Mapped[list[Any] | None]  # keys of the objects that hold its bytes, where the storage takes no appending
+    # keys of the objects that hold its bytes, where the storage takes no appending; many, and asked for by its owner alone
+    parts: Mapped[list[Any] | None] = mapped_column(deferred=True)
     counts_in: Mapped[int | None]  # the round whose aggregation it is part of; None until it is accepted
     created_at: Mapped[datetime]
     accepted_at: Mapped[datetime | None]

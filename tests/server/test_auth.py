@@ -81,3 +81,24 @@ def test_the_operators_key_is_generated_once(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(StartupError, match="holds no key; delete it"):
         operator_key(settings)
+
+
+def test_a_rotated_key_ends_when_the_new_one_is_used(coordinator: Served) -> None:
+    participant, task, data = coordinator.working()
+    old = participant.key
+    lost, fresh = (participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"] for _ in range(2))
+    participant.expect(200, "GET", "/v1/runs")
+    participant.key = fresh
+    participant.upload(task, data)
+    for ended in (old, lost):
+        participant.key = ended
+        participant.problem("unauthenticated", "GET", "/v1/runs")
+
+
+def test_revoking_ends_every_key(coordinator: Served) -> None:
+    participant = coordinator.enrol()
+    unused = participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"]
+    coordinator.operator.expect(204, "DELETE", f"/v1/clients/{participant.client_id}")
+    for ended in (participant.key, unused):
+        participant.key = ended
+        participant.problem("unauthenticated", "POST", "/v1/clients/me/keys")

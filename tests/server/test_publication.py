@@ -5,8 +5,8 @@ from sqlalchemy.exc import OperationalError
 
 from flexlora_server import worker
 from flexlora_server.leases import Lease
+from flexlora_server.publication import Result
 from flexlora_server.store import Tx
-from flexlora_server.worker import Result
 from tests.kit import Served
 
 TRIES = 6  # more than an aggregation may fail
@@ -20,7 +20,7 @@ def test_a_database_that_takes_no_result_fails_no_round(coordinator: Served) -> 
         raise OperationalError("COMMIT", {}, Exception("database or disk is full"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "_publish", refuse)
+        patch.setattr(worker, "publish", refuse)
         for _ in range(TRIES):
             with pytest.raises(OperationalError):
                 coordinator.worker.step()

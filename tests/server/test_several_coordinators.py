@@ -84,7 +84,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
 def untold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is told anything: only looking notices what others did."""
     monkeypatch.setattr(notices, "CHANNEL", "nobody")
-    monkeypatch.setattr(notices, "send", lambda session, what: None)
+    monkeypatch.setattr(notices, "send", lambda session: None)
 
 
 def collecting(a: Served, b: Served) -> tuple[Participant, Participant]:

@@ -4,13 +4,14 @@ import errno
 
 import pytest
 
-from flexlora_server import engine, leases, progress, worker
+from flexlora_server import engine, jobs, leases, progress, worker
 from flexlora_server import rounds as machine
 from flexlora_server.errors import Conflict, LeaseLost
 from flexlora_server.leases import Heartbeat
+from flexlora_server.publication import publish
 from flexlora_server.records import inputs, rounds, runs
 from flexlora_server.tables import Round
-from flexlora_server.worker import Worker, _job, _publish
+from flexlora_server.worker import Worker
 from tests.kit import Served, encode, spec, tensors
 
 
@@ -58,7 +59,7 @@ def test_a_fenced_worker_publishes_nothing(coordinator: Served) -> None:
         slow = leases.take(tx, 60, "a worker")
     assert slow is not None
     with coordinator.store.reading() as tx:
-        job = _job(tx, slow)
+        job = jobs.read(tx, slow)
     result = coordinator.worker._work(job, lambda: None)
     coordinator.clock.advance(60)
     with coordinator.store.transaction() as tx:
@@ -66,16 +67,16 @@ def test_a_fenced_worker_publishes_nothing(coordinator: Served) -> None:
     assert quick is not None
     assert quick.token == slow.token + 1
     with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
-        _publish(tx, slow, result)
+        publish(tx, slow, result)
     assert state(coordinator) == "AGGREGATING"
     coordinator.operator.problem("adapter-not-published", "GET", "/v1/runs/run/rounds/1/adapter?rank=2")
     with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
         leases.renew(tx, slow, 0)  # nor may it report a failure
     with coordinator.store.transaction() as tx:
-        _publish(tx, quick, result)
+        publish(tx, quick, result)
     assert state(coordinator) == "PUBLISHED"
     with pytest.raises(LeaseLost), coordinator.store.transaction() as tx:
-        _publish(tx, quick, result)  # once, and once only
+        publish(tx, quick, result)  # once, and once only
 
 
 def test_a_lost_lease_stops_the_work_between_modules(coordinator: Served) -> None:
@@ -84,7 +85,7 @@ def test_a_lost_lease_stops_the_work_between_modules(coordinator: Served) -> Non
         slow = leases.take(tx, 60, "a worker")
     assert slow is not None
     with coordinator.store.reading() as tx:
-        job = _job(tx, slow)
+        job = jobs.read(tx, slow)
     calls = []
 
     def alive() -> None:
@@ -121,7 +122,7 @@ def test_five_failures_end_the_run_with_the_reason(coordinator: Served, caplog: 
     ready(coordinator)
     with coordinator.store.reading() as tx:
         lease = leases.Lease(2, "run", 1, 0)
-        previous = _job(tx, lease).previous
+        previous = jobs.read(tx, lease).previous
     assert previous is not None
     coordinator.blobs.path(previous).write_bytes(b"damaged")
     for failures, pause in enumerate((2, 4, 8, 16), start=1):
@@ -157,7 +158,7 @@ def test_aggregating_twice_gives_the_same_bytes(coordinator: Served) -> None:
         lease = leases.take(tx, 60, "a worker")
     assert lease is not None
     with coordinator.store.reading() as tx:
-        job = _job(tx, lease)
+        job = jobs.read(tx, lease)
     twice = [Worker(coordinator.store, coordinator.blobs, coordinator.settings)._work(job, lambda: None) for _ in "ab"]
     assert twice[0].adapter == twice[1].adapter
     assert twice[0].slices == twice[1].slices
@@ -287,7 +288,8 @@ def test_a_missing_upload_is_named(coordinator: Served) -> None:
         upload = inputs.frozen(tx, rounds.latest(tx, "run", 1))[0].upload
     coordinator.blobs.path(upload.sha256).unlink()
     assert coordinator.worker.step()
-    assert f"Upload {upload.id}: its bytes are not in the storage." in coordinator.round("run", 1)["summary"]["reason"]
+    reason = coordinator.round("run", 1)["summary"]["reason"]
+    assert f"Upload {upload.id}: its file is missing; restore the blob {upload.sha256}" in reason
 
 
 def test_a_round_whose_storage_fails_leaves_other_runs_their_turn(coordinator: Served) -> None:
@@ -307,12 +309,12 @@ def test_a_round_whose_storage_fails_leaves_other_runs_their_turn(coordinator: S
 
 
 def test_a_failure_that_cannot_be_explained_counts_still(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(*given: object) -> tuple[()]:
+    def no_room(*given: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     ready(coordinator)
     monkeypatch.setattr(engine, "write_aggregate", lambda *given: [][1])
-    monkeypatch.setattr(worker, "culprits", no_room)
+    monkeypatch.setattr(worker, "explain", no_room)
     assert coordinator.worker.step()
     found = round_of(coordinator)
     assert (found.failures, found.lease_holder) == (1, None)

@@ -28,8 +28,8 @@ class LocalObjects:
         durable.sync_folder(target.parent)
         durable.sync_folder(target.parent.parent)
 
-    def get(self, key: str) -> Path:
-        """The object's own file; whoever opens it finds out whether it is there."""
+    def get(self, key: str, *, anew: bool = False) -> Path:
+        """The object's own file, never a copy; whoever opens it finds out whether it is there."""
         return self._root / key
 
     def list(self, prefix: str) -> Iterator[Entry]:
@@ -55,16 +55,6 @@ class LocalObjects:
         with suppress(BlockingIOError, FileNotFoundError), self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
             if path.stat().st_mtime == seen.modified:
                 path.unlink()
-
-    def hold(self, key: str, folder: Path) -> Path:
-        """The object's own file."""
-        return self.get(key)
-
-    def forget(self, key: str) -> None:
-        """There are no copies."""
-
-    def ensure(self, key: str, file: Path) -> None:
-        """Deletions wait for those who publish."""
 
     def link(self, key: str) -> str | None:
         """A folder has no address."""

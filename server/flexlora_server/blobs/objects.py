@@ -1,4 +1,4 @@
-"""What a storage of blobs must do: five methods, and three for what lies between it and the local files."""
+"""What a storage of blobs must do: five methods."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,23 +25,14 @@ class Objects(Protocol):
     def put(self, key: str, file: Path) -> None:
         """Make a synced file of ours the object, whole or not at all, and durable; the file is gone then."""
 
-    def get(self, key: str) -> Path:
-        """A local file of the object's bytes: itself, or a copy that is kept for a while."""
+    def get(self, key: str, *, anew: bool = False) -> Path:
+        """A local file of the object's bytes: itself, or a copy that is kept for a while; `anew`: not one that lies here."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """The objects whose keys begin with `prefix`, a folder that ends in a slash, or one whole key."""
 
     def delete(self, key: str, seen: Entry | None = None) -> None:
         """Delete the object, where there is one; with `seen`, only if it has not been written again since."""
-
-    def hold(self, key: str, folder: Path) -> Path:
-        """As `get`, under a name that stays until the caller deletes `folder`, which is made where it is needed."""
-
-    def forget(self, key: str) -> None:
-        """Drop a local copy that turned out damaged: the next `get` fetches another one."""
-
-    def ensure(self, key: str, file: Path) -> None:
-        """Make the object of the file again if a deletion that was under way has taken it; the file stays."""
 
     def link(self, key: str) -> str | None:
         """An address from which anyone may read the object for a while; None where the storage has none."""

@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -12,7 +12,6 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from flexlora_server.blobs.cache import Cache
-from flexlora_server.blobs.files import second_name
 from flexlora_server.blobs.objects import Entry
 from flexlora_server.settings import Settings
 
@@ -48,9 +47,12 @@ class S3Objects:
         with _as_os_errors(key):
             obstore.put(self._store, key, file, chunk_size=CHUNK, max_concurrency=2)
 
-    def get(self, key: str) -> Path:
+    def get(self, key: str, *, anew: bool = False) -> Path:
         """The copy in the cache."""
-        return self._cache.get(key.rpartition("/")[2], lambda file: self.fetch(key, file))
+        sha256 = key.rpartition("/")[2]
+        if anew:
+            self._cache.drop(sha256)
+        return self._cache.get(sha256, lambda file: self.fetch(key, file))
 
     def fetch(self, key: str, file: BinaryIO) -> None:
         """Write the object's bytes to a file."""
@@ -78,25 +80,6 @@ class S3Objects:
         with _as_os_errors(key), _absent():
             obstore.delete(self._store, key)
         self._cache.drop(key.rpartition("/")[2])
-
-    def hold(self, key: str, folder: Path) -> Path:
-        """A second name of the copy in the cache, which other processes may evict at any time."""
-        folder.mkdir(exist_ok=True)
-        name = folder / key.rpartition("/")[2]
-        while not name.exists():
-            copy = self.get(key)
-            with suppress(FileNotFoundError):  # evicted in between
-                second_name(copy, name)
-        return name
-
-    def forget(self, key: str) -> None:
-        """Drop the copy in the cache."""
-        self._cache.drop(key.rpartition("/")[2])
-
-    def ensure(self, key: str, file: Path) -> None:
-        """Send the file again where the object is gone: its age was asked for before we wrote it, the deletion came after."""
-        if next(self.list(key), None) is None:
-            self.send(key, file)
 
     def link(self, key: str) -> str | None:
         """A presigned address at the public endpoint, where the settings name one."""

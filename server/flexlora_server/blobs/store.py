@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flexlora_server.blobs import durable
-from flexlora_server.blobs.files import Damaged, digest, scratch
+from flexlora_server.blobs.files import Damaged, digest, scratch, second_name
 from flexlora_server.blobs.incoming import Incoming
 from flexlora_server.blobs.objects import Entry, Objects
 
 PROBE = "probe/written"  # the key of the object that shows whether and when the storage takes writes
+EVICTED = 3  # times that a copy may be evicted before its second name is given up
 log = logging.getLogger("flexlora.blobs")
 
 
@@ -36,7 +37,7 @@ class BlobStore:
         temporary.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
-        """A local file of the blob: itself, or a copy of it that is kept as long as it is in use.
+        """A local file of the blob: itself, or a copy of it that stays for some minutes; `pinned` keeps it longer.
 
         Raises:
             FileNotFoundError: an object store has no such blob; a local folder leaves that to whoever opens the path.
@@ -52,30 +53,46 @@ class BlobStore:
         """
         path = self.path(sha256)
         if digest(path) != sha256:
-            self._objects.forget(_key(sha256))
-            path = self.path(sha256)
+            path = self._objects.get(_key(sha256), anew=True)
             if (found := digest(path)) != sha256:
                 raise Damaged(f"the storage holds other bytes under {sha256}: their SHA-256 is {found}")
         return path
 
     @contextmanager
     def pinned(self) -> Iterator[Callable[[str], Path]]:
-        """Within the block, what `path` does, to files that stay until its end, however long that takes."""
+        """Within the block, what `path` does, under names of its own that stay until its end, however long that takes."""
         folder = self._temporary / f"pins-{secrets.token_hex(16)}"
+        folder.mkdir()
         try:
-            yield lambda sha256: self._objects.hold(_key(sha256), folder)
+            yield lambda sha256: self._pin(sha256, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _pin(self, sha256: str, folder: Path) -> Path:
+        name = folder / sha256
+        for left in reversed(range(EVICTED)):
+            try:
+                if not name.exists():
+                    second_name(self.path(sha256), name)
+                break
+            except FileNotFoundError:  # not there, or a copy that was evicted before it had its second name
+                if not left:
+                    raise
+        return name
+
     @contextmanager
     def publishing(self, digests: Iterable[str]) -> Iterator[None]:
-        """For the transaction that names blobs just made: what a sweep deletes from an object store meanwhile is sent again."""
+        """For the transaction that names blobs just made: what a sweep deletes meanwhile is put back.
+
+        It had asked for their age before they were made, and stores have no deletion on condition.
+        """
         with self.pinned() as pin:
             held = {sha256: pin(sha256) for sha256 in digests}
             yield
             for sha256, path in held.items():
                 try:
-                    self._objects.ensure(_key(sha256), path)
+                    if next(self._objects.list(_key(sha256)), None) is None:
+                        self._objects.put(_key(sha256), path)
                 except OSError as error:  # it is named now: nothing to take back, and hardly ever anything lost
                     log.warning("it could not be seen that the blob %s is still in the storage: %s", sha256, error)
 
@@ -109,7 +126,7 @@ class BlobStore:
         self._objects.put(_key(sha256), path)
 
     def drop_temporary(self, seconds: float) -> None:
-        """Delete what a process that died was writing or had pinned: untouched for so long, and signs of life."""
+        """Delete what a process that died was writing or had pinned: untouched for so long."""
         for path in self._temporary.iterdir():
             with suppress(FileNotFoundError):  # finished or deleted meanwhile
                 if time.time() - path.stat().st_mtime <= seconds:

@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 
 from flexlora_server.errors import Refusal
 from flexlora_server.records import uploads
-from flexlora_server.store import KEYS, Tx
+from flexlora_server.store import Tx
 from flexlora_server.tables import ApiKey, Client, EnrolmentToken
 from flexlora_server.times import rfc3339
 from flexlora_shared.messages.clients import Credentials, Enrolment, Token, TokenRequest
@@ -149,4 +149,4 @@ def revoke(tx: Tx, client_id: str) -> None:
 def _end_keys(tx: Tx, client_id: str, but: str = "") -> None:
     ending = update(ApiKey).where(ApiKey.client_id == client_id, ApiKey.id != but, ApiKey.revoked_at.is_(None))
     tx.session.execute(ending.values(revoked_at=tx.now))
-    tx.changed.add(KEYS)
+    tx.changed = True

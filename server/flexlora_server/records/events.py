@@ -17,7 +17,7 @@ def record(tx: Tx, run: Run, kind: str, detail: str, round_number: int | None = 
 def touch(tx: Tx, run: Run) -> None:
     """Wake whoever waits for a change of this run."""
     run.version += 1
-    tx.changed.add(run.name)
+    tx.changed = True
 
 
 def after(tx: Tx, run: str, last: int, most: int = 500) -> Sequence[Event]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.orm import undefer
 
 from flexlora_server.errors import Refusal
 from flexlora_server.store import Tx
@@ -19,10 +20,9 @@ def announce(tx: Tx, round_: Round, client: str, told: UploadCreate) -> tuple[Up
 
     A participant has one open upload in a run: what it still had on its way for an earlier round is over.
     """
-    open_ = _of(tx, round_, client, "OPEN")
-    announced = told.model_dump(mode="json")
-    if open_ is not None and open_.announced == announced:
-        return open_, None
+    if (again := announced(tx, round_, client, told)) is not None:
+        return again, None
+    open_ = under_way(tx, round_, client)
     if open_ is not None:
         open_.state = "CANCELLED"
         tx.session.flush()  # the table allows one open upload
@@ -32,7 +32,7 @@ def announce(tx: Tx, round_: Round, client: str, told: UploadCreate) -> tuple[Up
         round_id=round_.id,
         client_id=client,
         state="OPEN",
-        announced=announced,
+        announced=told.model_dump(mode="json"),
         size=told.size,
         sha256=told.sha256,
         offset=0,
@@ -46,6 +46,12 @@ def announce(tx: Tx, round_: Round, client: str, told: UploadCreate) -> tuple[Up
 def accepted(tx: Tx, round_: Round, client: str) -> Upload | None:
     """The update of this participant that counts in the round."""
     return _of(tx, round_, client, "ACCEPTED")
+
+
+def announced(tx: Tx, round_: Round, client: str, told: UploadCreate) -> Upload | None:
+    """The open upload of this very announcement."""
+    open_ = under_way(tx, round_, client)
+    return open_ if open_ is not None and open_.announced == told.model_dump(mode="json") else None
 
 
 def under_way(tx: Tx, round_: Round, client: str) -> Upload | None:
@@ -64,7 +70,7 @@ def owned(tx: Tx, upload: str, client: str) -> Upload:
     Raises:
         Refusal: UPLOAD_NOT_FOUND, also for somebody else's: whether it exists is not told.
     """
-    row = tx.session.get(Upload, upload, populate_existing=True)
+    row = tx.session.get(Upload, upload, populate_existing=True, options=[undefer(Upload.parts)])
     if row is None or row.client_id != client:
         raise Refusal(Code.UPLOAD_NOT_FOUND, f"You have no upload {upload[:64]!r}; create one for your round.")
     return row

@@ -109,8 +109,8 @@ async def stream(request: Request, file: BinaryIO, room: int, least_rate: int) -
     Raises:
         Refusal: TOO_LARGE for more than `room` bytes, TOO_SLOW, UPLOAD_INCOMPLETE.
     """
-    loop = asyncio.get_running_loop()
-    started, received, sink = loop.time(), 0, Sink(file)
+    clock = asyncio.get_running_loop().time
+    started, received, sink = clock(), 0, Sink(file)
     try:
         async with _patience(least_rate) as patience:
             async for chunk in request.stream():
@@ -120,9 +120,12 @@ async def stream(request: Request, file: BinaryIO, room: int, least_rate: int) -
                         Code.TOO_LARGE,
                         f"The part exceeds {room} bytes: parts hold at most {PART_LIMIT}, and no more than announced.",
                     )
-                if least_rate:
-                    patience.reschedule(min(started + GRACE + received / least_rate, loop.time() + SILENCE))
+                patience.reschedule(None)  # the time that our own disk takes is not the sender's
+                began = clock()
                 await sink.take(chunk)
+                started += clock() - began
+                if least_rate:
+                    patience.reschedule(min(started + GRACE + received / least_rate, clock() + SILENCE))
     finally:
         await sink.drain()
     return sink.sha256.digest()

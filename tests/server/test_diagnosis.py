@@ -1,0 +1,68 @@
+"""What an operator is told of a failed aggregation: what the storage has lost, and which uploads to do without."""
+
+from pathlib import Path
+
+import pytest
+
+from flexlora_server import jobs
+from flexlora_server.diagnosis import explain
+from flexlora_server.jobs import Job
+from flexlora_server.leases import Lease
+from flexlora_server.records import rounds
+from tests.kit import Served, encode, tensors
+
+
+def frozen(coordinator: Served) -> Job:
+    """A round of three uploads that aggregates."""
+    run = coordinator.run(min_clients=3)
+    three = [coordinator.enrol() for _ in "abc"]
+    for one in three:
+        one.declare("run", 2)
+    for seed, one in enumerate(three):
+        one.upload(one.task("run"), encode(tensors(run, 2, seed=seed)))
+    with coordinator.store.reading() as tx:
+        round_ = rounds.latest(tx, "run", 1)
+        return jobs.read(tx, Lease(round_.id, "run", 1, 0))
+
+
+def told(coordinator: Served, job: Job) -> str:
+    return explain(job, coordinator.blobs, coordinator.settings, lambda: None)
+
+
+def flip(path: Path) -> None:
+    """One bit of the last number: still an update, but not the one that was accepted."""
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 0x40
+    path.write_bytes(bytes(data))
+
+
+def test_a_sound_round_has_nothing_to_tell(coordinator: Served) -> None:
+    assert told(coordinator, frozen(coordinator)) == ""
+    assert list((coordinator.settings.data_dir / "temporary").iterdir()) == []
+
+
+def test_what_is_damaged_or_missing_is_named_in_order(coordinator: Served) -> None:
+    job = frozen(coordinator)
+    first, _, last = job.inputs
+    flip(coordinator.blobs.path(first.sha256))
+    coordinator.blobs.path(last.sha256).unlink()
+    assert told(coordinator, job) == (
+        f" Upload {first.upload}: its file is damaged; restore the blob {first.sha256} or exclude the upload."
+        f" Upload {last.upload}: its file is missing; restore the blob {last.sha256} or exclude the upload."
+    )
+
+
+def test_a_damaged_adapter_is_nobodys_upload(coordinator: Served) -> None:
+    job = frozen(coordinator)
+    assert job.previous is not None
+    flip(coordinator.blobs.path(job.previous))
+    assert told(coordinator, job) == f" A stored adapter is damaged: restore the blob {job.previous}."
+
+
+def test_a_storage_that_fails_is_not_explained(coordinator: Served) -> None:
+    job = frozen(coordinator)
+    path = coordinator.blobs.path(job.inputs[0].sha256)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        told(coordinator, job)

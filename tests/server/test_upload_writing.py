@@ -1,0 +1,88 @@
+"""From a request to the disk: each byte once and in order, whatever the disk or a shutdown does."""
+
+import asyncio
+import errno
+import threading
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from flexlora_server.blobs.appending import append, hold
+from flexlora_server.routes import receiving
+from flexlora_server.routes.receiving import BUFFER
+
+
+class SlowDisk(BytesIO):
+    """A file whose first write waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, data: Any) -> int:
+        self.begun.set()
+        assert self.go_on.wait(60)
+        return super().write(data)
+
+
+def test_a_request_cancelled_while_it_writes_wrote_each_byte_once() -> None:
+    """As at a shutdown: the task is cancelled, twice, while a thread writes."""
+    file, data = SlowDisk(), bytes(range(256)) * (BUFFER // 256)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": data, "more_body": True}
+
+    async def cancelled() -> None:
+        request = Request({"type": "http", "headers": []}, receive)
+        task = asyncio.create_task(receiving.stream(request, file, 2 * BUFFER, 0))
+        await asyncio.to_thread(file.begun.wait, 60)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.wait([task], timeout=0)
+        assert not task.done()  # the write is waited for
+        file.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert file.getvalue() == 2 * data  # the second buffer came while the first was written
+
+
+def test_missing_bytes_are_never_made_up(tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(b"1234")
+    with hold(path) as file:
+        with pytest.raises(OSError, match="only 4 are there"):
+            append(file, 5)
+        append(file, 3)
+    assert path.read_bytes() == b"123"
+
+
+class FullDisk(BytesIO):
+    """A file that refuses its second write, and would take the third."""
+
+    writes = 0
+
+    def write(self, data: Any) -> int:
+        self.writes += 1
+        if self.writes == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+def test_what_follows_bytes_that_the_disk_refused_is_not_written() -> None:
+    file, sent = FullDisk(), iter([bytes(BUFFER), b"1" * BUFFER, b"2" * BUFFER, b"3" * BUFFER])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": next(sent), "more_body": True}
+
+    async def received() -> None:
+        await receiving.stream(Request({"type": "http", "headers": []}, receive), file, 9 * BUFFER, 0)
+
+    with pytest.raises(OSError, match="No space"):
+        asyncio.run(received())
+    assert file.getvalue() == bytes(BUFFER)
