@@ -3,7 +3,6 @@
 All clients share the bytes in memory but for the last few, so two hundred of them cost no more memory or hashing than one.
 """
 
-import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from flexlora_shared.digests import digest_field
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import ModuleSpec
+from flexlora_shared.messages.uploads import PART_MEDIA_TYPE
 
 PART = 8 << 20  # bytes: the most that the protocol takes at once
 RANK = 32
@@ -44,6 +45,15 @@ class Update:
         """The whole file."""
         return [piece for part in self.parts for piece in part.pieces]
 
+    def headers(self, part: Part) -> dict[str, str]:
+        """What a request says that sends this part."""
+        return {
+            "Content-Type": PART_MEDIA_TYPE,
+            "Upload-Offset": str(part.offset),
+            "Upload-Complete": f"?{int(part is self.parts[-1])}",
+            "Content-Digest": part.digest,
+        }
+
 
 class Payload:
     """The bytes that all clients share, and their digests."""
@@ -52,7 +62,9 @@ class Payload:
         shared = memoryview(_adapter(mib))[:-_TAIL]
         self._whole = hashlib.sha256(shared)
         *whole, last = [shared[start : start + PART] for start in range(0, len(shared), PART)]
-        self._parts = [Part(PART * at, [view], _field(hashlib.sha256(view))) for at, view in enumerate(whole)]
+        self._parts = [
+            Part(PART * at, [view], digest_field(hashlib.sha256(view).digest())) for at, view in enumerate(whole)
+        ]
         self._last, self._last_hash, self._last_at = last, hashlib.sha256(last), PART * len(whole)
         self._size = len(shared) + _TAIL
 
@@ -62,7 +74,7 @@ class Payload:
         whole, part = self._whole.copy(), self._last_hash.copy()
         whole.update(tail)
         part.update(tail)
-        last = Part(self._last_at, [self._last, tail], _field(part))
+        last = Part(self._last_at, [self._last, tail], digest_field(part.digest()))
         return Update(whole.hexdigest(), self._size, [*self._parts, last])
 
 
@@ -82,7 +94,3 @@ def _adapter(mib: int) -> bytes:
     shapes = adapter_shapes(specs, (), {spec.name: RANK for spec in specs})
     random = np.random.default_rng(0)
     return save({key: 0.01 * random.standard_normal(shape, np.float32) for key, shape in shapes.items()})
-
-
-def _field(hashed: "hashlib._Hash") -> str:
-    return f"sha-256=:{base64.b64encode(hashed.digest()).decode()}:"

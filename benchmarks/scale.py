@@ -123,13 +123,7 @@ def _send(link: httpx2.Client, update: Update, run: str) -> None:
     told = {"rank": RANK, "alpha": RANK, "examples": 10, "size": update.size, "sha256": update.sha256}
     place = f"/v1/uploads/{_json(link.post(f'/v1/runs/{run}/rounds/1/uploads', json=told))['id']}"
     for part in update.parts:
-        headers = {
-            "Content-Type": "application/partial-upload",
-            "Upload-Offset": str(part.offset),
-            "Upload-Complete": f"?{int(part is update.parts[-1])}",
-            "Content-Digest": part.digest,
-        }
-        answer = link.patch(place, headers=headers, content=b"".join(part.pieces))
+        answer = link.patch(place, headers=update.headers(part), content=b"".join(part.pieces))
         if answer.status_code != 204:
             raise SystemExit(f"PATCH {place}: {answer.status_code} {answer.text}")
     assert _json(link.put(f"{place}/commit"))["sha256"] == update.sha256

@@ -72,13 +72,7 @@ async def _send(link: Connection, run: str, update: Update) -> int:
     told = {"rank": RANK, "alpha": RANK, "examples": 10, "size": update.size, "sha256": update.sha256}
     place = (await link.say(201, "POST", f"/v1/runs/{run}/rounds/1/uploads", told)).headers["location"]
     for part in update.parts:
-        headers = {
-            "Content-Type": "application/partial-upload",
-            "Upload-Offset": str(part.offset),
-            "Upload-Complete": f"?{int(part is update.parts[-1])}",
-            "Content-Digest": part.digest,
-        }
-        await link.call(204, "PATCH", place, headers, part.pieces)
+        await link.call(204, "PATCH", place, update.headers(part), part.pieces)
     receipt = (await link.call(200, "PUT", f"{place}/commit")).json()
     if receipt["sha256"] != update.sha256:
         raise Unexpected(f"the receipt of {place} is for {receipt['sha256']}, {update.sha256} was sent")

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import uvicorn
 from safetensors.torch import save
+from sqlalchemy import URL
 from torch import Generator, Tensor, float32, randn
 from torch import dtype as Dtype
 
@@ -270,3 +271,14 @@ def served(store: Store, folder: Path, clock: Clock, **settings: Any) -> Iterato
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+@contextmanager
+def served_on_sqlite(folder: Path) -> Iterator[Served]:
+    """A coordinator with a database of its own in `folder`, for the block."""
+    clock = Clock()
+    store = Store(URL.create("sqlite", database=str(folder / "flexlora.db")), clock)
+    store.migrate()
+    with served(store, folder / "coordinator", clock) as running:
+        yield running
+    store.close()

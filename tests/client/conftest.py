@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
 
 from flexlora_server.blobs import open_blobs
-from flexlora_server.store import Store
 from flexlora_server.worker import Worker
-from tests.kit import Clock, Served, served
+from tests.kit import Served, served_on_sqlite
 
 VARIABLES = ("FLEXLORA_HOME", "FLEXLORA_URL", "FLEXLORA_OPERATOR_KEY", "FLEXLORA_TOKEN", "FLEXLORA_CA_FILE")
 
@@ -29,12 +27,8 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Served]:
     """A running coordinator whose rounds are aggregated as they come."""
-    clock = Clock()
-    store = Store(URL.create("sqlite", database=str(tmp_path / "flexlora.db")), clock)
-    store.migrate()
-    with served(store, tmp_path / "coordinator", clock) as running, _working(running):
+    with served_on_sqlite(tmp_path) as running, _working(running):
         yield running
-    store.close()
 
 
 class OneAtATime(Worker):

@@ -3,6 +3,7 @@
 import json
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,15 @@ def test_an_agent_killed_while_training_trains_again(
     assert site.round("run", 1)["summary"]["participants"]["accepted"] == 1
 
 
+@pytest.fixture
+def _not_ignoring_interrupts() -> Iterator[None]:
+    """As from a terminal: a job in a shell's background ignores SIGINT, and so would the agent."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_not_ignoring_interrupts")
 @pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
 def test_signals_end_the_agent_cleanly(
     site: Served, home: dict[str, str], data: Path, tmp_path: Path, sent: str

@@ -12,6 +12,8 @@ from flexlora_client.cli.options import Place, as_participant
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
 from flexlora_client.training.errors import DivergedError
 
+PATIENCE = 60.0  # seconds that only something that hangs takes
+
 
 class Nudge:
     """Adds a little to every tensor: a real update without a model. Remembers its jobs."""
@@ -52,7 +54,8 @@ class Killed:
         if not mark.exists():
             mark.touch()
             os.kill(os.getpid(), getattr(signal, os.environ.get("KILLED_SIGNAL", "SIGKILL")))
-            signal.pause()
+            signal.sigtimedwait([], PATIENCE)  # a handler that raises ends it
+            raise TimeoutError("nothing came of the signal")
         return Nudge().train(job)
 
 

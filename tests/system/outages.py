@@ -75,18 +75,25 @@ class Scene:
         receipt = self.hand(name).commit(upload)
         self.receipts.append((self.hand(name).client_id, number, receipt["sha256"]))
 
-    def take_part(self, name: str, number: int) -> None:
-        """All that a hand does in a round."""
+    def announce(self, name: str, number: int) -> tuple[str, bytes]:
+        """Announce a hand's update of a round: the upload's id, and what is to be sent."""
         data = self.update(name, number)
-        upload = self.hand(name).announce(self.task(name, number), data)["id"]
-        self.hand(name).send(upload, data)
-        self.commit(name, number, upload)
+        upload: str = self.hand(name).announce(self.task(name, number), data)["id"]
+        return upload, data
 
-    def go_on(self, name: str, upload: str, data: bytes) -> int:
-        """Send what is missing, from where the coordinator says; that offset."""
+    def take_part(self, number: int, *names: str) -> None:
+        """All that these hands do in a round."""
+        for name in names:
+            upload, data = self.announce(name, number)
+            self.hand(name).send(upload, data)
+            self.commit(name, number, upload)
+
+    def go_on(self, name: str, number: int, upload: str, data: bytes) -> int:
+        """Send what is missing, from where the coordinator says, and commit; that offset."""
         offset = int(self.hand(name).call("HEAD", f"/v1/uploads/{upload}").headers["upload-offset"])
         if offset < len(data):
             self.hand(name).send(upload, data, offset)
+        self.commit(name, number, upload)
         return offset
 
     def part(self, name: str, upload: str, data: bytes) -> httpx2.Response:
@@ -101,9 +108,9 @@ class Scene:
         )
 
     def finish(self, undisturbed: dict[int, str]) -> None:
-        """The rest of the run, and a look at all of it: what is published is what would have been without the outage."""
-        agents = self.place.agents.values()
-        self.place.until(lambda: all(one.ended() == 0 for one in agents), "the agents end")
+        """The last round, and a look at the whole run: what is published is what would have been without the outage."""
+        self.take_part(ROUNDS, *HANDS)
+        self.place.until_agents_end()
         verdict = judge(self.place, undisturbed, self.place.receipts() + self.receipts)
         assert verdict.good, verdict
         assert verdict.receipts == ROUNDS * len(AGENTS)

@@ -13,8 +13,8 @@ import psutil
 from demo.cluster import Agent, Cluster
 
 T = TypeVar("T")
-PATIENCE = 120.0  # seconds that only something that hangs takes
-POLL = 0.002  # seconds between looks at what tells nobody when it changes
+PATIENCE = 180.0  # seconds that only something that hangs takes
+POLL = 0.002  # seconds between looks
 
 
 def until(condition: Callable[[], T | None], what: str) -> T:
@@ -27,6 +27,8 @@ def until(condition: Callable[[], T | None], what: str) -> T:
     while not (found := condition()):
         if time.monotonic() > end:
             raise TimeoutError(f"not within {PATIENCE:.0f} s: {what}")
+        # The only look-and-wait of these tests. What they look at tells nobody when it changes: rows that another process
+        # writes, its files, its state. Only the coordinator could tell, and it is what they kill.
         time.sleep(POLL)
     return found
 

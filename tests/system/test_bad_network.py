@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from sqlalchemy import URL
 
 from flexlora_client.api import Api
 from flexlora_client.download import download
@@ -21,12 +20,11 @@ from flexlora_client.retry import Backoff, Retry
 from flexlora_client.slices import MODEL, Slices, of_task
 from flexlora_client.upload import upload
 from flexlora_server.routes import receiving
-from flexlora_server.store import Store
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.ranks import module_ranks
-from tests.kit import Clock, Participant, Served, served
+from tests.kit import Participant, Served, served_on_sqlite
 from tests.proxy import Fault, Proxy, proxy, scattered
 
 MIB = 1 << 20
@@ -50,12 +48,8 @@ def nothing(done: int, total: int) -> None:
 @pytest.fixture
 def coordinator(tmp_path: Path) -> Iterator[Served]:
     """A coordinator on SQLite."""
-    clock = Clock()
-    store = Store(URL.create("sqlite", database=str(tmp_path / "flexlora.db")), clock)
-    store.migrate()
-    with served(store, tmp_path / "coordinator", clock) as running:
+    with served_on_sqlite(tmp_path) as running:
         yield running
-    store.close()
 
 
 class Recording(Api):

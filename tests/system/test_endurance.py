@@ -1,9 +1,11 @@
 """A few kills of `scripts/kills`: coordinator, worker and agents, at every kind of moment, each at once when it comes."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
 
+from tests.system.endurance.gates import FOLDER, gates, wait_at_gate
 from tests.system.endurance.kills import Killer
 from tests.system.endurance.place import place
 from tests.system.endurance.schedule import KINDS, LATER, Plan, Stroke
@@ -33,6 +35,17 @@ def test_six_kills(tmp_path: Path) -> None:
     assert verdict.failed_aggregations >= 1, "the worker was killed while it aggregated"
     assert verdict.receipts > 0
     assert (wrong.lost, wrong.identical, wrong.good) == (1, False, False), "a verdict can be bad"
+
+
+def test_a_gate_is_closed_until_it_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path / "gates"))
+    with gates(tmp_path / "gates", 2) as made, (made.folder / "2").open("rb") as second:
+        made.open(1)
+        wait_at_gate(1)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        made.open(2)
+        wait_at_gate(2)
 
 
 def test_a_schedule_is_drawn_from_its_seed() -> None:

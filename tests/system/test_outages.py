@@ -14,6 +14,7 @@ from tests.objectstore import ObjectStore, object_store
 from tests.system.endurance.template import AGENTS, RUN, enrol_everybody
 from tests.system.mounts import Disk, small_disk
 from tests.system.outages import (
+    HANDS,
     REAL,
     ROUNDS,
     SILENCE,
@@ -43,8 +44,7 @@ def undisturbed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> PUB
     """What is published where nothing fails."""
     with scene(template, tmp_path_factory.mktemp("undisturbed") / "place") as running:
         for number in range(1, ROUNDS + 1):
-            for name in ("middle", "large"):
-                running.take_part(name, number)
+            running.take_part(number, *HANDS)
         running.place.until(lambda: ROUNDS in running.place.published(), "the run is complete")
         return running.place.published()
 
@@ -62,17 +62,10 @@ def database() -> Iterator[Postgres]:
         yield running
 
 
-def take_part(running: Scene, number: int, *names: str) -> None:
-    for name in names:
-        running.take_part(name, number)
-
-
 def test_full_disk(template: Path, undisturbed: PUBLISHED, disk: Disk, tmp_path: Path) -> None:
     """An upload does not fit, then not even a row does; both go on where they were once there is room."""
     with scene(template, tmp_path / "place") as running:
-        large, data = running.hand("large"), running.update("large", 1)
-        task = running.task("large", 1)
-        upload = large.announce(task, data)["id"]
+        upload, data = running.announce("large", 1)
         running.others_upload(1, len(REAL))
         disk.fill(leaving=len(data) // 2)
         refused = running.part("large", upload, data)
@@ -84,12 +77,10 @@ def test_full_disk(template: Path, undisturbed: PUBLISHED, disk: Disk, tmp_path:
         fill_database(running)
         assert running.operator.expect(200, "GET", f"/v1/runs/{RUN}")["status"]["round_state"] == "COLLECTING"
         disk.free()
-        assert large.announce(task, data)["id"] == upload
-        assert running.go_on("large", upload, data) < len(data)
-        running.commit("large", 1, upload)
+        assert running.announce("large", 1) == (upload, data)
+        assert running.go_on("large", 1, upload, data) < len(data)
         running.operator.expect(200, "GET", "/readyz")
-        take_part(running, 1, "middle")
-        take_part(running, 2, "middle", "large")
+        running.take_part(1, "middle")
         running.finish(undisturbed)
 
 
@@ -111,18 +102,16 @@ def test_an_agent_at_a_full_disk(template: Path, undisturbed: PUBLISHED, disk: D
         log = running.place.agents["tiny"].log
         running.place.until(lambda: FULL in log.read_text(), "the agent hears of the full disk")
         disk.free()
-        take_part(running, 1, "middle", "large")
+        running.take_part(1, *HANDS)
         running.place.open_gate(2)
-        take_part(running, 2, "middle", "large")
         running.finish(undisturbed)
 
 
 def test_aggregation_at_a_full_disk(template: Path, undisturbed: PUBLISHED, disk: Disk, tmp_path: Path) -> None:
     """However often the worker finds no room, the round is not FAILED, and done once there is."""
     with scene(template, tmp_path / "place") as running:
-        take_part(running, 1, "middle")
-        data = running.update("large", 1)
-        upload = running.hand("large").announce(running.task("large", 1), data)["id"]
+        running.take_part(1, "middle")
+        upload, data = running.announce("large", 1)
         running.hand("large").send(upload, data)
         running.others_upload(1, len(AGENTS) - 1)
         disk.fill(leaving=len(data) // 2)
@@ -133,15 +122,13 @@ def test_aggregation_at_a_full_disk(template: Path, undisturbed: PUBLISHED, disk
         assert round_ is not None
         assert (round_.state, round_.failures) == ("AGGREGATING", 0)
         disk.free()
-        take_part(running, 2, "middle", "large")
         running.finish(undisturbed)
 
 
 def test_read_only_disk(template: Path, undisturbed: PUBLISHED, disk: Disk, database: Postgres, tmp_path: Path) -> None:
     """Uploads are refused with the reason while the disk takes no writes; the database is elsewhere."""
     with scene(template, tmp_path / "place", database.url) as running:
-        data = running.update("large", 1)
-        upload = running.hand("large").announce(running.task("large", 1), data)["id"]
+        upload, data = running.announce("large", 1)
         running.others_upload(1, len(REAL))
         disk.read_only()
         refused = running.part("large", upload, data)
@@ -150,10 +137,8 @@ def test_read_only_disk(template: Path, undisturbed: PUBLISHED, disk: Disk, data
         check_refused(running.http.get("/readyz"), "unavailable")
         running.operator.expect(200, "GET", f"/v1/runs/{RUN}/rounds/1")
         disk.writable()
-        running.go_on("large", upload, data)
-        running.commit("large", 1, upload)
-        take_part(running, 1, "middle")
-        take_part(running, 2, "middle", "large")
+        running.go_on("large", 1, upload, data)
+        running.take_part(1, "middle")
         running.finish(undisturbed)
 
 
@@ -162,15 +147,13 @@ def test_no_database_for_half_a_minute(
 ) -> None:
     """Every request is refused in time and says for how long; agents wait it out, an upload goes on where it was."""
     with scene(template, tmp_path / "place", database.url) as running:
-        large, data = running.hand("large"), running.update("large", 1)
-        task = running.task("large", 1)
-        upload = large.announce(task, data)["id"]
-        take_part(running, 1, "middle")
+        upload, data = running.announce("large", 1)
+        running.take_part(1, "middle")
         database.stop()
         asked = keep_asking(
             GONE,
             lambda: running.part("large", upload, data),
-            lambda: large.call("GET", f"/v1/runs/{RUN}/task", params={"wait": 5}),
+            lambda: running.hand("large").call("GET", f"/v1/runs/{RUN}/task", params={"wait": 5}),
             lambda: running.operator.call("GET", f"/v1/runs/{RUN}"),
             lambda: running.http.get("/readyz"),
         )
@@ -178,9 +161,7 @@ def test_no_database_for_half_a_minute(
         assert running.http.get("/healthz").status_code == 200
         database.start()
         running.place.until(lambda: running.http.get("/readyz").status_code == 200, "the coordinator is ready again")
-        running.go_on("large", upload, data)
-        running.commit("large", 1, upload)
-        take_part(running, 2, "middle", "large")
+        running.go_on("large", 1, upload, data)
         running.finish(undisturbed)
 
 
@@ -189,20 +170,17 @@ def test_database_restarted_during_an_upload(
 ) -> None:
     """Half of a part has come when the database goes and returns: no byte is taken twice, none is missing."""
     with scene(template, tmp_path / "place", database.url) as running:
-        large, data = running.hand("large"), running.update("large", 1)
-        upload = large.announce(running.task("large", 1), data)["id"]
+        upload, data = running.announce("large", 1)
         half = len(data) // 2
-        with raw_request(running.place.cluster.url, part_head(upload, data), large.key) as connection:
+        with raw_request(running.place.cluster.url, part_head(upload, data), running.hand("large").key) as connection:
             connection.sendall(data[:half])
             database.stop()
             database.start()
             connection.sendall(data[half:])
             status, _ = raw_answer(connection)
         assert status in {204, 503}
-        running.go_on("large", upload, data)
-        running.commit("large", 1, upload)
-        take_part(running, 1, "middle")
-        take_part(running, 2, "middle", "large")
+        running.go_on("large", 1, upload, data)
+        running.take_part(1, "middle")
         running.finish(undisturbed)
 
 
@@ -211,13 +189,12 @@ def test_database_restarted_during_an_aggregation(
 ) -> None:
     """The worker's connections are cut under it: the round is published once, by whoever holds the lease then."""
     with scene(template, tmp_path / "place", database.url) as running:
-        take_part(running, 1, "middle", "large")
+        running.take_part(1, *HANDS)
         suspend_aggregation(running.place, 1)
         database.stop()
         database.start()
         send(running.place.worker, signal.SIGCONT)
         running.place.until(lambda: 1 in running.place.published(), "round 1 is published")
-        take_part(running, 2, "middle", "large")
         running.finish(undisturbed)
 
 
@@ -234,15 +211,12 @@ def test_no_object_store_for_half_a_minute(
     """Nobody answers at the store's address, or somebody takes connections and says nothing: uploads are refused in time."""
     told = {f"FLEXLORA_{name.upper()}": value for name, value in objects.settings("outage").items()}
     with scene(template, tmp_path / "place", None, **told) as running:
-        large, data = running.hand("large"), running.update("large", 1)
-        upload = large.announce(running.task("large", 1), data)["id"]
-        take_part(running, 1, "middle")
+        upload, data = running.announce("large", 1)
+        running.take_part(1, "middle")
         running.others_upload(1, len(AGENTS) - 1)
         with objects.gone(), socket.create_server(("127.0.0.1", objects.port)) if silent else nullcontext():
             asking = (lambda: running.part("large", upload, data), lambda: running.http.get("/readyz"))
             keep_asking(GONE, *asking, within=SILENCE)
             running.operator.expect(200, "GET", f"/v1/runs/{RUN}")
-        running.go_on("large", upload, data)
-        running.commit("large", 1, upload)
-        take_part(running, 2, "middle", "large")
+        running.go_on("large", 1, upload, data)
         running.finish(undisturbed)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from sqlalchemy import URL
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,12 +17,11 @@ from flexlora_client.training.examples import Example, Labelled, Prompted
 from flexlora_client.training.models import Models
 from flexlora_client.training.slices import read_slice
 from flexlora_client.training.standard import StandardTrainer
-from flexlora_server.store import Store
 from flexlora_shared.messages.runs import Dtype, RunSpec, Scaling, TaskType
 from tests.client.command import call
 from tests.client.connecting import Waits, connect
 from tests.client.training.making import LABELS, load_base, load_peft, make_job, make_run
-from tests.kit import OPERATOR_KEY, Clock, Participant, Served, served
+from tests.kit import OPERATOR_KEY, Participant, Served, served_on_sqlite
 
 RUN = "test"
 LARGEST = 8
@@ -59,12 +57,8 @@ CASES = {
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Served]:
     """A running coordinator on SQLite."""
-    clock = Clock()
-    store = Store(URL.create("sqlite", database=str(tmp_path / "flexlora.db")), clock)
-    store.migrate()
-    with served(store, tmp_path / "coordinator", clock) as running:
+    with served_on_sqlite(tmp_path) as running:
         yield running
-    store.close()
 
 
 def fetched(site: Served, key: str, spec: RunSpec, number: int, case: Case, folder: Path) -> Path:

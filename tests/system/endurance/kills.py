@@ -44,8 +44,7 @@ class Killer:
         """Kill through all rounds, then wait until everybody has ended well."""
         for number, strokes in enumerate(rounds, 1):
             self._round(number, strokes)
-        agents = self.place.agents.values()
-        self.place.until(lambda: all(agent.ended() == 0 for agent in agents), "the agents end")
+        self.place.until_agents_end()
 
     def _round(self, number: int, strokes: Sequence[Stroke]) -> None:
         self.place.until(lambda: self.place.round(number), f"round {number} opens")

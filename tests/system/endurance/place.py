@@ -3,9 +3,8 @@
 import json
 import shutil
 import socket
-import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +16,14 @@ from flexlora_server.records import rounds, uploads
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
 from flexlora_server.tables import Adapter, Round, Run
-from tests.system.endurance.processes import Program
+from tests.system.endurance.gates import FOLDER, Gates, gates
+from tests.system.endurance.processes import Program, wait_for_an_end
 from tests.system.endurance.template import AGENTS, RUN, definition
-from tests.system.endurance.trainer import GATES
+from tests.system.processes import until
 from tests.system.site import copy_rows
 
 LAST = "large"  # the participant whose training waits for the gate, where no other is named
 LEASE = 2.0  # seconds
-PATIENCE = 180.0  # seconds that only something that hangs takes
-POLL = 0.002  # seconds between looks
 Receipt = tuple[str, int, str]  # a participant's id, a round, the digest of its update
 
 
@@ -38,6 +36,7 @@ class Place:
     coordinator: Program
     worker: Program
     agents: dict[str, Program]
+    gates: Gates
 
     @property
     def programs(self) -> list[Program]:
@@ -57,12 +56,29 @@ class Place:
             TimeoutError: it never did.
             RuntimeError: a process ended by itself meanwhile.
         """
-        end = time.monotonic() + PATIENCE
-        while not condition():
+
+        def holds() -> bool:
+            if condition():
+                return True
             self.check_running()
-            if time.monotonic() > end:
-                raise TimeoutError(f"not within {PATIENCE:.0f} s: {what}; see {self.cluster.folder}")
-            time.sleep(POLL)
+            return False
+
+        until(holds, f"{what}; see {self.cluster.folder}")
+
+    def until_agents_end(self) -> None:
+        """Return when all agents have ended well.
+
+        Raises:
+            TimeoutError: one goes on.
+            RuntimeError: one ended otherwise, or something else did.
+        """
+        while self.agents.keys() & (going_on := self._going_on()).keys():
+            self.check_running()
+            wait_for_an_end(list(going_on.values()))
+        self.check_running()
+
+    def _going_on(self) -> dict[str, Program]:
+        return {one.name: one for one in self.programs if one.ended() is None}
 
     def check_running(self) -> None:
         """See that nobody has ended but agents whose run is complete. Raises: RuntimeError."""
@@ -77,7 +93,7 @@ class Place:
 
     def open_gate(self, number: int) -> None:
         """Let the last participant of this round upload."""
-        (self.cluster.folder / "gates" / str(number)).touch()
+        self.gates.open(number)
 
     # the database, from outside
 
@@ -137,7 +153,6 @@ def place(
     In `folder` something may be mounted already.
     """
     shutil.copytree(template, folder, dirs_exist_ok=True)
-    (folder / "gates").mkdir()
     url = URL.create("sqlite", database=str(folder / "coordinator" / "flexlora.db"))
     settings = {"FLEXLORA_DATA_DIR": str(folder / "coordinator"), "FLEXLORA_PORT": str(_free_port())}
     settings |= {"FLEXLORA_WORKERS": "0", "FLEXLORA_LEASE_SECONDS": str(LEASE), "FLEXLORA_AGGREGATION_THREADS": "1"}
@@ -147,14 +162,18 @@ def place(
         url, settings["FLEXLORA_DATABASE_URL"] = database, database.render_as_string(hide_password=False)
     address = f"http://127.0.0.1:{settings['FLEXLORA_PORT']}"
     started = {name: _agent(folder, name, address, gated == name) for name in agents}
-    made = Place(
-        Cluster(folder, settings, address),
-        Store(url),
-        Program("coordinator", ["flexlora-server", "serve"], settings, folder),
-        Program("worker", ["flexlora-server", "worker"], settings, folder),
-        started,
-    )
-    try:
+    with gates(folder / "gates", count) as closed, ExitStack() as ending:
+        made = Place(
+            Cluster(folder, settings, address),
+            Store(url),
+            Program("coordinator", ["flexlora-server", "serve"], settings, folder),
+            Program("worker", ["flexlora-server", "worker"], settings, folder),
+            started,
+            closed,
+        )
+        ending.callback(made.store.close)
+        for one in made.programs:
+            ending.callback(one.kill)
         for one in (made.coordinator, made.worker):
             one.start()
         made.serve()
@@ -162,10 +181,6 @@ def place(
         for agent in made.agents.values():
             agent.start()
         yield made
-    finally:
-        for one in made.programs:
-            one.kill()
-        made.store.close()
 
 
 def _agent(folder: Path, name: str, url: str, gated: bool) -> Program:
@@ -173,8 +188,8 @@ def _agent(folder: Path, name: str, url: str, gated: bool) -> Program:
     credentials.save(home, credentials.load(home).model_copy(update={"url": url}))
     given = ["--rank", str(AGENTS[name]), "--data", str(home / "data.jsonl"), "--heldout-fraction", "0"]
     loop = ["--trainer", "tests.system.endurance.trainer:Paced", "--threads", "1", "--device", "cpu", "--json"]
-    gates = {GATES: str(folder / "gates")} if gated else {}
-    environment = {"FLEXLORA_HOME": str(home), "FLEXLORA_URL": url, **gates}
+    held = {FOLDER: str(folder / "gates")} if gated else {}
+    environment = {"FLEXLORA_HOME": str(home), "FLEXLORA_URL": url, **held}
     return Program(name, ["flexlora-client", "run", RUN, *given, *loop], environment, folder)
 
 

@@ -8,18 +8,21 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from demo.cluster import ENVIRONMENT
+from tests.system.processes import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 MAINS = {"flexlora-server": "flexlora_server.cli", "flexlora-client": "flexlora_client.cli"}
 PRELOADED = [*MAINS.values(), "flexlora_client.taking_part", "tests.system.endurance.trainer", __name__]
-PATIENCE = 30.0  # seconds in which a killed process is gone
+GONE = 30.0  # seconds in which a killed process is gone
 
 _forks = get_context("forkserver")
 _forks.set_forkserver_preload(PRELOADED)
@@ -76,15 +79,35 @@ class Program:
         assert self.process is not None
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
+    @contextmanager
+    def sentinel(self) -> Iterator[int]:
+        """A descriptor that is ready for reading once the process has ended."""
+        assert self.process is not None
+        if not isinstance(self.process, subprocess.Popen):
+            yield self.process.sentinel
+            return
+        descriptor = os.pidfd_open(self.process.pid)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
     def kill(self) -> None:
         """`kill -9`, and wait until it is gone."""
         if self.process is None:
             return
         self.process.kill()
         if isinstance(self.process, subprocess.Popen):
-            self.process.wait(PATIENCE)
+            self.process.wait(GONE)
         else:
-            self.process.join(PATIENCE)
+            self.process.join(GONE)
+
+
+def wait_for_an_end(programs: Sequence[Program]) -> None:
+    """Return when one of these has ended. Raises: TimeoutError."""
+    with ExitStack() as opened:
+        if not wait([opened.enter_context(one.sentinel()) for one in programs], PATIENCE):
+            raise TimeoutError(f"not within {PATIENCE:.0f} s: one of {[one.name for one in programs]} ends")
 
 
 def _become(command: list[str], environment: dict[str, str], output: str, log: str) -> None:

@@ -1,17 +1,12 @@
-"""A training loop that needs no model and makes the same update of a slice every time; one participant's waits for a signal."""
+"""A training loop that needs no model and makes the same update of a slice every time; one participant's waits at a gate."""
 
 import hashlib
-import os
-import time
-from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Generator, randn
 
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
-
-GATES = "ENDURANCE_GATES"  # folder in which a file named after a round lets that round's training end
-POLL = 0.01  # seconds
+from tests.system.endurance.gates import wait_at_gate
 
 
 class Paced:
@@ -23,13 +18,7 @@ class Paced:
         generator = Generator().manual_seed(seed)
         slice_ = sorted(load_file(job.adapter / ADAPTER_FILE).items())
         trained = {key: tensor + 0.01 * randn(*tensor.shape, generator=generator) for key, tensor in slice_}
-        _wait(job.round)
+        wait_at_gate(job.round)
         save_file(trained, job.output / ADAPTER_FILE)
         job.progress(1, 1, 0.5)
         return Outcome(job.output / ADAPTER_FILE, len(job.train), {"train_loss": 0.5})
-
-
-def _wait(number: int) -> None:
-    if folder := os.environ.get(GATES):
-        while not (Path(folder) / str(number)).exists():
-            time.sleep(POLL)
