@@ -5,13 +5,13 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from benchmarks.wire import Unexpected, connected
+from benchmarks.wire import Connection, Unexpected, connected
 
 LOOK = 0.02  # seconds between two looks at the memory
 CALL = 0.1  # seconds between two small calls
@@ -85,17 +85,26 @@ def _memory(process: psutil.Process) -> tuple[float, float | None]:
 
 
 async def _call(what: Watched, seen: Seen, over: threading.Event) -> None:
-    """Ten calls a second. Each is timed from when it was due, so that one slow answer hides no others behind it."""
+    """Ten calls a second, whatever becomes of those before: each is timed from when it was due, on a connection of its own."""
+    free: list[Connection] = []
+    async with AsyncExitStack() as opened, asyncio.TaskGroup() as calls:
+        due = time.perf_counter()
+        while not over.is_set():
+            calls.create_task(_timed(what, seen, due, free, opened))
+            due += CALL
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+
+
+async def _timed(what: Watched, seen: Seen, due: float, free: list[Connection], opened: AsyncExitStack) -> None:
+    """One call, on a connection that no other uses meanwhile."""
     try:
-        async with connected(what.url, what.key) as link:
-            due = time.perf_counter()
-            while not over.is_set():
-                await link.call(200, "GET", what.path)
-                seen.calls.append(time.perf_counter() - due)
-                due += CALL
-                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        link = free.pop() if free else await opened.enter_async_context(connected(what.url, what.key))
+        await link.call(200, "GET", what.path)
     except (OSError, Unexpected) as error:
         seen.errors.append(str(error) or repr(error))
+        return
+    seen.calls.append(time.perf_counter() - due)
+    free.append(link)
 
 
 def milliseconds(calls: list[float]) -> tuple[float, float]:

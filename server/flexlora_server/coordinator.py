@@ -20,9 +20,9 @@ class Coordinator:
     blobs: BlobStore
     lobby: Lobby
     operator_sha256: str
-    # Threads that announcements and commits may take of those that serve everybody: hundreds that arrive at once wait for
-    # one database or disk anyway, and must not keep a look at the status waiting.
+    # Threads for what hundreds of uploads at once wait for, a database or a disk: those that serve everybody stay free.
     announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    receiving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
     committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 
 

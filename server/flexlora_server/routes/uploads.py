@@ -7,7 +7,6 @@ from typing import Annotated, BinaryIO
 
 from anyio import to_thread
 from fastapi import Body, Header, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from flexlora_server import submission
 from flexlora_server.auth import ClientId
@@ -95,7 +94,7 @@ async def send_part(
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != PART_MEDIA_TYPE:
         raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, f"Send parts as Content-Type: {PART_MEDIA_TYPE}.")
     sha256 = _announced(request, content_digest)
-    row = await run_in_threadpool(_writable, coordinator, upload, client, offset)
+    row = await to_thread.run_sync(_writable, coordinator, upload, client, offset, limiter=coordinator.receiving)
     end = await _receive(request, coordinator, row, sha256)
     if complete == "?1" and end != row.size:
         raise Refusal(
@@ -151,7 +150,7 @@ async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha2
     if row.offset == row.size:  # the bytes may be a blob already, by a commit that was cut short: touch nothing
         await nothing(request, least_rate)
         return row.size
-    file = await run_in_threadpool(_opened, coordinator, row)
+    file = await to_thread.run_sync(_opened, coordinator, row, limiter=coordinator.receiving)
     try:
         sound = await stream(request, file, min(PART_LIMIT, row.size - row.offset), least_rate) == sha256
     except BaseException:
