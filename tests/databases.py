@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from sqlalchemy import URL, create_engine, text
+
+# for tests of what no database has to do with: a mark of one test, or of a module as its `pytestmark`
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def postgres_programs() -> Path | None:

@@ -7,6 +7,7 @@ Looks take a fifth of the time at most, however many there are to wait and howev
 import asyncio
 import logging
 from collections import defaultdict
+from contextlib import suppress
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
@@ -39,7 +40,7 @@ class Lobby:
         self._agents: defaultdict[str, defaultdict[str, set[Waiting]]] = defaultdict(lambda: defaultdict(set))
         self._watchers: defaultdict[str, set[Waiting]] = defaultdict(set)
         self._poked = asyncio.Event()
-        self._closing = False
+        self._closing, self._closed = False, asyncio.Event()
         self._admitted: set[tuple[str, str]] = set()
         self._arrived: defaultdict[str, set[str]] = defaultdict(set)
         self._recent: defaultdict[str, set[str]] = defaultdict(
@@ -60,6 +61,7 @@ class Lobby:
     def close(self) -> None:
         """Let `keep` end; to be called in the loop's thread."""
         self._closing = True
+        self._closed.set()
         self.poke()
 
     def admit(self, run: str, client: str) -> None:
@@ -114,18 +116,22 @@ class Lobby:
             except SQLAlchemyError as error:
                 log.error("the database does not answer, trying again in %g s: %s", RETRY, error)
                 self._presence_due = 0.0  # what was to be written may not have been
-                await asyncio.sleep(RETRY)
+                await self._rest(RETRY)
                 continue
             except Exception:
                 log.exception("the lobby failed; it goes on")
-            await asyncio.sleep(min(max(PAUSE, SHARE * (clock() - started)), LONGEST))
+            await self._rest(min(max(PAUSE, SHARE * (clock() - started)), LONGEST))
+
+    async def _rest(self, seconds: float) -> None:
+        if not self._closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._closed.wait()
 
     async def _until_poked(self) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(TICK):
                 await self._poked.wait()
-        except TimeoutError:
-            pass
         self._poked.clear()
 
     def _task(self) -> Task:

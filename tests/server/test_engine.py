@@ -156,6 +156,7 @@ def test_the_order_of_participants_changes_no_more_than_rounding(tmp_path: Path)
     assert max(oracle.relative_error(one[name], other[name]) for name in one) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
     run = run_of(ranks=[1, 2, 8])

@@ -10,7 +10,10 @@ from sqlalchemy import select
 from flexlora_client.rendering import round_detail
 from flexlora_server.tables import RoundModules
 from flexlora_shared.messages.status import RoundDetail
+from tests.databases import ON_SQLITE
 from tests.kit import OPERATOR_KEY, Api, Participant, Served, encode, tensors
+
+pytestmark = ON_SQLITE  # figures of an aggregation, kept as JSON
 
 KRUM = {"kind": "multi-krum", "byzantine_share": 0.15}
 

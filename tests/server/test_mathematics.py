@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from tests.databases import ON_SQLITE
 from tests.kit import Participant, Served
 from tests.server.aggregation import oracle
 from tests.server.aggregation.oracle import Matrix
 
 PROMISED = 1e-5
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the database does no mathematics
 PREFIX = "base_model.model."
 MODULES = {"layers.0.q_proj": (40, 48), "layers.0.up_proj": (64, 40), "layers.1.q_proj": (36, 52)}
 RUN: dict[str, Any] = {
@@ -196,6 +196,7 @@ def test_twenty_idle_rounds_change_nothing_with_the_residual_strategy(coordinato
     assert worst < PROMISED
 
 
+@pytest.mark.slow
 @ON_SQLITE
 def test_nearly_idle_rounds_change_nearly_nothing_with_the_residual_strategy(coordinator: Served) -> None:
     """Nobody sends the served bytes exactly: alpha is doubled and B halved and rounded, so that everything is decomposed anew."""

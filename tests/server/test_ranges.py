@@ -2,7 +2,10 @@
 
 import pytest
 
+from tests.databases import ON_SQLITE
 from tests.kit import Served
+
+pytestmark = ON_SQLITE  # bytes and files alone
 
 PATH = "/v1/runs/run/rounds/0/adapter?rank=2"
 

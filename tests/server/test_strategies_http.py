@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load, save
 
 from flexlora_server.adapters.stored import StoredAdapter
+from tests.databases import ON_SQLITE
 from tests.kit import Participant, Served
 from tests.server.aggregation import oracle
 from tests.server.aggregation.oracle import Matrix
 from tests.server.test_mathematics import (
     MODULES,
-    ON_SQLITE,
     PREFIX,
     PROMISED,
     RUN,

@@ -10,7 +10,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flexlora_shared.layout import PREFIX
+from tests.databases import ON_SQLITE
 from tests.kit import Participant, Served, tensors
+
+pytestmark = ON_SQLITE  # bytes and files alone
 
 Q_A, Q_B = f"{PREFIX}layers.0.q_proj.lora_A.weight", f"{PREFIX}layers.0.q_proj.lora_B.weight"
 HEAD = f"{PREFIX}head.weight"

@@ -48,6 +48,7 @@ def test_under_the_papers_rule_idle_rounds_take_the_tail_geometrically() -> None
     assert energy(factors, above=4) < 1e-4 * energy(factors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_under_the_residual_rule_idle_rounds_take_nothing(dtype: torch.dtype) -> None:
     """Although every upload looks new, so that every round is decomposed anew; in 16 bits A is also rounded anew."""

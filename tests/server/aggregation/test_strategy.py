@@ -44,6 +44,7 @@ def test_the_same_updates_give_the_same_bytes_in_any_thread(name: str) -> None:
         assert set(pool.map(digest, [name] * 8)) == {first}
 
 
+@pytest.mark.slow
 def test_the_same_updates_give_the_same_bytes_in_any_process() -> None:
     script = (
         "import torch; torch.set_num_threads(1)\n"
