@@ -21,12 +21,12 @@ class LocalObjects:
         """Rename the file into place, the same bytes again too: the blob is young from now on."""
         target = self._root / key
         target.parent.mkdir(parents=True, exist_ok=True)
+        durable.sync_folder(target.parent.parent)  # first, or a new folder could be lost with what was renamed into it
         with self._lock(fcntl.LOCK_SH):
             os.utime(file)
             if file != target:  # else renamed by somebody who may have died before the folders were synced
                 file.replace(target)
         durable.sync_folder(target.parent)
-        durable.sync_folder(target.parent.parent)
 
     def get(self, key: str, *, anew: bool = False) -> Path:
         """The object's own file, never a copy; whoever opens it finds out whether it is there."""

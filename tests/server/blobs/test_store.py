@@ -174,9 +174,17 @@ def test_a_listing_that_lags_behind_misses_nothing(
 
 
 @pytest.mark.parametrize("settings", ["local"], indirect=True)
-def test_keeping_what_was_renamed_before_syncs_its_folders(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    blob = write(blobs, b"renamed by one who died then")
-    path, synced = blobs.path(blob.sha256), list[Path]()
-    monkeypatch.setattr(durable, "sync_folder", synced.append)
-    blobs.keep(path, blob.sha256)
-    assert synced == [path.parent, path.parent.parent]
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_new_folder_is_synced_before_anything_is_renamed_into_it(
+    blobs: BlobStore, settings: Settings, renamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut would else lose the folder, and what was moved there from a place where it was safe."""
+    if renamed:  # by one who died then
+        source = blobs.path(write(blobs, b"whole").sha256)
+    else:
+        source = settings.data_dir / "source"
+        source.write_bytes(b"whole")
+    target, synced = blobs.path(hashlib.sha256(b"whole").hexdigest()), list[tuple[Path, bool]]()
+    monkeypatch.setattr(durable, "sync_folder", lambda path: synced.append((path, target.exists())))
+    blobs.keep(source, target.name)
+    assert synced == [(target.parent.parent, renamed), (target.parent, True)]
