@@ -14,7 +14,7 @@ from flexlora_server.errors import Refusal
 from flexlora_shared.problems import Code
 
 PART_LIMIT = 8 << 20  # bytes of one part
-BUFFER = 1 << 18  # bytes gathered before they go to the disk
+BUFFER = 1 << 18  # bytes held before they go to the disk
 GRACE = 10.0  # seconds before the least rate is asked for
 SILENCE = 30.0  # seconds without a byte: the sender is gone, and may be waiting to go on by another connection
 P = ParamSpec("P")
@@ -26,22 +26,22 @@ class Sink:
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()
-        self._file, self._buffer = file, bytearray()
+        self._file, self._held, self._size = file, list[bytes](), 0
         self._writing: asyncio.Future[None] | None = None
         self._broken = False
 
     async def take(self, chunk: bytes) -> None:
         """Some more bytes."""
-        self._buffer += chunk
-        if len(self._buffer) >= BUFFER:
+        self._held.append(chunk)  # never joined: this thread, which serves everybody, copies nothing
+        self._size += max(len(chunk), 1024)  # many tiny ones take more room than their bytes
+        if self._size >= BUFFER:
             await self._wait()
-            full, self._buffer = self._buffer, bytearray()  # swapped first: a cancelled request writes it once
-            self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, full)
+            self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, self._taken())
 
     async def drain(self) -> None:
         """Return when all is written, also where the request is cancelled: that goes on afterwards."""
         await self._wait()
-        rest, self._buffer = self._buffer, bytearray()
+        rest = self._taken()
         if rest and not self._broken:  # what follows bytes that the disk did not take is of no use
             await to_the_end(self._write, rest)
 
@@ -50,13 +50,19 @@ class Sink:
         if writing is not None:
             await finish(writing)
 
-    def _write(self, data: bytearray) -> None:
-        try:
-            self._file.write(data)
-        except OSError:
-            self._broken = True
-            raise
-        self.sha256.update(data)
+    def _taken(self) -> list[bytes]:
+        """What is held; whoever takes it writes it, once."""
+        held, self._held, self._size = self._held, [], 0
+        return held
+
+    def _write(self, chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            try:
+                self._file.write(chunk)
+            except OSError:
+                self._broken = True
+                raise
+            self.sha256.update(chunk)
 
 
 async def to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
