@@ -43,13 +43,15 @@ class Refused(ClientError):
 
 
 class Unreachable(ClientError):
-    """No coordinator answered: a transport fault, or an answer that is none of the protocol's."""
+    """No coordinator answered: a transport fault, or an answer that is none of the protocol's (`status`)."""
 
     exit_code = Exit.UNREACHABLE
 
-    def __init__(self, reason: str, *, transient: bool = True, retry_after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, *, transient: bool = True, retry_after: float | None = None, status: int | None = None
+    ) -> None:
         super().__init__(reason)
-        self.transient = transient
+        self.transient, self.status = transient, status
         self.retry_after = retry_after
 
 

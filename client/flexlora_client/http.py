@@ -128,7 +128,7 @@ class Http:
         reason = f"{self.url} answered {status}, which is no answer of a FlexLoRA coordinator of this version"
         if "location" in headers:
             reason = f"{self.url} answered {status} and points to {headers['location']}; use that address"
-        return Unreachable(reason, transient=status in TRANSIENT_STATUSES, retry_after=wait)
+        return Unreachable(reason, transient=status in TRANSIENT_STATUSES, retry_after=wait, status=status)
 
 
 def _authorization(key: str | None) -> dict[str, str]:

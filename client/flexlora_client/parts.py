@@ -24,18 +24,23 @@ class Length:
     """How long the next part is to be."""
 
     def __init__(self) -> None:
-        self.bytes = FIRST
+        self.bytes, self._longest = FIRST, LONGEST
 
     def sent(self, seconds: float) -> None:
         """A part got through in so many seconds."""
         if seconds < LONG / 2:
-            self.bytes = min(2 * self.bytes, LONGEST)
+            self.bytes = min(2 * self.bytes, self._longest)
         elif seconds > LONG:
             self.cut()
 
     def cut(self) -> None:
         """A part did not get through."""
         self.bytes = max(self.bytes // 2, SHORTEST)
+
+    def refused(self) -> None:
+        """Something between here and the coordinator takes no part as long as this: no later one will be."""
+        self.cut()
+        self._longest = self.bytes
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from flexlora_client.api import Api
 from flexlora_client.errors import BadInput, ClientError, Refused, Unreachable
 from flexlora_client.files import sha256_of
-from flexlora_client.parts import Length, Part, read_part
+from flexlora_client.parts import SHORTEST, Length, Part, read_part
 from flexlora_client.reporter import Position
 from flexlora_shared.messages.uploads import Receipt, UploadCreate
 from flexlora_shared.problems import Code
@@ -89,8 +89,12 @@ class _Upload:
         size, begun = self._announced.size, time.monotonic()
         try:
             offset = self._api.send_part(upload, part, part.chunks(self._position, size), last=part.end == size)
-        except ClientError:
-            self._length.cut()
+        except ClientError as error:
+            if isinstance(error, Unreachable) and error.status == 413 and len(part.content) > SHORTEST:
+                self._length.refused()
+                error.transient = True
+            else:
+                self._length.cut()
             raise
         self._length.sent(time.monotonic() - begun)
         self._damaged_part = 0

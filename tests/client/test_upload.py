@@ -226,6 +226,24 @@ def test_parts_grow_while_the_line_carries_them_and_shrink_when_it_cuts() -> Non
     assert length.bytes == SHORTEST
 
 
+def test_a_proxy_that_takes_less_gets_shorter_parts_from_then_on(file: Path) -> None:
+    large = answer(413, b"<html>Request Entity Too Large</html>", Content_Type="text/html")
+    ends = [at(end) for end in range(SHORTEST, len(DATA), SHORTEST)]
+    with misbehaving(created(), large, at(0), large, at(0), *ends, at(len(DATA)), message(RECEIPT)) as server:
+        assert send(server, file) == RECEIPT
+        assert [length for _, length, _ in parts(server)][:6] == [FIRST, FIRST // 2, *[SHORTEST] * 4]
+        assert server.plan == []
+
+
+def test_a_proxy_that_takes_nothing_of_use_ends_it(file: Path) -> None:
+    large = answer(413)
+    looks = [planned for _ in range(2) for planned in (large, at(0))]
+    with misbehaving(created(), *looks, large) as server:
+        with pytest.raises(Unreachable, match="413"):
+            send(server, file, attempts=None)
+        assert server.plan == []
+
+
 def test_a_part_that_ends_before_its_length_is_not_sent(file: Path) -> None:
     with pytest.raises(BadInput, match="became shorter"):
         read_part(file, len(DATA) - 10, 11)
