@@ -1,5 +1,6 @@
 """The parts a request may use, wired once by `app` and found again by `of`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from anyio import CapacityLimiter
@@ -20,10 +21,13 @@ class Coordinator:
     blobs: BlobStore
     lobby: Lobby
     operator_sha256: str
-    # Threads for what hundreds of uploads at once wait for, a database or a disk: those that serve everybody stay free.
+    # Threads for what hundreds of transfers at once wait for, a database or a storage: those that serve everybody stay free.
     announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     receiving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
     committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    serving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    # Parts become durable apart from where others are written: a storage that hangs holds up its own calls alone.
+    keeping: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "keeping"))
 
 
 def of(request: Request) -> Coordinator:

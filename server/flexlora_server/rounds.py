@@ -243,8 +243,8 @@ def _in_time(spec: RunSpec, round_: RoundView, candidate: Candidate, now: dateti
     if round_.state != "COLLECTING" or round_.deadline is None:
         return False
     grace = timedelta(seconds=spec.grace if candidate.announced else 0)
-    reopens = isinstance(judge(spec, round_, now), Abandon)  # and would take it then
-    return now < round_.deadline + grace or reopens
+    # Without its quorum the round opens again, and would take it then. So late updates are of rounds that stay closed alone.
+    return now < round_.deadline + grace or round_.accepted < spec.min_updates
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Worker:
         """Work on one round, where one waits; whether there was one.
 
         Raises:
-            SQLAlchemyError, OSError: the database or the storage failed; no attempt was counted.
+            SQLAlchemyError, OSError: the database or the storage failed; no attempt is counted, unless that lasts longer
+                than the lease and another worker takes the round first.
         """
         self._give_back()
         with self._store.transaction() as tx:
@@ -89,8 +90,9 @@ class Worker:
                 log.exception("run %s round %d: aggregation failed", lease.run, lease.number)
                 self._failed(job, heartbeat, f"{type(error).__name__}: {error}")
                 return
-        with self._blobs.publishing(result.digests), self._store.transaction() as tx:
-            publish(tx, lease, result)
+            # with the heart still beating: files that are far away may have to be fetched again
+            with self._blobs.publishing(result.digests), self._store.transaction() as tx:
+                publish(tx, lease, result)
         log.info("run %s round %d: published in %.1f s", lease.run, lease.number, result.seconds)
 
     def _alive(self, heartbeat: Heartbeat) -> None:
@@ -119,7 +121,12 @@ class Worker:
         """Count a failed attempt, with the uploads that break the aggregation named where they can be told."""
         try:
             told = explain(job, self._blobs, self._settings, lambda: self._alive(heartbeat))
-        except OSError as error:  # a failure that cannot be explained is a failure still
+        except (LeaseLost, Stopping, SQLAlchemyError):
+            raise
+        except Exception as error:  # a failure that cannot be explained is a failure still
+            log.exception(
+                "run %s round %d: looking for the input that breaks it failed", job.lease.run, job.lease.number
+            )
             told = f" Which input breaks it could not be told: {error}."
         with self._store.transaction() as tx:
             run = runs.lock(tx, job.lease.run)

@@ -21,6 +21,7 @@ from flexlora_server.worker import Worker
 log = logging.getLogger("flexlora.worker")
 IDLE = 0.25  # seconds between looks for a round that waits
 RETRY = 5.0  # seconds before a database or storage that failed is tried again
+PATIENCE = 20.0  # seconds that a worker has to end
 RESTART = 1.0  # seconds before a worker that died is started again
 
 
@@ -46,9 +47,8 @@ def run_worker(settings: Settings, *, attached: bool) -> None:
     worker = Worker(store, blobs, settings, stop.is_set)
     while not stop.is_set():
         try:
+            sweeper.step()  # first: what it deletes may be what a full disk needs
             busy = worker.step()
-            if not busy:
-                sweeper.step()
         except (SQLAlchemyError, OSError) as error:
             log.error("the database or the storage failed, trying again in %g s: %s", RETRY, error)
             stop.wait(RETRY)
@@ -98,9 +98,9 @@ class Workers:
             with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
                 while process.poll() is None and not self._stop.wait(IDLE):
                     pass
-                process.terminate()  # a worker finishes its round's step, or loses its lease; both are safe
+                process.terminate()  # it gives its round back after the modules at hand; killed, the attempt counts
                 try:
-                    process.wait(timeout=5)
+                    process.wait(timeout=PATIENCE)
                 except subprocess.TimeoutExpired:
                     process.kill()
             if not self._stop.is_set():

@@ -121,6 +121,17 @@ def test_grace_lets_an_upload_on_its_way_arrive(coordinator: Served) -> None:
     assert len(inputs(coordinator, 1)) == 2
 
 
+def test_while_others_have_grace_a_late_update_fills_the_quorum(coordinator: Served) -> None:
+    (quick, slow), tasks, data = two(coordinator, grace=50.0, min_updates=2, late_updates="next-round")
+    upload = slow.announce(tasks[1], data[1])["id"]
+    coordinator.clock.advance(101)
+    assert quick.upload(tasks[0], data[0])["counts_in"] == 1
+    slow.send(upload, data[1])
+    assert slow.commit(upload)["counts_in"] == 1
+    assert coordinator.work() == 1
+    assert len(inputs(coordinator, 1)) == 2
+
+
 def test_over_selection_does_not_wait_for_the_slowest(coordinator: Served) -> None:
     pair, tasks, data = two(
         coordinator, clients_per_round=1, over_selection=1, min_clients=1, gather_timeout=1e4, late_updates="next-round"

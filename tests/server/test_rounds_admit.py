@@ -39,6 +39,16 @@ class TestAdmit:
     def test_a_round_that_is_about_to_open_again_takes_it(self) -> None:
         assert admitted(COLLECTING, seconds(60)) == Accept(1)
 
+    def test_nothing_is_late_in_a_round_without_its_quorum_even_while_others_have_grace(self) -> None:
+        """It could be abandoned yet, and what counts in the next round would have no place in its next attempt."""
+        kind = defined(grace=5.0, min_updates=2, rounds=3, late_updates="next-round")
+        for accepted in (0, 1):
+            view = replace(COLLECTING, accepted=accepted, uploading=1)
+            assert admitted(view, seconds(61), kind=kind, next_number=2) == Accept(1)
+        assert admitted(replace(COLLECTING, accepted=2, uploading=1), seconds(61), kind=kind, next_number=2) == Accept(
+            2
+        )
+
     def test_grace_is_for_what_was_announced(self) -> None:
         kind, view = defined(grace=5.0), replace(COLLECTING, accepted=1, uploading=1)
         assert admitted(view, seconds(65) - TICK, kind=kind, announced=True) == Accept(1)

@@ -18,6 +18,7 @@ class Appending:
     def __init__(self, root: Path) -> None:
         self._partial, self._blobs = root / "partial", root / "blobs"
         self._partial.mkdir(parents=True, exist_ok=True)
+        durable.sync_folder(root)
 
     def begin(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
         """The upload's file, held by this request alone until it is closed."""

@@ -16,6 +16,7 @@ class LocalObjects:
     def __init__(self, root: Path) -> None:
         self._root = root
         (root / "blobs").mkdir(parents=True, exist_ok=True)
+        durable.sync_folder(root)
 
     def put(self, key: str, file: Path) -> None:
         """Rename the file into place, the same bytes again too: the blob is young from now on."""

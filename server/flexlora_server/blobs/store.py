@@ -60,7 +60,7 @@ class BlobStore:
 
     @contextmanager
     def pinned(self) -> Iterator[Callable[[str], Path]]:
-        """Within the block, what `path` does, under names of its own that stay until its end, however long that takes."""
+        """Within the block, what `path` does, under names of its own that stay until its end, or a day after the last one."""
         folder = self._temporary / f"pins-{secrets.token_hex(16)}"
         folder.mkdir()
         try:

@@ -1,8 +1,11 @@
 """Slices of published adapters, and what participants measured of them."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import Body, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import TypeAdapter, ValidationError
@@ -51,14 +54,18 @@ def _pattern(text: str) -> dict[str, int]:
         **problems(Code.RANGE_NOT_SATISFIABLE),
     },
 )
-def get_adapter(
+async def get_adapter(
     request: Request, name: RunPath, number: RoundPath, rank: RankQuery, who: Anyone, pattern: PatternQuery = "{}"
 ) -> Response:
     """The slice of a published round, as PEFT's `adapter_model.safetensors`."""
     coordinator = of(request)
-    blob = slice_blob(
-        coordinator.store, coordinator.blobs, name, number, rank, _pattern(pattern), any_pattern=who.client_id is None
-    )
+    find = partial(slice_blob, coordinator.store, coordinator.blobs, name, number, rank, _pattern(pattern))
+    serve = partial(_serve, request, coordinator, partial(find, any_pattern=who.client_id is None))
+    return await to_thread.run_sync(serve, limiter=coordinator.serving)
+
+
+def _serve(request: Request, coordinator: Coordinator, find: Callable[[], Blob]) -> Response:
+    blob = find()
     headers = {
         "ETag": f'"{blob.sha256}"',
         "Repr-Digest": digest_field(bytes.fromhex(blob.sha256)),

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -43,7 +45,7 @@ class Sink:
         await self._wait()
         rest = self._taken()
         if rest and not self._broken:  # what follows bytes that the disk did not take is of no use
-            await to_the_end(self._write, rest)
+            await to_the_end(None, self._write, rest)
 
     async def _wait(self) -> None:
         writing, self._writing = self._writing, None
@@ -65,9 +67,12 @@ class Sink:
             self.sha256.update(chunk)
 
 
-async def to_the_end(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run in a thread and wait until it is done, also where the request is cancelled: that goes on afterwards."""
-    return await finish(asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **kwargs)))
+async def to_the_end(threads: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run in a thread and wait until it is done, also where the request is cancelled: that goes on afterwards.
+
+    None are the threads that every loop has.
+    """
+    return await finish(asyncio.get_running_loop().run_in_executor(threads, partial(work, *args, **kwargs)))
 
 
 async def finish(running: asyncio.Future[T]) -> T:
@@ -87,11 +92,13 @@ async def finish(running: asyncio.Future[T]) -> T:
 async def _patience(least_rate: int) -> AsyncIterator[asyncio.Timeout]:
     """How long the sender of a part is waited for; a sender that is too slow or gone gets its problem."""
     try:
-        async with asyncio.timeout(GRACE if least_rate else None) as timeout:
+        async with asyncio.timeout(GRACE if least_rate else SILENCE) as timeout:
             yield timeout
     except TimeoutError:
         raise Refusal(
-            Code.TOO_SLOW, f"Fewer than {least_rate} bytes a second arrived; what came is kept, go on from the offset."
+            Code.TOO_SLOW,
+            f"Fewer than {least_rate} bytes a second arrived, or none for {SILENCE:g} s; what came is kept, go on from the "
+            "offset.",
         ) from None
     except ClientDisconnect:
         raise Refusal(Code.UPLOAD_INCOMPLETE, "The connection was cut; what came is kept.") from None
@@ -130,8 +137,8 @@ async def stream(request: Request, file: BinaryIO, room: int, least_rate: int) -
                 began = clock()
                 await sink.take(chunk)
                 started += clock() - began
-                if least_rate:
-                    patience.reschedule(min(started + GRACE + received / least_rate, clock() + SILENCE))
+                at_least_rate = started + GRACE + received / least_rate if least_rate else math.inf
+                patience.reschedule(min(at_least_rate, clock() + SILENCE))
     finally:
         await sink.drain()
     return sink.sha256.digest()

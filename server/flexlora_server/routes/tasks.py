@@ -96,7 +96,8 @@ class _Waiting(StrictRoute):
 def _plain_wait(request: Request) -> float | None:
     """The seconds of `?wait=SECONDS` in digits and nothing else; None for anything that needs a closer look."""
     name, _, value = request.scope["query_string"].decode("latin-1").partition("=")
-    return float(value) if name == "wait" and value.isascii() and value.isdigit() and int(value) <= LONGEST else None
+    plain = name == "wait" and len(value) <= 3 and value.isascii() and value.isdigit()
+    return float(value) if plain and int(value) <= LONGEST else None
 
 
 async def _known(request: Request) -> str:

@@ -154,11 +154,11 @@ async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha2
     try:
         sound = await stream(request, file, min(PART_LIMIT, row.size - row.offset), least_rate) == sha256
     except BaseException:
-        await to_the_end(_acknowledge, coordinator, row, file)
+        await to_the_end(coordinator.keeping, _acknowledge, coordinator, row, file)
         raise
     if sound:
-        return await to_the_end(_acknowledge, coordinator, row, file)
-    await to_the_end(_undo, coordinator, row, file)
+        return await to_the_end(coordinator.keeping, _acknowledge, coordinator, row, file)
+    await to_the_end(coordinator.keeping, _undo, coordinator, row, file)
     raise Refusal(
         Code.PART_DIGEST_MISMATCH,
         f"The part's bytes do not have the Content-Digest sent with them; send it again from byte {row.offset}.",

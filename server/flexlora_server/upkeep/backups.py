@@ -42,6 +42,7 @@ def backup(store: Store, blobs: BlobStore, folder: Path) -> int:
         file.write(json.dumps({"database": kind, "blobs": len(wanted)}).encode())
         durable.sync(file)
     durable.sync_folder(folder)
+    durable.sync_folder(folder.parent)
     return len(wanted)
 
 
