@@ -81,7 +81,7 @@ class World:
         process = self.workers[number % len(self.workers)]
         known = self._bodies.get(process)
         if known is None or known[0] != process.incarnation:
-            blobs = open_blobs(self.here.settings)
+            blobs = self.machine.run(process, lambda: open_blobs(self.here.settings))
             self._bodies[process] = (process.incarnation, Worker(self.here.store, blobs, self.here.settings))
         return process, self._bodies[process][1]
 
@@ -147,8 +147,7 @@ class World:
         """A worker sweeps; files are as old as the simulated clock says."""
         self.here.disk.age(self.clock())
         process, _ = self.worker(number)
-        blobs = open_blobs(self.here.settings)
-        self._by_itself(process, lambda: sweep(self.here.store, blobs), during)
+        self._by_itself(process, lambda: sweep(self.here.store, open_blobs(self.here.settings)), during)
 
     def _by_itself(self, process: Process, work: Callable[[], Any], during: Sequence[Interruption]) -> None:
         try:
