@@ -52,7 +52,9 @@ class Settings(BaseSettings):
     presence_window: float = Field(
         15.0, gt=0, description="seconds since its last sign of life that a participant counts"
     )
-    min_upload_rate: int = Field(1024, ge=0, description="bytes a second below which an upload is cut off; 0: only after 30 s of silence")
+    min_upload_rate: int = Field(
+        1024, ge=0, description="bytes a second below which an upload is cut off; 0: only after 30 s of silence"
+    )
     max_json_body: int = Field(4 << 20, ge=1024, description="largest JSON body in bytes")
     lease_seconds: float = Field(
         60.0, gt=1, description="seconds after which an aggregation without renewal is taken over"
