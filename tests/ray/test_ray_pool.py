@@ -187,6 +187,7 @@ def _cannot() -> None:
     raise AggregationError("this node cannot")
 
 
+@pytest.mark.filterwarnings("ignore:Ray Client connection timed out:UserWarning")  # beside the error, once a process
 def test_a_cluster_that_is_not_there_is_the_places_failure(tmp_path: Path) -> None:
     work = large_round(tmp_path).work
     with pytest.raises(ConnectionError, match="no Ray cluster at FLEXLORA_RAY_ADDRESS=ray:"):
