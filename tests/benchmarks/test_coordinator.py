@@ -63,8 +63,9 @@ def test_the_naive_server_keeps_what_it_is_sent(query: str, tmp_path: Path) -> N
 def test_a_small_call_that_fails_is_an_error(tmp_path: Path) -> None:
     with naive(tmp_path) as server, watching(Watched(server.pid, server.url, "/missing")) as seen:
         transfers.upload_plainly(server.url, 1, 1, "durable=false")
-    assert len(seen.errors) == 1
-    assert seen.errors[0].startswith("GET /missing: 404")
+    assert {error.partition(" {")[0] for error in seen.errors} == {
+        "GET /missing: 404"
+    }  # as often as there was time for
 
 
 def test_medians_peaks_and_percentiles_by_hand() -> None:
