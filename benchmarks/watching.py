@@ -16,6 +16,7 @@ from benchmarks.wire import Connection, Unexpected, connected
 LOOK = 0.02  # seconds between two looks at the memory
 CALL = 0.1  # seconds between two small calls
 MIB = 2**20
+FRESH = 2.0  # seconds that a connection is used again after; servers close idle ones after five
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _memory(process: psutil.Process) -> tuple[float, float | None]:
 
 async def _call(what: Watched, seen: Seen, over: threading.Event) -> None:
     """Ten calls a second, whatever becomes of those before: each is timed from when it was due, on a connection of its own."""
-    free: list[Connection] = []
+    free: list[tuple[float, Connection]] = []
     async with AsyncExitStack() as opened, asyncio.TaskGroup() as calls:
         due = time.perf_counter()
         while not over.is_set():
@@ -95,16 +96,20 @@ async def _call(what: Watched, seen: Seen, over: threading.Event) -> None:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
 
 
-async def _timed(what: Watched, seen: Seen, due: float, free: list[Connection], opened: AsyncExitStack) -> None:
+async def _timed(
+    what: Watched, seen: Seen, due: float, free: list[tuple[float, Connection]], opened: AsyncExitStack
+) -> None:
     """One call, on a connection that no other uses meanwhile."""
     try:
-        link = free.pop() if free else await opened.enter_async_context(connected(what.url, what.key))
+        used, link = free.pop() if free else (0.0, None)
+        if link is None or time.perf_counter() - used > FRESH:
+            link = await opened.enter_async_context(connected(what.url, what.key))
         await link.call(200, "GET", what.path)
     except (OSError, Unexpected) as error:
         seen.errors.append(str(error) or repr(error))
         return
     seen.calls.append(time.perf_counter() - due)
-    free.append(link)
+    free.append((time.perf_counter(), link))
 
 
 def milliseconds(calls: list[float]) -> tuple[float, float]:
