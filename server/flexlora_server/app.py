@@ -73,4 +73,3 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.wait([hearing])
     coordinator.lobby.close()
     await keeper  # to its end: cancelling would leave its thread behind with a database connection
-    coordinator.keeping.shutdown(wait=False)  # what it has begun it ends

@@ -27,6 +27,7 @@ class Coordinator:
     committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     serving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
     # Parts become durable apart from where others are written: a storage that hangs holds up its own calls alone.
+    # Never shut down: calls that are cancelled as the server stops may still come to it.
     keeping: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "keeping"))
 
 
