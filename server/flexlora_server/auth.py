@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Depends, Request
-from starlette.concurrency import run_in_threadpool
 
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal, StartupError
@@ -93,7 +93,7 @@ async def principal(request: Request) -> Principal:
     coordinator, secret = of(request), bearer(request)
     if secret and _is_operators(coordinator, secret):
         return Principal(None)
-    return await run_in_threadpool(identify, coordinator, secret)
+    return await to_thread.run_sync(identify, coordinator, secret, limiter=coordinator.identifying)
 
 
 def _is_operators(coordinator: Coordinator, secret: str) -> bool:

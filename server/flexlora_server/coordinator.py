@@ -22,8 +22,10 @@ class Coordinator:
     lobby: Lobby
     operator_sha256: str
     # Threads for what hundreds of transfers at once wait for, a database or a storage: those that serve everybody stay free.
-    announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
-    receiving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    # Few: only one of them runs at a time, and a small call waits for each that would, whenever it comes back from the database.
+    identifying: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    receiving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     serving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
     # Parts become durable apart from where others are written: a storage that hangs holds up its own calls alone.

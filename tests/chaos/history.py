@@ -13,8 +13,8 @@ AGENT = ("go",) * 12 + (
     "change-rank",
 )  # fmt: skip
 AROUND = (
-    "tick", "tick", "tick", "work", "work", "work", "clock", "clock", "sweep", "sweep", "stall", "kill", "cut-power", "enrol",
-    "revoke", "pause-resume", "retry", "cancel",
+    "tick", "tick", "tick", "work", "work", "work", "clock", "clock", "deadline", "deadline", "sweep", "sweep", "stall", "kill",
+    "cut-power", "enrol", "revoke", "pause-resume", "retry", "cancel",
 )  # fmt: skip
 INSIDE = ("stall",) * 6 + (
     "break",
@@ -39,6 +39,7 @@ RIVALS = (
     *INSIDE[6:],
 )  # inside what moves rounds on
 JUMPS = (1.0, 4.0, 61.0, 16.0, 101.0, 61.0, 90_000.0)  # seconds: past back-off, lease, presence, deadline, a day
+AROUND_DEADLINE = (-1.0, 1.0, 1.0, 21.0)  # seconds after a round's deadline: before it, in its grace, after that
 LOST = ("",) * 8 + ("request", "response")
 
 
@@ -133,8 +134,8 @@ class Drawing:
             min_updates=self._number(1, 2),
             clients_per_round=self._one_of((None, None, 2)),
             over_selection=self._number(0, 1),
-            grace=self._one_of((0.0, 20.0)),
-            late_updates=self._one_of(("discard", "next-round")),
+            grace=self._one_of((0.0, 20.0, 20.0)),
+            late_updates=self._one_of(("discard", "next-round", "next-round")),
         )
 
     def _number(self, least: int, most: int) -> int:

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, BinaryIO
 from unittest.mock import patch
 
 from sqlalchemy import select, update
 
 from flexlora_server import leases, progress
+from flexlora_server import rounds as machine
 from flexlora_server.blobs.appending import Appending
 from flexlora_server.leases import Lease
 from flexlora_server.progress import Due
 from flexlora_server.records import inputs, rounds, uploads
+from flexlora_server.rounds import Candidate, RoundView
 from flexlora_server.store import Tx
 from flexlora_server.tables import Round, Run
+from flexlora_shared.messages.runs import RunSpec
 
 Plant = Callable[[], AbstractContextManager[Any]]
 
@@ -79,10 +82,23 @@ def folded_twice() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def late_below_quorum() -> Iterator[None]:
+    """An update that comes late is promised to the next round, though its own lacks its quorum and may open again."""
+    in_time = machine._in_time
+
+    def strictly(spec: RunSpec, round_: RoundView, candidate: Candidate, now: datetime) -> bool:
+        return in_time(spec, replace(round_, accepted=max(round_.accepted, spec.min_updates)), candidate, now)
+
+    with patch.object(machine, "_in_time", strictly):
+        yield
+
+
 PLANTS: dict[str, Plant] = {
     "no-fencing": no_fencing,
     "acknowledged-unsynced": acknowledged_unsynced,
     "unversioned": unversioned,
     "swept-early": swept_early,
     "folded-twice": folded_twice,
+    "late-below-quorum": late_below_quorum,
 }

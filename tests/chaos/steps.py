@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from tests.chaos.agent import Agent, Caller
-from tests.chaos.history import JUMPS, STALLS, Interruption, Step
+from tests.chaos.history import AROUND_DEADLINE, JUMPS, STALLS, Interruption, Step
 from tests.chaos.loop import Answer, Request
 from tests.chaos.machine import Violation
 from tests.chaos.world import World
@@ -125,7 +125,17 @@ def _change_rank(world: World, agent: Agent, step: Step, call: Caller) -> None:
 
 
 def _clock(world: World, step: Step) -> None:
-    seconds = JUMPS[step.who + step.arg]
+    _pass(world, JUMPS[step.who + step.arg])
+
+
+def _deadline(world: World, step: Step) -> None:
+    """Time passes until a round's deadline is near, or has just passed: what comes then decides what becomes of it."""
+    left = world.until_deadline()
+    if left is not None:
+        _pass(world, max(0.0, left + AROUND_DEADLINE[step.arg]))
+
+
+def _pass(world: World, seconds: float) -> None:
     world.here.disk.observe(world.clock())
     world.clock.advance(seconds)
     world.note(f"{seconds:g} s pass")
@@ -133,9 +143,7 @@ def _clock(world: World, step: Step) -> None:
 
 def _stall(world: World, step: Step) -> None:
     """Whatever runs stands still for a while, and everybody else goes on."""
-    world.here.disk.observe(world.clock())
-    world.clock.advance(STALLS[step.arg])
-    world.note(f"{STALLS[step.arg]:g} s pass")
+    _pass(world, STALLS[step.arg])
     for number in range(len(world.processes)):
         world.tick(number)
     for agent in [agent for agent in world.agents if not (agent.revoked or agent.busy)][: step.who]:
@@ -197,6 +205,7 @@ _AROUND: dict[str, Callable[[World, Step], None]] = {
     "work": lambda world, step: world.work(step.who, step.during),
     "sweep": lambda world, step: world.sweep(step.who, step.during),
     "clock": _clock,
+    "deadline": _deadline,
     "stall": _stall,
     "kill": _kill,
     "cut-power": lambda world, step: world.cut_power(),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,14 @@ class World:
     def state(self) -> str:
         """The run's."""
         return str(self.oracle.states["run", "run"])
+
+    def until_deadline(self) -> float | None:
+        """Seconds until the deadline of the round that collects; None where none does."""
+        found = self.here.plain.ask("SELECT deadline FROM rounds WHERE state = 'COLLECTING'")
+        if not found:
+            return None
+        deadline = datetime.fromisoformat(str(found[0][0]))
+        return (deadline if deadline.tzinfo else deadline.replace(tzinfo=UTC)).timestamp() - self.clock()
 
     def retry(self, number: int = 0, lost: str = "", during: Sequence[Interruption] = ()) -> None:
         """The operator sends a failed round back to be aggregated, where the product knows how."""

@@ -1,13 +1,15 @@
 """Looks into a complete upload before it may count: exact tensors, finite values, products that cannot overflow."""
 
+import errno
 import math
+from io import BufferedReader
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from flexlora_server.adapters.stored import StoredAdapter
+from flexlora_server.adapters.writer import DTYPES
 from flexlora_server.aggregation.check import is_served_A
 from flexlora_server.aggregation.strategy import strategy
 from flexlora_server.errors import Refusal
@@ -30,18 +32,11 @@ def inspect(path: Path, spec: RunSpec, told: UploadCreate, previous: StoredAdapt
     Raises:
         Refusal: INVALID_HEADER, or INVALID_TENSOR that names the tensor and the reason.
     """
-    ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)
-    try:
-        with path.open("rb") as file:
-            read_header(file, told.size, adapter_shapes(spec.modules, spec.extra, ranks))
-    except HeaderError as error:
-        raise Refusal(Code.INVALID_HEADER, f"{error}.") from None
-    except TensorError as error:
-        raise Refusal(Code.INVALID_TENSOR, f"{error}.", tensor=error.tensor) from None
     rule = strategy(spec.strategy)
-    with safe_open(path, framework="pt") as file:
+    with path.open("rb") as file:
+        tensors = _Tensors(file, spec, told)
         for module in spec.modules:
-            A, B = file.get_tensor(key_A(module.name)), file.get_tensor(key_B(module.name))
+            A, B = tensors.read(key_A(module.name)), tensors.read(key_B(module.name))
             scaling = upload_scaling(told, module.name)
             _check_product(module.name, A, B, scaling, spec.norm_bound)
             if rule.agents_train == "B":
@@ -52,7 +47,30 @@ def inspect(path: Path, spec: RunSpec, told: UploadCreate, previous: StoredAdapt
                 _check_norm(key_B(module.name), scaling * _norm(key_B(module.name), B), spec.norm_bound)
         for extra in spec.extra:
             key = key_extra(extra.name)
-            _check_norm(key, _norm(key, file.get_tensor(key)), spec.norm_bound)
+            _check_norm(key, _norm(key, tensors.read(key)), spec.norm_bound)
+
+
+class _Tensors:
+    """Reads a checked file's tensors one at a time: mapped, all that was looked at would count as this process's memory."""
+
+    def __init__(self, file: BufferedReader, spec: RunSpec, told: UploadCreate) -> None:
+        ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)
+        try:
+            self._infos = read_header(file, told.size, adapter_shapes(spec.modules, spec.extra, ranks))
+        except HeaderError as error:
+            raise Refusal(Code.INVALID_HEADER, f"{error}.") from None
+        except TensorError as error:
+            raise Refusal(Code.INVALID_TENSOR, f"{error}.", tensor=error.tensor) from None
+        self._file, self._start = file, file.tell()
+
+    def read(self, key: str) -> Tensor:
+        """The tensor as it was sent."""
+        info = self._infos[key]
+        tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype])
+        self._file.seek(self._start + info.begin)
+        if self._file.readinto(tensor.flatten().view(torch.uint8).numpy().data) < info.end - info.begin:
+            raise OSError(errno.EIO, "the file is shorter than its header says", self._file.name)
+        return tensor
 
 
 def upload_scaling(told: UploadCreate, module: str) -> float:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flexlora_shared.layout import BYTES
 
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors files
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorWriter:
@@ -26,7 +27,7 @@ class TensorWriter:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         position = 0
         for key, (dtype, shape) in tensors.items():
-            name = DTYPE_NAMES[dtype]
+            name = _NAMES[dtype]
             end = position + math.prod(shape) * BYTES[name]
             header[key] = {"dtype": name, "shape": list(shape), "data_offsets": [position, end]}
             position = end

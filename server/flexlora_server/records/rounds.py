@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
+from sqlalchemy import Select, bindparam, exists, func, or_, select, update
 
 from flexlora_server import rounds as machine
 from flexlora_server.errors import Conflict, Refusal
@@ -65,8 +65,8 @@ def change_norms(tx: Tx, run: str, number: int) -> tuple[float, ...]:
 
 def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
     """The round as the state machine sees it."""
-    declared = select(func.count()).where(Participation.run == run.name, enrolled(Participation.client_id))
-    in_time = Upload.created_at < (round_.deadline or tx.now)
+    asked = {"run": run.name, "round": round_.id, "number": round_.number, "until": round_.deadline or tx.now}
+    counted = tx.session.execute(_COUNTS, asked).one()
     return machine.RoundView(
         run_state=run.state,  # type: ignore[arg-type]
         number=round_.number,
@@ -74,10 +74,10 @@ def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
         state=round_.state,  # type: ignore[arg-type]
         opened_at=round_.opened_at,
         deadline=round_.deadline,
-        assigned=_waited_for(tx, round_),
-        accepted=uploads_in(tx, round_, "ACCEPTED", Upload.counts_in == round_.number),
-        uploading=uploads_in(tx, round_, "OPEN", in_time),
-        declared=tx.session.scalar(declared) or 0,
+        assigned=counted.assigned,
+        accepted=counted.accepted,
+        uploading=counted.uploading,
+        declared=counted.declared,
         failures=round_.failures,
         reason=round_.reason,
         leased=round_.lease_holder is not None,
@@ -85,17 +85,37 @@ def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
     )
 
 
-def _waited_for(tx: Tx, round_: Round) -> int:
-    """The assigned participants whose update is in or may still come: nobody who was revoked before."""
-    accepted = select(Upload.client_id).where(Upload.round_id == round_.id, Upload.state == "ACCEPTED")
-    counted = select(func.count()).select_from(Assignment).join(Client, Client.id == Assignment.client_id)
-    still = or_(Client.revoked_at.is_(None), Assignment.client_id.in_(accepted))
-    return tx.session.scalar(counted.where(Assignment.round_id == round_.id, still)) or 0
+def _counts() -> Select[Any]:
+    """All that `view` counts, in one statement that is made once: every decision about a round asks for it.
+
+    Of the assigned, those whose update is in or may still come: nobody who was revoked before.
+    """
+    of_round = Upload.round_id == bindparam("round")
+    sent = select(func.count()).select_from(Upload).where(of_round)
+    accepted = sent.where(Upload.state == "ACCEPTED", Upload.counts_in == bindparam("number"))
+    uploading = sent.where(Upload.state == "OPEN", Upload.created_at < bindparam("until"))
+    declared = select(func.count()).select_from(Participation).where(Participation.run == bindparam("run"))
+    declared = declared.where(enrolled(Participation.client_id))
+    still = or_(
+        Client.revoked_at.is_(None),
+        Assignment.client_id.in_(select(Upload.client_id).where(of_round, Upload.state == "ACCEPTED")),
+    )
+    places = select(func.count()).select_from(Assignment).join(Client, Client.id == Assignment.client_id)
+    assigned = places.where(Assignment.round_id == bindparam("round"), still)
+    return select(
+        assigned.scalar_subquery().label("assigned"),
+        accepted.scalar_subquery().label("accepted"),
+        uploading.scalar_subquery().label("uploading"),
+        declared.scalar_subquery().label("declared"),
+    )
 
 
-def uploads_in(tx: Tx, round_: Round, state: str, *only: ColumnElement[bool]) -> int:
+_COUNTS = _counts()
+
+
+def uploads_in(tx: Tx, round_: Round, state: str) -> int:
     """How many uploads of the round are in a state."""
-    counted = select(func.count()).select_from(Upload).where(Upload.round_id == round_.id, Upload.state == state, *only)
+    counted = select(func.count()).select_from(Upload).where(Upload.round_id == round_.id, Upload.state == state)
     return tx.session.scalar(counted) or 0
 
 
