@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from fastapi import Depends, Request
 
 from flexlora_server.coordinator import Coordinator, of
@@ -21,6 +21,7 @@ from flexlora_shared.problems import Code
 OPERATOR_PREFIX = "flo"
 OPERATOR_KEY_FILE = "operator.key"
 SHORTEST_KEY = 16  # characters
+PATIENCE = 20.0  # seconds that a call waits for those before it to be identified
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,20 @@ async def principal(request: Request) -> Principal:
     """Who is asking; only a client's key costs a thread and a look at the database.
 
     Raises:
-        Refusal: UNAUTHENTICATED.
+        Refusal: UNAUTHENTICATED, UNAVAILABLE where those before it still wait for the database.
     """
     coordinator, secret = of(request), bearer(request)
     if secret and _is_operators(coordinator, secret):
         return Principal(None)
-    return await to_thread.run_sync(identify, coordinator, secret, limiter=coordinator.identifying)
+    try:
+        with fail_after(PATIENCE):  # for a thread: once it has one, the database has bounds of its own
+            return await to_thread.run_sync(identify, coordinator, secret, limiter=coordinator.identifying)
+    except TimeoutError:
+        raise Refusal(
+            Code.UNAVAILABLE,
+            "The database does not answer just now; nothing was changed. Try again.",
+            headers={"Retry-After": "5"},
+        ) from None
 
 
 def _is_operators(coordinator: Coordinator, secret: str) -> bool:

@@ -1,11 +1,16 @@
 """Keys: which scheme opens what, and a key file that is whole or not there."""
 
 import base64
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flexlora_server.auth import operator_key
+from flexlora_server import auth
+from flexlora_server.auth import Principal, identify, operator_key
+from flexlora_server.coordinator import FEW
 from flexlora_server.errors import StartupError
 from flexlora_server.keyring import Keyring, Known
 from flexlora_server.lobby import Lobby
@@ -69,6 +74,30 @@ def test_a_known_key_opens_nothing_once_it_is_revoked(coordinator: Served, monke
     coordinator.operator.expect(204, "DELETE", f"/v1/clients/{participant.client_id}")
     for wait in (0, 30):
         participant.problem("unauthenticated", "GET", "/v1/runs/run/task", params={"wait": wait})
+
+
+def test_who_queues_behind_a_database_that_hangs_is_told_so(
+    coordinator: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    participant, asked, answered = coordinator.enrol(), threading.Semaphore(0), threading.Event()
+
+    def hanging(*given: Any) -> Principal:
+        asked.release()
+        answered.wait()
+        return identify(*given)
+
+    with ThreadPoolExecutor(FEW) as others:
+        monkeypatch.setattr(auth, "identify", hanging)
+        before = [others.submit(participant.call, "GET", "/v1/runs") for _ in range(FEW)]
+        for _ in before:
+            asked.acquire()
+        monkeypatch.setattr(auth, "PATIENCE", 0.01)
+        refused = participant.call("GET", "/v1/runs")
+        answered.set()
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["code"] == "unavailable"
+        assert [done.result().status_code for done in before] == [200] * FEW
+    participant.expect(200, "GET", "/v1/runs")
 
 
 def test_the_operators_key_is_generated_once(tmp_path: Path) -> None:
