@@ -11,11 +11,13 @@ from typing import Annotated
 
 from anyio import fail_after, to_thread
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal, StartupError
 from flexlora_server.records import clients
 from flexlora_server.settings import Settings
+from flexlora_server.tables import ApiKey
 from flexlora_shared.problems import Code
 
 OPERATOR_PREFIX = "flo"
@@ -96,13 +98,16 @@ async def principal(request: Request) -> Principal:
         return Principal(None)
     try:
         with fail_after(PATIENCE):  # for a thread: once it has one, the database has bounds of its own
-            return await to_thread.run_sync(identify, coordinator, secret, limiter=coordinator.identifying)
+            key = await to_thread.run_sync(_look_up, coordinator, secret, limiter=coordinator.identifying)
     except TimeoutError:
         raise Refusal(
             Code.UNAVAILABLE,
             "The database does not answer just now; nothing was changed. Try again.",
             headers={"Retry-After": "5"},
         ) from None
+    if key.used_at is None:  # this writes, and waits for its turn elsewhere
+        await run_in_threadpool(_first_use, coordinator, key)
+    return Principal(key.client_id, key.id)
 
 
 def _is_operators(coordinator: Coordinator, secret: str) -> bool:
@@ -110,26 +115,36 @@ def _is_operators(coordinator: Coordinator, secret: str) -> bool:
 
 
 def identify(coordinator: Coordinator, secret: str | None) -> Principal:
-    """Whose secret this is.
+    """`principal` for those who have a thread already.
 
     Raises:
         Refusal: UNAUTHENTICATED.
     """
+    if secret and _is_operators(coordinator, secret):
+        return Principal(None)
+    key = _look_up(coordinator, secret)
+    if key.used_at is None:
+        _first_use(coordinator, key)
+    return Principal(key.client_id, key.id)
+
+
+def _look_up(coordinator: Coordinator, secret: str | None) -> ApiKey:
+    """The client's key that this is."""
     if secret:
-        if _is_operators(coordinator, secret):
-            return Principal(None)
         with coordinator.store.reading() as tx:
             key = clients.authenticate(tx, secret)
         if key is not None:
-            if key.used_at is None:
-                with coordinator.store.transaction() as tx:
-                    clients.first_use(tx, key)
-            return Principal(key.client_id, key.id)
+            return key
     raise Refusal(
         Code.UNAUTHENTICATED,
         "Send your API key as `Authorization: Bearer KEY`; an unknown or revoked key is refused.",
         headers={"WWW-Authenticate": 'Bearer realm="flexlora"'},
     )
+
+
+def _first_use(coordinator: Coordinator, key: ApiKey) -> None:
+    with coordinator.store.transaction() as tx:
+        clients.first_use(tx, key)
 
 
 Anyone = Annotated[Principal, Depends(principal)]

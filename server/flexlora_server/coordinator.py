@@ -11,8 +11,8 @@ from flexlora_server.lobby import Lobby
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
 
-# Threads of a kind. The interpreter runs one thread at a time, and a small call that comes back from the database, several times
-# in its life, waits for all others that would run: with 8 and 40 of these, it took three to six times as long beside 200 uploads.
+# Threads that look something up beside hundreds of transfers. They take turns in the interpreter, and a small call waits for
+# each of them whenever it comes back from the database: with 8 and 40 of these, it took three to six times as long.
 FEW = 2
 
 
@@ -27,9 +27,10 @@ class Coordinator:
     operator_sha256: str
     # Threads for what hundreds of transfers at once wait for, a database or a storage: those that serve everybody stay free.
     identifying: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
-    announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
+    announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     receiving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
-    committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
+    opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     serving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
     # Parts become durable apart from where others are written: a storage that hangs holds up its own calls alone.
     # Never shut down: calls that are cancelled as the server stops may still come to it.

@@ -20,8 +20,8 @@ from flexlora_shared.messages.uploads import Receipt, UploadCreate, UploadStatus
 from flexlora_shared.problems import Code
 
 
-def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str, told: UploadCreate) -> UploadStatus:
-    """Open an upload for the round, or find it again.
+def announce(store: Store, name: str, number: int, client: str, told: UploadCreate) -> tuple[UploadStatus, str | None]:
+    """Open an upload for the round, or find it again; and the id of the one that it replaces, whose bytes may go.
 
     Raises:
         Refusal: what the state machine or the announcement's own figures refuse.
@@ -35,15 +35,12 @@ def announce(store: Store, blobs: BlobStore, name: str, number: int, client: str
         if isinstance(_admit(tx, run, round_, client, told.sha256, at), machine.Repeat):
             before = uploads.accepted(tx, round_, client)
             assert before is not None, "what is repeated was accepted"
-            return uploads.status(before, round_)
+            return uploads.status(before, round_), None
         place = rounds.assignment(tx, round_, client)
         assert place is not None, "admitted uploads are assigned"
         check_announcement(runs.spec_of(run), place, told)
         row, replaced = uploads.announce(tx, round_, client, told)
-        status = uploads.status(row, round_)
-    if replaced is not None:
-        _drop(blobs, replaced.id)
-    return status
+        return uploads.status(row, round_), None if replaced is None else replaced.id
 
 
 def _admit(
@@ -99,7 +96,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         return _gone(store, blobs, row)
     with blobs.publishing([row.sha256]):
         receipt = _accept(store, settings, upload, client)
-    _drop(blobs, upload)
+    drop(blobs, upload)
     return receipt
 
 
@@ -127,7 +124,8 @@ def _incomplete(there: int, size: int) -> Refusal:
     )
 
 
-def _drop(blobs: BlobStore, upload: str) -> None:
+def drop(blobs: BlobStore, upload: str) -> None:
+    """Delete the bytes of an upload that is over."""
     with suppress(OSError):  # it is decided already; `sweep` deletes what is left
         blobs.incoming.drop(upload)
 
@@ -146,7 +144,7 @@ def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredAdapter) -> N
 def _discard(store: Store, blobs: BlobStore, upload: str, client: str) -> None:
     with store.transaction() as tx:
         uploads.cancel(tx, uploads.owned(tx, upload, client))
-    _drop(blobs, upload)
+    drop(blobs, upload)
 
 
 def _accept(store: Store, settings: Settings, upload: str, client: str) -> Receipt:

@@ -132,7 +132,7 @@ def _deadline(world: World, step: Step) -> None:
     """Time passes until a round's deadline is near, or has just passed: what comes then decides what becomes of it."""
     left = world.until_deadline()
     if left is not None:
-        _pass(world, max(0.0, left + AROUND_DEADLINE[step.arg]))
+        _pass(world, max(0.0, left + AROUND_DEADLINE[step.who + step.arg]))
 
 
 def _pass(world: World, seconds: float) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from flexlora_server import auth
-from flexlora_server.auth import Principal, identify, operator_key
+from flexlora_server.auth import operator_key
 from flexlora_server.coordinator import FEW
 from flexlora_server.errors import StartupError
 from flexlora_server.keyring import Keyring, Known
 from flexlora_server.lobby import Lobby
 from flexlora_server.settings import Settings
+from flexlora_server.tables import ApiKey
+from tests.databases import ON_SQLITE
 from tests.kit import OPERATOR_KEY, Api, Served
 
 
@@ -80,17 +82,18 @@ def test_who_queues_behind_a_database_that_hangs_is_told_so(
     coordinator: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     participant, asked, answered = coordinator.enrol(), threading.Semaphore(0), threading.Event()
+    look_up = auth._look_up
 
-    def hanging(*given: Any) -> Principal:
+    def hanging(*given: Any) -> ApiKey:
         asked.release()
         answered.wait()
-        return identify(*given)
+        return look_up(*given)
 
     with ThreadPoolExecutor(FEW) as others:
-        monkeypatch.setattr(auth, "identify", hanging)
+        monkeypatch.setattr(auth, "_look_up", hanging)
         before = [others.submit(participant.call, "GET", "/v1/runs") for _ in range(FEW)]
         for _ in before:
-            asked.acquire()
+            assert asked.acquire(timeout=60)
         monkeypatch.setattr(auth, "PATIENCE", 0.01)
         refused = participant.call("GET", "/v1/runs")
         answered.set()
@@ -98,6 +101,20 @@ def test_who_queues_behind_a_database_that_hangs_is_told_so(
         assert refused.json()["code"] == "unavailable"
         assert [done.result().status_code for done in before] == [200] * FEW
     participant.expect(200, "GET", "/v1/runs")
+
+
+@ON_SQLITE  # it has one writer
+def test_a_new_key_that_waits_for_its_turn_to_write_holds_up_no_other(coordinator: Served) -> None:
+    """Its first use ends the client's other keys."""
+    known = coordinator.enrol()
+    known.expect(200, "GET", "/v1/runs")
+    new = [coordinator.enrol(f"new-{number}") for number in range(FEW)]
+    with ThreadPoolExecutor(FEW) as others:
+        with coordinator.store.transaction():
+            waiting = [others.submit(one.call, "GET", "/v1/runs") for one in new]
+            known.expect(200, "GET", "/v1/runs")
+            assert not any(done.done() for done in waiting)
+        assert [done.result().status_code for done in waiting] == [200] * FEW
 
 
 def test_the_operators_key_is_generated_once(tmp_path: Path) -> None:

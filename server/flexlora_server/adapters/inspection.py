@@ -32,26 +32,30 @@ def inspect(path: Path, spec: RunSpec, told: UploadCreate, previous: StoredAdapt
     Raises:
         Refusal: INVALID_HEADER, or INVALID_TENSOR that names the tensor and the reason.
     """
-    rule = strategy(spec.strategy)
     with path.open("rb") as file:
         tensors = _Tensors(file, spec, told)
         for module in spec.modules:
-            A, B = tensors.read(key_A(module.name)), tensors.read(key_B(module.name))
-            scaling = upload_scaling(told, module.name)
-            _check_product(module.name, A, B, scaling, spec.norm_bound)
-            if rule.agents_train == "B":
-                _check_frozen(module.name, A, previous)
-            elif rule.averages_factors:
-                _check_norm(key_A(module.name), _norm(key_A(module.name), A), spec.norm_bound)
-            if rule.averages_factors:
-                _check_norm(key_B(module.name), scaling * _norm(key_B(module.name), B), spec.norm_bound)
+            _check_module(tensors, module.name, spec, told, previous)
         for extra in spec.extra:
             key = key_extra(extra.name)
             _check_norm(key, _norm(key, tensors.read(key)), spec.norm_bound)
 
 
+def _check_module(tensors: "_Tensors", module: str, spec: RunSpec, told: UploadCreate, previous: StoredAdapter) -> None:
+    """A function of its own: its tensors are gone before the next ones are read."""
+    A, B, scaling = tensors.read(key_A(module)), tensors.read(key_B(module)), upload_scaling(told, module)
+    rule = strategy(spec.strategy)
+    _check_product(module, A, B, scaling, spec.norm_bound)
+    if rule.agents_train == "B":
+        _check_frozen(module, A, previous)
+    elif rule.averages_factors:
+        _check_norm(key_A(module), _norm(key_A(module), A), spec.norm_bound)
+    if rule.averages_factors:
+        _check_norm(key_B(module), scaling * _norm(key_B(module), B), spec.norm_bound)
+
+
 class _Tensors:
-    """Reads a checked file's tensors one at a time: mapped, all that was looked at would count as this process's memory."""
+    """Reads a checked file's tensors one at a time. Mapped, the whole file would stay resident while it is looked at."""
 
     def __init__(self, file: BufferedReader, spec: RunSpec, told: UploadCreate) -> None:
         ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)

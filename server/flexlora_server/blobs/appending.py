@@ -27,6 +27,8 @@ class Appending:
         try:
             check(file.seek(0, os.SEEK_END))
             append(file, offset)
+            if offset == 0:  # whoever acknowledged bytes before has made the name durable
+                durable.sync_folder(self._partial)
         except BaseException:
             if (
                 file.seek(0, os.SEEK_END) == 0
@@ -95,8 +97,6 @@ def hold(path: Path, create: bool = False) -> BinaryIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # moved between opening and locking
             raise busy()
-        if create:
-            durable.sync_folder(path.parent)
     except BaseException as error:
         file.close()
         if isinstance(error, BlockingIOError):

@@ -51,8 +51,10 @@ async def create_upload(
 ) -> UploadStatus:
     """Announce an update. The same announcement again finds the open upload, another one replaces it."""
     coordinator = of(request)
-    announce = partial(submission.announce, coordinator.store, coordinator.blobs, name, number, client, told)
-    status = await to_thread.run_sync(announce, limiter=coordinator.announcing)
+    announce = partial(submission.announce, coordinator.store, name, number, client, told)
+    status, replaced = await to_thread.run_sync(announce, limiter=coordinator.announcing)
+    if replaced is not None:
+        await to_the_end(coordinator.keeping, submission.drop, coordinator.blobs, replaced)
     response.headers["Location"] = f"/v1/uploads/{status.id}"
     response.headers["Upload-Limit"] = _LIMIT
     return status
@@ -150,7 +152,7 @@ async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha2
     if row.offset == row.size:  # the bytes may be a blob already, by a commit that was cut short: touch nothing
         await nothing(request, least_rate)
         return row.size
-    file = await to_thread.run_sync(_opened, coordinator, row, limiter=coordinator.receiving)
+    file = await to_thread.run_sync(_opened, coordinator, row, limiter=coordinator.opening)
     try:
         sound = await stream(request, file, min(PART_LIMIT, row.size - row.offset), least_rate) == sha256
     except BaseException:
@@ -203,8 +205,7 @@ def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> Non
     coordinator = of(request)
     with coordinator.store.transaction() as tx:
         uploads.cancel(tx, uploads.owned(tx, upload, client))
-    with suppress(OSError):  # it is over; `sweep` deletes what is left
-        coordinator.blobs.incoming.drop(upload)
+    submission.drop(coordinator.blobs, upload)
 
 
 @routes.put(
