@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from anyio import fail_after, to_thread
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
@@ -23,7 +22,6 @@ from flexlora_shared.problems import Code
 OPERATOR_PREFIX = "flo"
 OPERATOR_KEY_FILE = "operator.key"
 SHORTEST_KEY = 16  # characters
-PATIENCE = 20.0  # seconds that a call waits for those before it to be identified
 
 
 @dataclass(frozen=True)
@@ -91,20 +89,12 @@ async def principal(request: Request) -> Principal:
     """Who is asking; only a client's key costs a thread and a look at the database.
 
     Raises:
-        Refusal: UNAUTHENTICATED, UNAVAILABLE where those before it still wait for the database.
+        Refusal: UNAUTHENTICATED, and as `look`.
     """
     coordinator, secret = of(request), bearer(request)
     if secret and _is_operators(coordinator, secret):
         return Principal(None)
-    try:
-        with fail_after(PATIENCE):  # for a thread: once it has one, the database has bounds of its own
-            key = await to_thread.run_sync(_look_up, coordinator, secret, limiter=coordinator.identifying)
-    except TimeoutError:
-        raise Refusal(
-            Code.UNAVAILABLE,
-            "The database does not answer just now; nothing was changed. Try again.",
-            headers={"Retry-After": "5"},
-        ) from None
+    key = await coordinator.look(_look_up, coordinator, secret)
     if key.used_at is None:  # this writes, and waits for its turn elsewhere
         await run_in_threadpool(_first_use, coordinator, key)
     return Principal(key.client_id, key.id)

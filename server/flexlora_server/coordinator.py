@@ -1,19 +1,27 @@
 """The parts a request may use, wired once by `app` and found again by `of`."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import ParamSpec, TypeVar
 
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import Request
 
 from flexlora_server.blobs import BlobStore
+from flexlora_server.errors import Refusal
 from flexlora_server.lobby import Lobby
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
+from flexlora_shared.problems import Code
 
-# Threads that look something up beside hundreds of transfers. They take turns in the interpreter, and a small call waits for
-# each of them whenever it comes back from the database: with 8 and 40 of these, it took three to six times as long.
+# Threads that look something up for hundreds of transfers. They take turns in the interpreter, and a small call waits for each of
+# them whenever it comes back from the database: with 8 for parts and 40 for keys, it took three to six times as long.
 FEW = 2
+PATIENCE = 20.0  # seconds that a look-up waits for those before it
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,15 +34,30 @@ class Coordinator:
     lobby: Lobby
     operator_sha256: str
     # Threads for what hundreds of transfers at once wait for, a database or a storage: those that serve everybody stay free.
-    identifying: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
+    looking: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
     announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
-    receiving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
-    opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     serving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
     # Parts become durable apart from where others are written: a storage that hangs holds up its own calls alone.
     # Never shut down: calls that are cancelled as the server stops may still come to it.
     keeping: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "keeping"))
+
+    async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Look something up in the database, without writing.
+
+        Raises:
+            Refusal: UNAVAILABLE where those before it still wait for the database; or what `work` raises.
+        """
+        try:
+            with fail_after(PATIENCE):  # for a thread: once it has one, the database has bounds of its own
+                return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.looking)
+        except TimeoutError:
+            raise Refusal(
+                Code.UNAVAILABLE,
+                "The database does not answer just now; nothing was changed. Try again.",
+                headers={"Retry-After": "5"},
+            ) from None
 
 
 def of(request: Request) -> Coordinator:

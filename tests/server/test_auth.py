@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flexlora_server import auth
+from flexlora_server import coordinator as coordinators
 from flexlora_server.auth import operator_key
 from flexlora_server.coordinator import FEW
 from flexlora_server.errors import StartupError
@@ -94,7 +95,7 @@ def test_who_queues_behind_a_database_that_hangs_is_told_so(
         before = [others.submit(participant.call, "GET", "/v1/runs") for _ in range(FEW)]
         for _ in before:
             assert asked.acquire(timeout=60)
-        monkeypatch.setattr(auth, "PATIENCE", 0.01)
+        monkeypatch.setattr(coordinators, "PATIENCE", 0.01)
         refused = participant.call("GET", "/v1/runs")
         answered.set()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
