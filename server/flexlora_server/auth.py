@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
-from starlette.concurrency import run_in_threadpool
 
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.errors import Refusal, StartupError
@@ -89,14 +88,14 @@ async def principal(request: Request) -> Principal:
     """Who is asking; only a client's key costs a thread and a look at the database.
 
     Raises:
-        Refusal: UNAUTHENTICATED, and as `look`.
+        Refusal: UNAUTHENTICATED, and as `ask`.
     """
     coordinator, secret = of(request), bearer(request)
     if secret and _is_operators(coordinator, secret):
         return Principal(None)
-    key = await coordinator.look(_look_up, coordinator, secret)
-    if key.used_at is None:  # this writes, and waits for its turn elsewhere
-        await run_in_threadpool(_first_use, coordinator, key)
+    key = await coordinator.ask(coordinator.looking, _look_up, coordinator, secret)
+    if key.used_at is None:  # this writes, and waits for its turn: not where others only look
+        await coordinator.ask(coordinator.first_using, _first_use, coordinator, key)
     return Principal(key.client_id, key.id)
 
 

@@ -19,7 +19,7 @@ from flexlora_shared.problems import Code
 # Threads that look something up for hundreds of transfers. They take turns in the interpreter, and a small call waits for each of
 # them whenever it comes back from the database: with 8 for parts and 40 for keys, it took three to six times as long.
 FEW = 2
-PATIENCE = 20.0  # seconds that a look-up waits for those before it
+PATIENCE = 20.0  # seconds that who asks the database waits for those before it
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -35,23 +35,24 @@ class Coordinator:
     operator_sha256: str
     # Threads for what hundreds of transfers at once wait for, a database or a storage: those that serve everybody stay free.
     looking: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
+    first_using: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
     announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     serving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
-    # Parts become durable apart from where others are written: a storage that hangs holds up its own calls alone.
+    # Parts become durable, or are deleted, apart from where others are written: a storage that hangs holds up its own alone.
     # Never shut down: calls that are cancelled as the server stops may still come to it.
     keeping: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "keeping"))
 
-    async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Look something up in the database, without writing.
+    async def ask(self, threads: CapacityLimiter, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Ask the database something in one of these threads.
 
         Raises:
             Refusal: UNAVAILABLE where those before it still wait for the database; or what `work` raises.
         """
         try:
             with fail_after(PATIENCE):  # for a thread: once it has one, the database has bounds of its own
-                return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.looking)
+                return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=threads)
         except TimeoutError:
             raise Refusal(
                 Code.UNAVAILABLE,

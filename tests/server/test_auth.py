@@ -90,14 +90,16 @@ def test_who_queues_behind_a_database_that_hangs_is_told_so(
         answered.wait()
         return look_up(*given)
 
-    with ThreadPoolExecutor(FEW) as others:
-        monkeypatch.setattr(auth, "_look_up", hanging)
+    with ThreadPoolExecutor(FEW) as others, monkeypatch.context() as patch:
+        patch.setattr(auth, "_look_up", hanging)
         before = [others.submit(participant.call, "GET", "/v1/runs") for _ in range(FEW)]
-        for _ in before:
-            assert asked.acquire(timeout=60)
-        monkeypatch.setattr(coordinators, "PATIENCE", 0.01)
-        refused = participant.call("GET", "/v1/runs")
-        answered.set()
+        try:
+            for _ in before:
+                assert asked.acquire(timeout=60)
+            patch.setattr(coordinators, "PATIENCE", 0.01)
+            refused = participant.call("GET", "/v1/runs")
+        finally:
+            answered.set()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["code"] == "unavailable"
         assert [done.result().status_code for done in before] == [200] * FEW
@@ -105,14 +107,25 @@ def test_who_queues_behind_a_database_that_hangs_is_told_so(
 
 
 @ON_SQLITE  # it has one writer
-def test_a_new_key_that_waits_for_its_turn_to_write_holds_up_no_other(coordinator: Served) -> None:
-    """Its first use ends the client's other keys."""
-    known = coordinator.enrol()
+def test_new_keys_that_wait_for_their_turn_to_write_hold_up_no_other(
+    coordinator: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their first use ends the client's other keys."""
+    known, writing = coordinator.enrol(), threading.Semaphore(0)
     known.expect(200, "GET", "/v1/runs")
     new = [coordinator.enrol(f"new-{number}") for number in range(FEW)]
+    first_use = auth._first_use
+
+    def told(*given: Any) -> None:
+        writing.release()
+        first_use(*given)
+
+    monkeypatch.setattr(auth, "_first_use", told)
     with ThreadPoolExecutor(FEW) as others:
         with coordinator.store.transaction():
             waiting = [others.submit(one.call, "GET", "/v1/runs") for one in new]
+            for _ in waiting:
+                assert writing.acquire(timeout=60)
             known.expect(200, "GET", "/v1/runs")
             assert not any(done.done() for done in waiting)
         assert [done.result().status_code for done in waiting] == [200] * FEW

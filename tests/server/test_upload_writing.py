@@ -11,7 +11,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from flexlora_server.blobs.appending import append, hold
+from flexlora_server.blobs import durable
+from flexlora_server.blobs.appending import Appending, append, hold
 from flexlora_server.routes import receiving
 from flexlora_server.routes.receiving import BUFFER
 
@@ -60,6 +61,19 @@ def test_missing_bytes_are_never_made_up(tmp_path: Path) -> None:
             append(file, 5)
         append(file, 3)
     assert path.read_bytes() == b"123"
+
+
+def test_a_file_has_a_durable_name_before_its_first_bytes_are_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incoming, synced = Appending(tmp_path), list[Path]()
+    monkeypatch.setattr(durable, "sync_folder", synced.append)
+    for offset, part in ((0, b"1234"), (4, b"56")):
+        with incoming.begin("upload", offset, lambda there: None) as file:
+            assert synced == [tmp_path / "partial"]  # once
+            file.write(part)
+            assert incoming.keep("upload", offset, file) == (offset + len(part), None)
+    assert (tmp_path / "partial" / "upload").read_bytes() == b"123456"
 
 
 class FullDisk(BytesIO):

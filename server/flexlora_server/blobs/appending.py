@@ -32,7 +32,7 @@ class Appending:
         except BaseException:
             if (
                 file.seek(0, os.SEEK_END) == 0
-            ):  # made by `hold`: the upload has ended, or its bytes have moved or are lost
+            ):  # it holds nothing; the upload may be over, or its bytes have moved or are lost
                 path.unlink(missing_ok=True)
             file.close()
             raise

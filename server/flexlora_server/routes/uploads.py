@@ -96,7 +96,7 @@ async def send_part(
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != PART_MEDIA_TYPE:
         raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, f"Send parts as Content-Type: {PART_MEDIA_TYPE}.")
     sha256 = _announced(request, content_digest)
-    row = await coordinator.look(_writable, coordinator, upload, client, offset)
+    row = await coordinator.ask(coordinator.looking, _writable, coordinator, upload, client, offset)
     end = await _receive(request, coordinator, row, sha256)
     if complete == "?1" and end != row.size:
         raise Refusal(
