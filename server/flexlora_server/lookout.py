@@ -71,11 +71,14 @@ class Lookout:
                     presence.saw(tx, run, clients)
         with self._store.reading() as tx:
             ended, good = self._good_keys(tx, task.keys)
-            going = [run.name for run in self._active(tx) if good is not None or self._unsettled(run, task)]
+            active = self._active(tx)
+            going = [run.name for run in active if good is not None or self._unsettled(run, task)]
+            views = {} if going else self._news(tx, active)
         for name in going:
             self._advance(name)
-        with self._store.reading() as tx:
-            views = {run.name: self._view(tx, run) for run in self._active(tx) if self._changed(run)}
+        if going:
+            with self._store.reading() as tx:
+                views = self._news(tx, self._active(tx))
         self._views.update(views)
         self._ended = ended
         return News(views, good)
@@ -119,6 +122,10 @@ class Lookout:
         watched = [name for name, view in self._views.items() if not view.over]
         wanted = select(Run).where(or_(Run.state.in_(("RUNNING", "PAUSED")), Run.name.in_(watched)))
         return list(tx.session.scalars(wanted.order_by(Run.name)))
+
+    def _news(self, tx: Tx, active: Sequence[Run]) -> dict[str, View]:
+        """The views of the runs that have changed since they were last seen."""
+        return {run.name: self._view(tx, run) for run in active if self._changed(run)}
 
     def _changed(self, run: Run) -> bool:
         known = self._views.get(run.name)
