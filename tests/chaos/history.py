@@ -40,15 +40,7 @@ RIVALS = (
     *INSIDE[6:],
 )  # inside what moves rounds on
 JUMPS = (1.0, 4.0, 61.0, 16.0, 101.0, 61.0, 90_000.0)  # seconds: past back-off, lease, presence, deadline, a day
-AROUND_DEADLINE = (
-    -1.0,
-    0.0,
-    1.0,
-    1.0,
-    1.0,
-    20.0,
-    21.0,
-)  # seconds after a deadline: before it, in its grace, after that
+AROUND_DEADLINE = (-1.0, 0.0, 1.0, 1.0, 1.0, 20.0, 21.0)  # seconds after it: just before, in the grace, after that
 LOST = ("",) * 8 + ("request", "response")
 
 

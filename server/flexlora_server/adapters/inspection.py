@@ -41,19 +41,6 @@ def inspect(path: Path, spec: RunSpec, told: UploadCreate, previous: StoredAdapt
             _check_norm(key, _norm(key, tensors.read(key)), spec.norm_bound)
 
 
-def _check_module(tensors: "_Tensors", module: str, spec: RunSpec, told: UploadCreate, previous: StoredAdapter) -> None:
-    """A function of its own: its tensors are gone before the next ones are read."""
-    A, B, scaling = tensors.read(key_A(module)), tensors.read(key_B(module)), upload_scaling(told, module)
-    rule = strategy(spec.strategy)
-    _check_product(module, A, B, scaling, spec.norm_bound)
-    if rule.agents_train == "B":
-        _check_frozen(module, A, previous)
-    elif rule.averages_factors:
-        _check_norm(key_A(module), _norm(key_A(module), A), spec.norm_bound)
-    if rule.averages_factors:
-        _check_norm(key_B(module), scaling * _norm(key_B(module), B), spec.norm_bound)
-
-
 class _Tensors:
     """Reads a checked file's tensors one at a time. Mapped, the whole file would stay resident while it is looked at."""
 
@@ -75,6 +62,19 @@ class _Tensors:
         if self._file.readinto(tensor.flatten().view(torch.uint8).numpy().data) < info.end - info.begin:
             raise OSError(errno.EIO, "the file is shorter than its header says", self._file.name)
         return tensor
+
+
+def _check_module(tensors: _Tensors, module: str, spec: RunSpec, told: UploadCreate, previous: StoredAdapter) -> None:
+    """A function of its own: its tensors are gone before the next ones are read."""
+    A, B, scaling = tensors.read(key_A(module)), tensors.read(key_B(module)), upload_scaling(told, module)
+    rule = strategy(spec.strategy)
+    _check_product(module, A, B, scaling, spec.norm_bound)
+    if rule.agents_train == "B":
+        _check_frozen(module, A, previous)
+    elif rule.averages_factors:
+        _check_norm(key_A(module), _norm(key_A(module), A), spec.norm_bound)
+    if rule.averages_factors:
+        _check_norm(key_B(module), scaling * _norm(key_B(module), B), spec.norm_bound)
 
 
 def upload_scaling(told: UploadCreate, module: str) -> float:

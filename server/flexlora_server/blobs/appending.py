@@ -30,9 +30,7 @@ class Appending:
             if offset == 0:  # whoever acknowledged bytes before has made the name durable
                 durable.sync_folder(self._partial)
         except BaseException:
-            if (
-                file.seek(0, os.SEEK_END) == 0
-            ):  # it holds nothing; the upload may be over, or its bytes have moved or are lost
+            if file.seek(0, os.SEEK_END) == 0:  # the upload may be over, or its bytes have moved or are lost
                 path.unlink(missing_ok=True)
             file.close()
             raise
