@@ -104,9 +104,12 @@ class Place:
             return tx.session.scalar(wanted.limit(1))
 
     def accepted(self, number: int) -> int:
-        """Updates of a round that are accepted."""
+        """Updates of a round that are accepted; none before it is planned."""
+        round_ = self.round(number)
+        if round_ is None:
+            return 0
         with self.store.reading() as tx:
-            return rounds.uploads_in(tx, rounds.latest(tx, RUN, number), "ACCEPTED")
+            return rounds.uploads_in(tx, round_, "ACCEPTED")
 
     def arriving(self, number: int) -> bool:
         """Whether bytes of an update lie at the coordinator, or all have come."""
