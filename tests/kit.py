@@ -235,9 +235,10 @@ class Served:
 
     def check_storage(self) -> None:
         """After a sweep, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
+        with self.store.reading() as tx:  # before: the lobby may close a round at any time
+            going_on = uploads.open_ids(tx)
         sweep(self.store, self.blobs)
-        with self.store.reading() as tx:
-            assert set(self.blobs.incoming.ids()) <= uploads.open_ids(tx)
+        assert set(self.blobs.incoming.ids()) <= going_on
         assert list((self.settings.data_dir / "temporary").iterdir()) == []
         for path in (self.settings.data_dir / "blobs").glob("*/*"):
             assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
