@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import flexlora_server.aggregation  # noqa: F401 - registers the strategies
 from benchmarks.matrices import dense, geometric, orthonormal
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors, slice_factors
 from flexlora_server.aggregation.strategy import strategy

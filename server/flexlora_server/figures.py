@@ -13,7 +13,7 @@ from flexlora_server.aggregation.geometry import Geometry
 from flexlora_server.aggregation.projection import cosines
 from flexlora_server.aggregation.robust.norm_clip import round_norm
 from flexlora_server.aggregation.robust.reweight import Shares
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.truncate import Aggregate
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 from flexlora_shared.messages.status import (
     AggregationMetrics,

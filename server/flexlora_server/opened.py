@@ -19,8 +19,8 @@ from flexlora_server.aggregation.geometry import Geometry, factor_geometry, modu
 from flexlora_server.aggregation.projection import projected_geometry, squared_norms
 from flexlora_server.aggregation.robust.reweight import Shares
 from flexlora_server.aggregation.robust.split import rebased, split, split_tensors
-from flexlora_server.aggregation.strategy import Aggregate, strategy
-from flexlora_server.aggregation.truncate import as_they_are
+from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.truncate import Aggregate, as_they_are
 from flexlora_server.figures import Seen
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 

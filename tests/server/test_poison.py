@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from flexlora_server.adapters.uploads import Input, Uploads
+from flexlora_server.aggregation import flexlora
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update
-from flexlora_server.aggregation.flexlora import FlexLora
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.truncate import Aggregate
 from flexlora_server.engine import Work
 from flexlora_server.errors import LeaseLost
 from flexlora_server.poison import Culprit, culprits
@@ -43,16 +43,16 @@ def spoil(given: Input) -> None:
 
 def choking(monkeypatch: pytest.MonkeyPatch, first: float) -> None:
     """FlexLoRA that cannot bear an update whose lora_A begins with this number."""
-    aggregate = FlexLora.aggregate
+    aggregate = flexlora.aggregate
 
     def choke(
-        self: FlexLora, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+        updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
     ) -> Aggregate:
         if any(float(update.A[0, 0]) == first for update in updates):
             raise AggregationError("this one is too much.")
-        return aggregate(self, updates, previous, dtype, error_bound)
+        return aggregate(updates, previous, dtype, error_bound)
 
-    monkeypatch.setattr(FlexLora, "aggregate", choke)
+    monkeypatch.setattr(flexlora, "aggregate", choke)
 
 
 @pytest.mark.parametrize("robust", ROBUST)
@@ -98,7 +98,7 @@ def test_where_everything_fails_nobody_is_blamed_but_for_what_is_refused(
     def broken(*_: object) -> Aggregate:
         raise AggregationError("nothing works")
 
-    monkeypatch.setattr(FlexLora, "aggregate", broken)
+    monkeypatch.setattr(flexlora, "aggregate", broken)
     assert blamed(work, tmp_path) == ()
     spoil(work.inputs[2])
     assert [one.index for one in blamed(work, tmp_path)] == [2]
@@ -110,7 +110,7 @@ def test_a_storage_that_fails_is_nobodys_fault(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> Aggregate:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FlexLora, "aggregate", full)
+    monkeypatch.setattr(flexlora, "aggregate", full)
     with pytest.raises(OSError, match="No space left"):
         blamed(work, tmp_path)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.truncate import Aggregate
 
 
 def energy_kept(aggregate: Aggregate, ranks: Sequence[int]) -> tuple[tuple[int, float], ...]:

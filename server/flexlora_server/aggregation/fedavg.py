@@ -7,29 +7,16 @@ import torch
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
-from flexlora_server.aggregation.one_rank import check_full_rank, check_one_rank
-from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.truncate import as_they_are
-from flexlora_shared.messages.tasks import Trainable
+from flexlora_server.aggregation.one_rank import check_full_rank
+from flexlora_server.aggregation.truncate import Aggregate, as_they_are
 
 
-class FedAvg:
+def aggregate(
+    updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+) -> Aggregate:
     """B = sum of p_i s_i B_i, A = sum of p_i A_i: with equal scalings the served B is the plain average."""
-
-    name = "fedavg"
-    averages_factors = True
-    measures_changes = False
-    agents_train: Trainable = "slice"
-
-    def check(self, ranks: Sequence[int]) -> None:
-        """One rank for all."""
-        check_one_rank(self.name, ranks)
-
-    def aggregate(
-        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
-    ) -> Aggregate:
-        check_updates(updates, previous)
-        check_full_rank(self.name, updates, previous)
-        B = weighted_average((update.scaling * update.B.double(), update.weight) for update in updates)
-        A = rounded(weighted_average((update.A, update.weight) for update in updates), dtype)
-        return as_they_are(GlobalFactors(B=B, A=A))
+    check_updates(updates, previous)
+    check_full_rank("fedavg", updates, previous)
+    B = weighted_average((update.scaling * update.B.double(), update.weight) for update in updates)
+    A = rounded(weighted_average((update.A, update.weight) for update in updates), dtype)
+    return as_they_are(GlobalFactors(B=B, A=A))

@@ -12,33 +12,18 @@ from flexlora_server.aggregation.check import check_updates, is_served_A
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
-from flexlora_server.aggregation.one_rank import check_full_rank, check_one_rank
-from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.truncate import as_they_are
-from flexlora_shared.messages.tasks import Trainable
+from flexlora_server.aggregation.one_rank import check_full_rank
+from flexlora_server.aggregation.truncate import Aggregate, as_they_are
 
 
-class FrozenA:
+def aggregate(
+    updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+) -> Aggregate:
     """B = sum of p_i s_i B_i, A = round 0's seeded A, at one rank."""
-
-    name = "ffa"
-    averages_factors = True
-    measures_changes = False
-    agents_train: Trainable = "B"
-
-    def check(self, ranks: Sequence[int]) -> None:
-        """One rank for all, as in the paper."""
-        check_one_rank(self.name, ranks)
-
-    def aggregate(
-        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
-    ) -> Aggregate:
-        check_updates(updates, previous)
-        check_full_rank(self.name, updates, previous)
-        for index, update in enumerate(updates):
-            if not is_served_A(update.A, previous.A):
-                raise AggregationError(
-                    f"lora_A of update {index} is not the one served: {self.name} trains lora_B alone"
-                )
-        B = weighted_average((update.scaling * update.B.double(), update.weight) for update in updates)
-        return as_they_are(GlobalFactors(B=B, A=rounded(previous.A, dtype)))
+    check_updates(updates, previous)
+    check_full_rank("ffa", updates, previous)
+    for index, update in enumerate(updates):
+        if not is_served_A(update.A, previous.A):
+            raise AggregationError(f"lora_A of update {index} is not the one served: ffa trains lora_B alone")
+    B = weighted_average((update.scaling * update.B.double(), update.weight) for update in updates)
+    return as_they_are(GlobalFactors(B=B, A=rounded(previous.A, dtype)))

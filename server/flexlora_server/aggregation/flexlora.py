@@ -6,24 +6,12 @@ import torch
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.truncate import truncate
-from flexlora_shared.messages.tasks import Trainable
+from flexlora_server.aggregation.truncate import Aggregate, truncate
 
 
-class FlexLora:
+def aggregate(
+    updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+) -> Aggregate:
     """W = sum of p_i s_i B_i A_i, truncated to the largest rank served."""
-
-    name = "flexlora"
-    averages_factors = False
-    measures_changes = False
-    agents_train: Trainable = "slice"
-
-    def check(self, ranks: Sequence[int]) -> None:
-        """Any mix of ranks can be served."""
-
-    def aggregate(
-        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
-    ) -> Aggregate:
-        check_updates(updates, previous)
-        return truncate(weighted_stack(updates), previous, dtype, error_bound)
+    check_updates(updates, previous)
+    return truncate(weighted_stack(updates), previous, dtype, error_bound)

@@ -16,27 +16,15 @@ import torch
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.truncate import as_they_are, truncate
-from flexlora_shared.messages.tasks import Trainable
+from flexlora_server.aggregation.truncate import Aggregate, as_they_are, truncate
 
 
-class Flora:
+def aggregate(
+    updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+) -> Aggregate:
     """D_new = D_old + sum of p_i s_i B_i A_i, truncated to the largest rank served."""
-
-    name = "flora"
-    averages_factors = False
-    measures_changes = False
-    agents_train: Trainable = "fresh"
-
-    def check(self, ranks: Sequence[int]) -> None:
-        """Any mix of ranks can be served."""
-
-    def aggregate(
-        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
-    ) -> Aggregate:
-        check_updates(updates, previous)
-        if not any(bool(update.B.any()) for update in updates):  # not even the last bit moves
-            return as_they_are(previous)
-        # what is served stays frozen and does not come back, so A is kept exact here and rounded in slices alone
-        return truncate(weighted_stack(updates).and_(previous.B, previous.A), previous, torch.float32, error_bound)
+    check_updates(updates, previous)
+    if not any(bool(update.B.any()) for update in updates):  # not even the last bit moves
+        return as_they_are(previous)
+    # what is served stays frozen and does not come back, so A is kept exact here and rounded in slices alone
+    return truncate(weighted_stack(updates).and_(previous.B, previous.A), previous, torch.float32, error_bound)

@@ -24,34 +24,22 @@ from torch.nn.functional import pad
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
-from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.truncate import as_they_are
-from flexlora_shared.messages.tasks import Trainable
+from flexlora_server.aggregation.truncate import Aggregate, as_they_are
 
 PRESENT = 1e-6  # weight below which an update holds up no direction: what it would leave of A could never train again
 
 
-class HetLora:
+def aggregate(
+    updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+) -> Aggregate:
     """Zero-padded factors, averaged apart with weights q_i; see the module."""
-
-    name = "hetlora"
-    averages_factors = True
-    measures_changes = False
-    agents_train: Trainable = "slice"
-
-    def check(self, ranks: Sequence[int]) -> None:
-        """Any mix of ranks can be served."""
-
-    def aggregate(
-        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
-    ) -> Aggregate:
-        check_updates(updates, previous)
-        weights, r_max = sparsity_weights(updates), previous.A.shape[0]
-        B = weighted_average((_padded_B(update, r_max), q) for update, q in zip(updates, weights, strict=True))
-        A = weighted_average((_padded_A(update, r_max), q) for update, q in zip(updates, weights, strict=True))
-        present = max(update.rank for update, q in zip(updates, weights, strict=True) if q > PRESENT)
-        A[present:] = previous.A[present:]
-        return as_they_are(GlobalFactors(B=B, A=rounded(A, dtype)))
+    check_updates(updates, previous)
+    weights, r_max = sparsity_weights(updates), previous.A.shape[0]
+    B = weighted_average((_padded_B(update, r_max), q) for update, q in zip(updates, weights, strict=True))
+    A = weighted_average((_padded_A(update, r_max), q) for update, q in zip(updates, weights, strict=True))
+    present = max(update.rank for update, q in zip(updates, weights, strict=True) if q > PRESENT)
+    A[present:] = previous.A[present:]
+    return as_they_are(GlobalFactors(B=B, A=rounded(A, dtype)))
 
 
 def sparsity_weights(updates: Sequence[Update]) -> list[float]:

@@ -1,18 +1,9 @@
-"""What the strategies demand that can serve one rank only."""
+"""What the strategies that serve one rank demand of updates."""
 
 from collections.abc import Sequence
 
-from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
+from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update
-
-
-def check_one_rank(name: str, ranks: Sequence[int]) -> None:
-    """Raise UnsupportedRun unless a run allows exactly one rank."""
-    if len(set(ranks)) != 1:
-        raise UnsupportedRun(
-            f"{name} averages the factors and needs one rank for all, not {sorted(set(ranks))}: "
-            "allow a single rank, or choose flexlora"
-        )
 
 
 def check_full_rank(name: str, updates: Sequence[Update], previous: GlobalFactors) -> None:

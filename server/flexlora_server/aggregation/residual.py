@@ -14,37 +14,25 @@ from torch import Tensor
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Kind, Update, bases, slice_factors, weighted_stack
-from flexlora_server.aggregation.strategy import Aggregate
-from flexlora_server.aggregation.truncate import as_they_are, truncate
-from flexlora_shared.messages.tasks import Trainable
+from flexlora_server.aggregation.truncate import Aggregate, as_they_are, truncate
 
 # Two float64 products of the same float32 numbers: what differs by less is the same update.
 _SAME = 1e-14
 
 
-class ResidualFlexLora:
+def aggregate(
+    updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+) -> Aggregate:
     """W = D_old + sum of p_i (s_i B_i A_i - served_i), truncated to the largest rank served."""
-
-    name = "flexlora-residual"
-    averages_factors = False
-    measures_changes = True
-    agents_train: Trainable = "slice"
-
-    def check(self, ranks: Sequence[int]) -> None:
-        """Any mix of ranks can be served."""
-
-    def aggregate(
-        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
-    ) -> Aggregate:
-        check_updates(updates, previous)
-        cut_from = bases(updates, previous)
-        served = {kind: _served_B(base, kind.scaling, dtype) for kind, base in cut_from.items()}
-        if all(_is_as_served(u, u.base_or(previous).A[: u.rank], served[u.kind][:, : u.rank]) for u in updates):
-            return _unchanged(previous)
-        stack = weighted_stack(updates).and_(previous.B.double() - _sent_back(updates, served, None), previous.A)
-        for late in {id(u.base): u.base for u in updates if u.base is not None}.values():
-            stack = stack.and_(-_sent_back(updates, served, late), late.A)
-        return truncate(stack, previous, dtype, error_bound)
+    check_updates(updates, previous)
+    cut_from = bases(updates, previous)
+    served = {kind: _served_B(base, kind.scaling, dtype) for kind, base in cut_from.items()}
+    if all(_is_as_served(u, u.base_or(previous).A[: u.rank], served[u.kind][:, : u.rank]) for u in updates):
+        return _unchanged(previous)
+    stack = weighted_stack(updates).and_(previous.B.double() - _sent_back(updates, served, None), previous.A)
+    for late in {id(u.base): u.base for u in updates if u.base is not None}.values():
+        stack = stack.and_(-_sent_back(updates, served, late), late.A)
+    return truncate(stack, previous, dtype, error_bound)
 
 
 def _sent_back(updates: Sequence[Update], served: Mapping[Kind, Tensor], base: GlobalFactors | None) -> Tensor:

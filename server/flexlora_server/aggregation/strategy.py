@@ -1,80 +1,60 @@
-"""The interface of an aggregation strategy, and the register of strategies by name.
+"""The aggregation strategies by name: what a run's other parts must know of each, and where its mathematics is.
 
-A new rule is a class with these attributes and methods, handed to `register`:
+A new one is a module with a function `aggregate` (see `Strategy.aggregate`), and a line that tells of it:
 
-    class Mean:
-        name = "mean"
-        averages_factors = False
-        measures_changes = False
-        agents_train = "slice"
+    register(Strategy("mean", module="mine.mean"))
 
-        def check(self, ranks): ...
-        def aggregate(self, updates, previous, dtype, error_bound=1.0):
-            return truncate(weighted_stack(updates), previous, dtype, error_bound)
+    def aggregate(updates, previous, dtype, error_bound=1.0):
+        return truncate(weighted_stack(updates), previous, dtype, error_bound)
 
-    register(Mean())
+The module is imported where a round is aggregated: whoever asks here only what agents train does without PyTorch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import torch
-
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
 from flexlora_shared.messages.tasks import Trainable
 
-_PARTS = ("name", "averages_factors", "measures_changes", "agents_train", "check", "aggregate")
+if TYPE_CHECKING:
+    import torch
+
+    from flexlora_server.aggregation.factors import GlobalFactors, Update
+    from flexlora_server.aggregation.truncate import Aggregate
 
 
 @dataclass(frozen=True)
-class Aggregate:
-    """What a round makes of one module.
+class Strategy:
+    """Turns a round's updates of one module into the next global update; the same input, the same bytes.
 
-    factors: the new global update.
-    singular_values: the leading 64 of the aggregated W, before truncation, descending.
-    total_energy: the squared Frobenius norm of that W.
-    certificate: the truncation's error is at most this many times the smallest possible; 1 where it is exact.
-    route: how W was decomposed; `fell_back` names the routes that failed before, and why.
+    name: what a run is defined with. module: has the function `aggregate`.
+    averages_factors: A and B are combined apart from each other; else the rule sees only products. Then one participant's B
+    meets another's A, and uploads must keep each factor (`scaling * B` and A) within the run's norm bound, not just their
+    product.
+    measures_changes: an update counts by what it changed in the slice it was served; else what it is counts. Then an update
+    that comes late moves tensors beside LoRA, too, by what it changed in those it was served.
+    agents_train: both factors of the `slice` they are served, its `B` alone, or a `fresh` adapter on top of it.
+    one_rank: serves one rank for all; else any mix.
     """
 
-    factors: GlobalFactors
-    singular_values: tuple[float, ...]
-    total_energy: float
-    certificate: float = 1.0
-    route: str = ""
-    fell_back: tuple[str, ...] = ()
-
-
-class Strategy(Protocol):
-    """Turns a round's updates of one module into the next global update; the same input, the same bytes."""
-
-    @property
-    def name(self) -> str:
-        """The name a run is defined with."""
-
-    @property
-    def averages_factors(self) -> bool:
-        """Whether A and B are combined apart from each other; False for a rule that sees only products.
-
-        Then one participant's B meets another's A, and uploads must keep each factor (`scaling * B` and A) within the run's
-        norm bound, not just their product.
-        """
-
-    @property
-    def measures_changes(self) -> bool:
-        """Whether an update counts by what it changed in the slice it was served; False where what it is counts.
-
-        Then an update that comes late moves tensors beside LoRA, too, by what it changed in those it was served.
-        """
-
-    @property
-    def agents_train(self) -> Trainable:
-        """What agents train: both factors of the `slice` they are served, its `B` alone, or a `fresh` adapter on top of it."""
+    name: str
+    module: str
+    averages_factors: bool = False
+    measures_changes: bool = False
+    agents_train: Trainable = "slice"
+    one_rank: bool = False
 
     def check(self, ranks: Sequence[int]) -> None:
         """Raise UnsupportedRun if a run with these allowed ranks cannot be served."""
+        if self.one_rank and len(set(ranks)) != 1:
+            raise UnsupportedRun(
+                f"{self.name} averages the factors and needs one rank for all, not {sorted(set(ranks))}: "
+                "allow a single rank, or choose flexlora"
+            )
 
     def aggregate(
         self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
@@ -85,6 +65,8 @@ class Strategy(Protocol):
 
         `error_bound`: a truncation may have up to this many times the smallest possible error, certified; 1: the exact one.
         """
+        found: Aggregate = import_module(self.module).aggregate(updates, previous, dtype, error_bound)
+        return found
 
 
 _registered: dict[str, Strategy] = {}
@@ -92,9 +74,6 @@ _registered: dict[str, Strategy] = {}
 
 def register(strategy: Strategy) -> None:
     """Make a strategy available by its name; a name can be taken only once. Raises AggregationError."""
-    missing = [part for part in _PARTS if not hasattr(strategy, part)]
-    if missing:
-        raise AggregationError(f"the strategy {strategy!r} lacks {', '.join(missing)}: see Strategy for what they mean")
     if strategy.name in _registered:
         raise AggregationError(f"a strategy named {strategy.name!r} is already registered: choose another name")
     _registered[strategy.name] = strategy
@@ -110,3 +89,12 @@ def strategy(name: str) -> Strategy:
 def strategies() -> tuple[str, ...]:
     """The registered names, sorted."""
     return tuple(sorted(_registered))
+
+
+_HERE = __name__.rpartition(".")[0]
+register(Strategy("flexlora", f"{_HERE}.flexlora"))
+register(Strategy("flexlora-residual", f"{_HERE}.residual", measures_changes=True))
+register(Strategy("fedavg", f"{_HERE}.fedavg", averages_factors=True, one_rank=True))
+register(Strategy("ffa", f"{_HERE}.ffa", averages_factors=True, agents_train="B", one_rank=True))
+register(Strategy("hetlora", f"{_HERE}.hetlora", averages_factors=True))
+register(Strategy("flora", f"{_HERE}.flora", agents_train="fresh"))

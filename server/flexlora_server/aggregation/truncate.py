@@ -1,15 +1,35 @@
 """From a stack of factors to a published global update: the step the decomposing strategies share."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, rounded
 from flexlora_server.aggregation.stack import Stack, Term
-from flexlora_server.aggregation.strategy import Aggregate
 from flexlora_server.aggregation.svd import TruncatedSVD, decompose
 
 REPORTED = 64  # leading singular values
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What a round makes of one module.
+
+    factors: the new global update.
+    singular_values: the leading 64 of the aggregated W, before truncation, descending.
+    total_energy: the squared Frobenius norm of that W.
+    certificate: the truncation's error is at most this many times the smallest possible; 1 where it is exact.
+    route: how W was decomposed; `fell_back` names the routes that failed before, and why.
+    """
+
+    factors: GlobalFactors
+    singular_values: tuple[float, ...]
+    total_energy: float
+    certificate: float = 1.0
+    route: str = ""
+    fell_back: tuple[str, ...] = ()
 
 
 def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0) -> Aggregate:

@@ -7,16 +7,15 @@ import torch
 from flexlora_server.aggregation.diagnostics import effective_rank, energy_kept
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors
-from flexlora_server.aggregation.fedavg import FedAvg
-from flexlora_server.aggregation.flexlora import FlexLora
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.truncate import Aggregate
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import product, random_round
 
 
 def test_energy_kept_matches_the_oracle() -> None:
     case = random_round([2, 5, 8])  # together of rank 15: truncation at 8 loses something
-    result = FlexLora().aggregate(case.updates, case.previous, torch.float32)
+    result = strategy("flexlora").aggregate(case.updates, case.previous, torch.float32)
     ranks = [2, 5, 8]
     expected = oracle.energy_kept(oracle.averaged(case.uploads), ranks)
     kept = energy_kept(result, ranks)
@@ -27,7 +26,7 @@ def test_energy_kept_matches_the_oracle() -> None:
 
 def test_energy_kept_of_factors_that_are_not_orthonormal() -> None:
     case = random_round([6, 6])
-    result = FedAvg().aggregate(case.updates, case.previous, torch.float32)
+    result = strategy("fedavg").aggregate(case.updates, case.previous, torch.float32)
     energy = [float(np.linalg.norm(product(result.factors, rank))) ** 2 for rank in (2, 6)]
     assert [share for _, share in energy_kept(result, [2, 6])] == pytest.approx([energy[0] / energy[1], 1.0])
 

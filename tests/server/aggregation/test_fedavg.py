@@ -6,11 +6,11 @@ import torch
 
 from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
 from flexlora_server.aggregation.factors import Update, slice_factors
-from flexlora_server.aggregation.fedavg import FedAvg
+from flexlora_server.aggregation.strategy import strategy
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, random_round
 
-FEDAVG = FedAvg()
+FEDAVG = strategy("fedavg")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
-from flexlora_server.aggregation.ffa import FrozenA
+from flexlora_server.aggregation.strategy import strategy
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, product, random_round, random_update
 
-FFA = FrozenA()
+FFA = strategy("ffa")
 
 
 @st.composite

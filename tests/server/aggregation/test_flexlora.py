@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update
-from flexlora_server.aggregation.flexlora import FlexLora
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.truncate import Aggregate
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, idle_update, product, random_round, rounds
 
-FLEXLORA = FlexLora()
+FLEXLORA = strategy("flexlora")
 
 
 def aggregate(case: Round, dtype: torch.dtype = torch.float32) -> Aggregate:

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
-from flexlora_server.aggregation.flexlora import FlexLora
-from flexlora_server.aggregation.flora import Flora
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.truncate import Aggregate
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, product, random_round, random_update, rounds
 
-FLORA = Flora()
+FLORA = strategy("flora")
 
 
 def aggregate(case: Round, dtype: torch.dtype = torch.float32) -> Aggregate:
@@ -37,7 +36,7 @@ def test_by_hand() -> None:
 def test_matches_the_oracle_at_every_rank(case: Round, size: float, seed: int) -> None:
     (d, r_max), k = case.previous.B.shape, case.previous.A.shape[1]
     made = random_update(torch.Generator().manual_seed(seed), d, k, r_max, 1.0, size=size)
-    case = replace(case, previous=FlexLora().aggregate([made], case.previous, torch.float32).factors)
+    case = replace(case, previous=strategy("flexlora").aggregate([made], case.previous, torch.float32).factors)
     result = aggregate(case)
     W = product(case.previous) + oracle.averaged(case.uploads)
     for rank in range(1, r_max + 1):

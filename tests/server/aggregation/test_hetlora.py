@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors, slice_factors
-from flexlora_server.aggregation.hetlora import HetLora, sparsity_weights
-from flexlora_server.aggregation.strategy import Aggregate
+from flexlora_server.aggregation.hetlora import sparsity_weights
+from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.truncate import Aggregate
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, product, random_round, rounds
 from tests.server.aggregation.oracle import Matrix
 
-HETLORA = HetLora()
+HETLORA = strategy("hetlora")
 
 
 def aggregate(case: Round, dtype: torch.dtype = torch.float32) -> Aggregate:

@@ -7,19 +7,18 @@ import pytest
 import torch
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
-from flexlora_server.aggregation.flexlora import FlexLora
-from flexlora_server.aggregation.residual import ResidualFlexLora
+from flexlora_server.aggregation.strategy import strategy
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, idle_update, product, random_round, to_oracle
 
-RESIDUAL = ResidualFlexLora()
+RESIDUAL = strategy("flexlora-residual")
 MIX = ((2, 8.0, 0.1), (3, 0.7, 0.2), (5, 1.3, 0.15), (8, 2.0, 0.25), (8, 3.0, 0.2), (16, 1.0, 0.1))
 
 
 def published(dtype: torch.dtype) -> GlobalFactors:
     """A global update after a first round, as it is served in `dtype`."""
     case = random_round([4, 16, 16])
-    return FlexLora().aggregate(case.updates, case.previous, dtype).factors
+    return strategy("flexlora").aggregate(case.updates, case.previous, dtype).factors
 
 
 def learned(factors: GlobalFactors, dtype: torch.dtype, seed: int) -> list[Update]:
@@ -122,7 +121,7 @@ def test_equal_ranks_make_it_the_papers_rule() -> None:
         B = B + 0.1 * torch.randn(B.shape, generator=generator)
         updates.append(Update(A + 0.1 * torch.randn(A.shape, generator=generator), B, scaling, weight, scaling))
     ours = RESIDUAL.aggregate(updates, previous, torch.float32)
-    papers = FlexLora().aggregate(updates, previous, torch.float32)
+    papers = strategy("flexlora").aggregate(updates, previous, torch.float32)
     assert ours.singular_values[:16] == pytest.approx(papers.singular_values[:16], rel=1e-6)
     for rank in range(1, 17):
         assert oracle.relative_error(product(ours.factors, rank), product(papers.factors, rank)) < 1e-6
@@ -131,7 +130,7 @@ def test_equal_ranks_make_it_the_papers_rule() -> None:
 def test_the_first_round_is_the_papers_rule() -> None:
     case = random_round([2, 5, 8])
     ours = RESIDUAL.aggregate(case.updates, case.previous, torch.float32)
-    papers = FlexLora().aggregate(case.updates, case.previous, torch.float32)
+    papers = strategy("flexlora").aggregate(case.updates, case.previous, torch.float32)
     assert oracle.relative_error(product(ours.factors), product(papers.factors)) < 1e-6
 
 
@@ -139,6 +138,6 @@ def test_a_tail_only_the_highest_rank_was_served_survives_its_absence() -> None:
     previous = published(torch.float32)
     updates = [idle_update(previous, 4, 2.0, 1.0, torch.float32)]
     kept = RESIDUAL.aggregate(updates, previous, torch.float32)
-    lost = FlexLora().aggregate(updates, previous, torch.float32)
+    lost = strategy("flexlora").aggregate(updates, previous, torch.float32)
     assert oracle.relative_error(product(kept.factors), product(previous)) < 1e-6
     assert not lost.factors.B[:, 4:].any()

@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.strategy import Aggregate, Strategy, register, strategies, strategy
-from flexlora_server.aggregation.truncate import truncate
-from flexlora_shared.messages.tasks import Trainable
+from flexlora_server.aggregation.factors import Update
+from flexlora_server.aggregation.strategy import Strategy, register, strategies, strategy
 from tests.server.aggregation.cases import Round, random_round
 
 NAMES = ("fedavg", "ffa", "flexlora", "flexlora-residual", "flora", "hetlora")
@@ -72,42 +70,18 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         strategy("fedprox")
 
 
-class Uniform:
-    """What a researcher writes: FlexLoRA that weighs everyone the same."""
-
-    name = "uniform-for-a-test"
-    averages_factors = False
-    measures_changes = False
-    agents_train: Trainable = "slice"
-
-    def check(self, ranks: Sequence[int]) -> None:
-        pass
-
-    def aggregate(
-        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
-    ) -> Aggregate:
-        equal = [replace(update, weight=1 / len(updates)) for update in updates]
-        return truncate(weighted_stack(equal), previous, dtype, error_bound)
-
-
 def test_a_new_strategy_is_registered_by_name_once() -> None:
-    uniform: Strategy = Uniform()
+    """What a researcher writes: a module with one function, and a line."""
+    uniform = Strategy("uniform-for-a-test", module="tests.server.aggregation.uniform")
     register(uniform)
     assert strategy("uniform-for-a-test") is uniform
+    case = random_round([2, 6])
+    equal = [replace(update, weight=1 / 2) for update in case.updates]
+    wanted = strategy("flexlora").aggregate(equal, case.previous, torch.float32)
+    result = uniform.aggregate(case.updates, case.previous, torch.float32)
+    assert torch.equal(result.factors.B, wanted.factors.B)
     with pytest.raises(AggregationError, match="already registered"):
-        register(Uniform())
-
-
-def test_a_strategy_that_lacks_a_part_is_refused_when_it_is_registered() -> None:
-    class Old:
-        name = "old"
-        averages_factors = False
-        measures_changes = False
-
-        def check(self, ranks: Sequence[int]) -> None: ...
-
-    with pytest.raises(AggregationError, match="lacks agents_train, aggregate"):
-        register(Old())  # type: ignore[arg-type]
+        register(Strategy("uniform-for-a-test", module="elsewhere"))
 
 
 def changed(update: Update, **fields: object) -> list[Update]:
