@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.matrices import geometric
 from benchmarks.rounds import DECAY, DRIFT, NOISE
-from flexlora_server.adapters.stored import StoredWriter, served_dtype
+from flexlora_server.adapters.dtypes import slice_dtype
+from flexlora_server.adapters.stored import StoredWriter, as_array, served_dtype
 from flexlora_server.adapters.uploads import Accepted, Input, weighted
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
@@ -86,13 +87,13 @@ class _Made:
         path = folder / f"{participant}.safetensors"
         shapes = adapter_shapes(self._spec.modules, (), {module.name: rank for module in self._spec.modules})
         with path.open("wb") as file:
-            writer = TensorWriter(file, {key: (self._dtype, shape) for key, shape in shapes.items()})
+            writer = TensorWriter(file, {key: (slice_dtype(self._spec), shape) for key, shape in shapes.items()})
             for module in self._spec.modules:
                 B, A = (
                     self._trained(f"{module.name} {side}", size, rank, participant) for side, size in _sides(module)
                 )
-                writer.write(key_A(module.name), A.mT.contiguous().to(self._dtype))
-                writer.write(key_B(module.name), (B * self._s[:rank]).to(self._dtype))
+                writer.write(key_A(module.name), as_array(A.mT.to(self._dtype)))
+                writer.write(key_B(module.name), as_array((B * self._s[:rank]).to(self._dtype)))
             writer.close()
         size = path.stat().st_size
         told = UploadCreate(rank=rank, alpha=float(rank), examples=100 + participant, size=size, sha256="0" * 64)

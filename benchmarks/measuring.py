@@ -1,15 +1,14 @@
 """What a piece of work takes: seconds, memory, and how fast the machine multiplies matrices at that very time."""
 
-import importlib
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.memory import Peak
 
@@ -67,10 +66,8 @@ def gflops() -> float:
 def one_thread() -> AbstractContextManager[object]:
     """Torch, and within the block every BLAS and OpenMP that is loaded by now, on one thread.
 
-    Every library brings its own, and torch's setting reaches none of them. threadpoolctl comes with scikit-learn.
+    Every library brings its own, and torch's setting reaches none of them.
     """
     torch.set_num_threads(1)
-    if importlib.util.find_spec("threadpoolctl") is None:
-        return nullcontext()
-    limits: AbstractContextManager[object] = importlib.import_module("threadpoolctl").threadpool_limits(1)
+    limits: AbstractContextManager[object] = threadpool_limits(1)
     return limits

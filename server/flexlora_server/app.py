@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import torch
 from fastapi import FastAPI
+from threadpoolctl import threadpool_limits
 
 from flexlora_server import errors, notices
 from flexlora_server.auth import operator_key
@@ -28,7 +28,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     Raises:
         StartupError: the database is not at head, a blob is missing, or the operator's key cannot be used.
     """
-    torch.set_num_threads(1)  # inspections run side by side, one thread each
+    threadpool_limits(1)  # of what is loaded by now, NumPy: inspections run side by side, one thread each
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store.check_head()
     blobs = open_blobs(settings)

@@ -20,7 +20,7 @@ from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings, load_settings
 from flexlora_server.store import Store
 from flexlora_server.upkeep import commands
-from flexlora_server.workers import Workers, check_device, run_worker
+from flexlora_server.workers import Workers, check_device
 
 app = typer.Typer(
     help="The FlexLoRA coordinator. Settings are environment variables FLEXLORA_…, listed in docs/operating.md.",
@@ -72,6 +72,8 @@ def worker(
     settings = load_settings()
     _data_dir(settings)
     check_device(settings)
+    from flexlora_server.worker_loop import run_worker  # brings PyTorch, which the other commands do without
+
     run_worker(settings, attached=attached)
 
 

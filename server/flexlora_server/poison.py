@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server.adapters.inspection import inspect
+from flexlora_server.adapters.rows import StoredRows
 from flexlora_server.adapters.slices import cut
-from flexlora_server.adapters.stored import StoredAdapter
 from flexlora_server.adapters.uploads import Input
 from flexlora_server.engine import Work, write_aggregate
 from flexlora_server.errors import LeaseLost, Refusal, Stopping
@@ -50,7 +50,7 @@ def culprits(work: Work, alive: Callable[[], None], folder: Path) -> tuple[Culpr
 def _refusal(work: Work, given: Input) -> str:
     """Why an input would not be accepted now; "" where it would."""
     try:
-        inspect(given.path, work.spec, given.told, StoredAdapter(given.base or work.previous))
+        inspect(given.path, work.spec, given.told, StoredRows(given.base or work.previous))
     except Refusal as refusal:
         return f"it would not be accepted now ({str(refusal).rstrip('.')}); exclude it"
     return ""

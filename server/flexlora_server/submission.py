@@ -7,7 +7,7 @@ from pathlib import Path
 from flexlora_server import progress
 from flexlora_server import rounds as machine
 from flexlora_server.adapters.inspection import inspect
-from flexlora_server.adapters.stored import StoredAdapter
+from flexlora_server.adapters.rows import StoredRows
 from flexlora_server.admission import check_announcement
 from flexlora_server.blobs import BlobStore, digest
 from flexlora_server.errors import Refusal
@@ -87,7 +87,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         raise _incomplete(row.offset, row.size)
     try:
         with blobs.incoming.gathered(upload, row.parts or (), row.sha256) as path:
-            _check(path, runs.spec_of(run), row, StoredAdapter(blobs.path(previous.sha256)))
+            _check(path, runs.spec_of(run), row, StoredRows(blobs.path(previous.sha256)))
             blobs.keep(path, row.sha256)
     except Refusal:
         _discard(store, blobs, upload, client)
@@ -130,7 +130,7 @@ def drop(blobs: BlobStore, upload: str) -> None:
         blobs.incoming.drop(upload)
 
 
-def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredAdapter) -> None:
+def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredRows) -> None:
     found = digest(path)
     if found != row.sha256:
         raise Refusal(

@@ -2,9 +2,9 @@
 
 import json
 import math
-from typing import Any
 
 import pytest
+import threadpoolctl
 import torch
 
 from benchmarks import aggregation, comparing, measuring, memory
@@ -113,7 +113,6 @@ def test_a_budget_without_room_keeps_the_first_run() -> None:
 
 
 def test_other_libraries_have_one_thread_too() -> None:
-    threadpoolctl: Any = pytest.importorskip("threadpoolctl")
     with measuring.one_thread():
         assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info()} == {1}
 

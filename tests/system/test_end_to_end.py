@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from safetensors.torch import load_file
 
 from demo.cluster import Cluster, cluster
@@ -62,6 +63,14 @@ def check_told(agent: Watched) -> None:
     assert "Traceback" not in agent.log()
 
 
+def check_light(made: Cluster) -> None:
+    """Who serves has inspected uploads and cut slices without PyTorch, which would more than double its memory."""
+    assert made.process is not None
+    mapped = {Path(one.path).name for one in psutil.Process(made.process.pid).memory_maps()}
+    assert any(name.startswith("_multiarray_umath") for name in mapped), "NumPy's library is seen there"
+    assert not any("torch" in name for name in mapped)
+
+
 def test_a_run_from_start_to_exported_adapters(llama: Path, tmp_path: Path) -> None:
     with cluster(tmp_path / "cluster") as made:
         made.create_run(definition(llama))
@@ -73,6 +82,7 @@ def test_a_run_from_start_to_exported_adapters(llama: Path, tmp_path: Path) -> N
         for rank in RANKS:
             made.client("export", RUN, "--rank", str(rank), "-o", str(tmp_path / f"exported-{rank}"))
         assert "Traceback" not in (made.folder / "coordinator.log").read_text()
+        check_light(made)
     assert (detail["status"]["state"], detail["status"]["rounds_published"]) == ("COMPLETED", ROUNDS)
     spec = RunSpec.model_validate_json(json.dumps(detail["spec"]))
     models = Models()

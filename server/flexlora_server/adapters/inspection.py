@@ -5,12 +5,11 @@ import math
 from io import BufferedReader
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from flexlora_server.adapters.stored import StoredAdapter
-from flexlora_server.adapters.writer import DTYPES
-from flexlora_server.aggregation.check import is_served_A
+from flexlora_server.adapters.dtypes import DTYPES, Array, rounded
+from flexlora_server.adapters.rows import StoredRows
+from flexlora_server.adapters.writer import as_bytes
 from flexlora_server.aggregation.strategy import strategy
 from flexlora_server.errors import Refusal
 from flexlora_shared.header import HeaderError, TensorError, read_header
@@ -24,9 +23,10 @@ from flexlora_shared.ranks import by_pattern, lora_scaling, module_ranks
 # stack has no digits below that sum (the noise floor in aggregation.svd): huge terms whose product is nothing, at whatever
 # weight, would erase the updates of all others. At 1e3 the floor stays below 1e-11 norm bounds.
 MOST_CANCELLATION = 1e3
+PIECE = 1 << 18  # numbers of which the norm is computed at once: 2 MiB in float64
 
 
-def inspect(path: Path, spec: RunSpec, told: UploadCreate, previous: StoredAdapter) -> None:
+def inspect(path: Path, spec: RunSpec, told: UploadCreate, previous: StoredRows) -> None:
     """Check an upload's file, one tensor pair in memory at a time; `previous` is what its slice was cut from.
 
     Raises:
@@ -54,17 +54,17 @@ class _Tensors:
             raise Refusal(Code.INVALID_TENSOR, f"{error}.", tensor=error.tensor) from None
         self._file, self._start = file, file.tell()
 
-    def read(self, key: str) -> Tensor:
+    def read(self, key: str) -> Array:
         """The tensor as it was sent."""
         info = self._infos[key]
-        tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype])
+        array = np.empty(info.shape, DTYPES[info.dtype])
         self._file.seek(self._start + info.begin)
-        if self._file.readinto(tensor.flatten().view(torch.uint8).numpy().data) < info.end - info.begin:
+        if self._file.readinto(as_bytes(array)) < info.end - info.begin:
             raise OSError(errno.EIO, "the file is shorter than its header says", self._file.name)
-        return tensor
+        return array
 
 
-def _check_module(tensors: _Tensors, module: str, spec: RunSpec, told: UploadCreate, previous: StoredAdapter) -> None:
+def _check_module(tensors: _Tensors, module: str, spec: RunSpec, told: UploadCreate, previous: StoredRows) -> None:
     """A function of its own: its tensors are gone before the next ones are read."""
     A, B, scaling = tensors.read(key_A(module)), tensors.read(key_B(module)), upload_scaling(told, module)
     rule = strategy(spec.strategy)
@@ -83,9 +83,11 @@ def upload_scaling(told: UploadCreate, module: str) -> float:
     return lora_scaling(rank, by_pattern(module, told.alpha, told.alpha_pattern), told.use_rslora)
 
 
-def _norm(key: str, tensor: Tensor) -> float:
-    """The Frobenius norm in float64; refuses a tensor that holds NaN or infinity."""
-    norm = float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+def _norm(key: str, array: Array) -> float:
+    """The Frobenius norm in float64, of a piece at a time; refuses a tensor that holds NaN or infinity."""
+    flat = array.reshape(-1)
+    pieces = (flat[start : start + PIECE].astype(np.float64) for start in range(0, flat.size, PIECE))
+    norm = math.hypot(*(float(np.linalg.norm(piece)) for piece in pieces))
     if not math.isfinite(norm):
         raise Refusal(
             Code.INVALID_TENSOR,
@@ -95,17 +97,17 @@ def _norm(key: str, tensor: Tensor) -> float:
     return norm
 
 
-def _check_product(module: str, A: Tensor, B: Tensor, scaling: float, bound: float) -> None:
+def _check_product(module: str, A: Array, B: Array, scaling: float, bound: float) -> None:
     """Bound the norm of `scaling * B @ A`, and what cancels in it.
 
     By the factors' norms where they suffice (by Cauchy-Schwarz they bound both), else exactly by the Gram matrices.
     """
     if scaling * _norm(key_A(module), A) * _norm(key_B(module), B) <= bound:
         return
-    A, B = A.double(), B.double()
-    norm = scaling * math.sqrt(max(0.0, float(torch.sum((B.mT @ B) * (A @ A.mT)))))
+    A64, B64 = A.astype(np.float64), B.astype(np.float64)
+    norm = scaling * math.sqrt(max(0.0, float(np.sum((B64.T @ B64) * (A64 @ A64.T)))))
     _check_norm(key_B(module), norm, bound)
-    terms = scaling * float(torch.sum(B.norm(dim=0) * A.norm(dim=1)))
+    terms = scaling * float(np.linalg.norm(B64, axis=0) @ np.linalg.norm(A64, axis=1))
     if not terms <= MOST_CANCELLATION * bound:
         raise Refusal(
             Code.INVALID_TENSOR,
@@ -115,10 +117,9 @@ def _check_product(module: str, A: Tensor, B: Tensor, scaling: float, bound: flo
         )
 
 
-def _check_frozen(module: str, A: Tensor, previous: StoredAdapter) -> None:
+def _check_frozen(module: str, A: Array, previous: StoredRows) -> None:
     """Refuse another lora_A than the one served, in the dtype it was sent in: averaged, B would meet the served one."""
-    _, served = previous.rows(module, A.shape[0])
-    if not is_served_A(A, served):
+    if not np.array_equal(A, rounded(previous.A(module, A.shape[0]), A.dtype)):
         raise Refusal(
             Code.INVALID_TENSOR,
             f"tensor {key_A(module)!r}: is not the one that was served; this run trains lora_B alone (`trainable` of the task "

@@ -10,14 +10,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from flexlora_server.adapters.dtypes import DTYPES, Array, slice_dtype
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.aggregation.strategy import strategy
 from flexlora_shared.messages.runs import RunSpec
+
+
+def as_array(tensor: Tensor) -> Array:
+    """A tensor in memory as an array, of a copy only where the tensor is not contiguous; bfloat16 is one that NumPy lacks."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        found: Array = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return found
+    return tensor.numpy()
 
 
 def served_dtype(spec: RunSpec) -> torch.dtype:
@@ -35,22 +47,24 @@ class StoredWriter:
 
     def __init__(self, file: BinaryIO, spec: RunSpec) -> None:
         self._dtype = _dtype_of_A(spec)
-        tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        single = DTYPES["F32"]
+        dtype_of_A = single if self._dtype == torch.float32 else slice_dtype(spec)
+        tensors: dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {}
         for module in spec.modules:
-            tensors[f"{module.name}.Bt"] = (torch.float32, (spec.largest_rank, module.out_features))
-            tensors[f"{module.name}.A"] = (self._dtype, (spec.largest_rank, module.in_features))
+            tensors[f"{module.name}.Bt"] = (single, (spec.largest_rank, module.out_features))
+            tensors[f"{module.name}.A"] = (dtype_of_A, (spec.largest_rank, module.in_features))
         for extra in spec.extra:
-            tensors[f"extra:{extra.name}"] = (torch.float32, extra.shape)
+            tensors[f"extra:{extra.name}"] = (single, extra.shape)
         self._writer = TensorWriter(file, tensors)
 
     def module(self, name: str, factors: GlobalFactors) -> None:
         """The next module's factors; A as every strategy returns it, of values that the stored dtype holds."""
-        self._writer.write(f"{name}.Bt", factors.B.mT.contiguous())
-        self._writer.write(f"{name}.A", factors.A.to(self._dtype))
+        self._writer.write(f"{name}.Bt", as_array(factors.B.mT))
+        self._writer.write(f"{name}.A", as_array(factors.A.to(self._dtype)))
 
     def extra(self, name: str, tensor: Tensor) -> None:
         """The next extra tensor."""
-        self._writer.write(f"extra:{name}", tensor)
+        self._writer.write(f"extra:{name}", as_array(tensor))
 
     def close(self) -> None:
         """Check that nothing is missing."""
@@ -58,7 +72,7 @@ class StoredWriter:
 
 
 class StoredAdapter:
-    """A stored global update, read from its memory-mapped file, which is opened once: every opening parses the whole header."""
+    """A stored global update as tensors of its mapped file, which is opened once: every opening parses the whole header."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -69,13 +83,9 @@ class StoredAdapter:
 
     def factors(self, module: str, rank: int | None = None) -> GlobalFactors:
         """A module's factors, B (out_features, rank) and A (rank, in_features), float32; all ranks where none is given."""
-        Bt, A = self.rows(module, rank)
-        return GlobalFactors(B=Bt.mT.contiguous(), A=A.float())
-
-    def rows(self, module: str, rank: int | None = None) -> tuple[Tensor, Tensor]:
-        """The first `rank` rows of `NAME.Bt` and of `NAME.A` as they are stored: views of the mapped file."""
         rows = slice(None, rank)
-        return self._file.get_slice(f"{module}.Bt")[rows], self._file.get_slice(f"{module}.A")[rows]
+        Bt, A = self._file.get_slice(f"{module}.Bt")[rows], self._file.get_slice(f"{module}.A")[rows]
+        return GlobalFactors(B=Bt.mT.contiguous(), A=A.float())
 
     def extra(self, name: str) -> Tensor:
         """An extra tensor, float32."""

@@ -8,19 +8,18 @@ import math
 from collections.abc import Mapping
 from typing import BinaryIO
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from flexlora_server.adapters.dtypes import DTYPES, Array
 from flexlora_shared.layout import BYTES
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors files
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorWriter:
-    """Writes the tensors announced in `shapes` (key -> dtype, shape), in that order, behind a finished header."""
+    """Writes the tensors announced in `tensors` (key -> dtype, shape), in that order, behind a finished header."""
 
-    def __init__(self, file: BinaryIO, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+    def __init__(self, file: BinaryIO, tensors: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]]) -> None:
         self._file = file
         self._expected = list(tensors.items())
         self._next = 0
@@ -35,16 +34,20 @@ class TensorWriter:
         raw += b" " * (-len(raw) % 8)  # tensors begin aligned
         file.write(len(raw).to_bytes(8, "little") + raw)
 
-    def write(self, key: str, tensor: Tensor) -> None:
+    def write(self, key: str, array: Array) -> None:
         """Append the next tensor; it must be the one announced."""
         expected, (dtype, shape) = self._expected[self._next]
-        if key != expected or tensor.dtype != dtype or tuple(tensor.shape) != shape:
-            raise AssertionError(f"{key} {tensor.dtype} {tuple(tensor.shape)} instead of {expected} {dtype} {shape}")
-        # flatten: a column (d, 1) counts as contiguous whatever its strides, and cannot be viewed as bytes
-        self._file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if key != expected or array.dtype != dtype or array.shape != shape:
+            raise AssertionError(f"{key} {array.dtype} {array.shape} instead of {expected} {dtype} {shape}")
+        self._file.write(as_bytes(np.ascontiguousarray(array)))
         self._next += 1
 
     def close(self) -> None:
         """Check that every announced tensor was written."""
         if self._next != len(self._expected):
             raise AssertionError(f"{self._expected[self._next][0]} was announced and not written")
+
+
+def as_bytes(array: Array) -> memoryview:
+    """The memory of a contiguous array, to write from or to read into."""
+    return array.reshape(-1).view(np.uint8).data

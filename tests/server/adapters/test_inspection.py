@@ -1,11 +1,16 @@
-"""Inspection of a file beside what calls can bring about: one that ends early on the disk."""
+"""Inspection of a file beside what calls can bring about: one that ends early on the disk, tensors of many pieces."""
 
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from flexlora_server.adapters import inspection
 from flexlora_server.adapters.inspection import inspect
-from flexlora_server.adapters.stored import StoredAdapter
+from flexlora_server.adapters.rows import StoredRows
+from flexlora_server.errors import Refusal
+from flexlora_shared.layout import key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from tests.kit import encode, spec, tensors
@@ -18,7 +23,36 @@ def test_a_file_that_ends_early_is_a_fault_of_the_storage(tmp_path: Path) -> Non
     told = UploadCreate(rank=4, alpha=4.0, examples=1, size=len(data), sha256="0" * 64)
     path = tmp_path / "upload"
     path.write_bytes(data)
-    inspect(path, run, told, StoredAdapter(tmp_path / "none"))
+    inspect(path, run, told, StoredRows(tmp_path / "none"))
     path.write_bytes(data[:-4])
     with pytest.raises(OSError, match="shorter than its header says"):
-        inspect(path, run, told, StoredAdapter(tmp_path / "none"))
+        inspect(path, run, told, StoredRows(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece", [inspection.PIECE, 4], ids=["whole", "pieces"])
+def test_a_tensor_is_looked_at_to_its_end(
+    piece: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its norm, and that it holds numbers, in pieces too: here the last of them has three of 15."""
+    monkeypatch.setattr(inspection, "PIECE", piece)
+    head = {"name": "score.weight", "shape": [3, 5], "init": "zeros"}
+    run = RunSpec.model_validate(spec(extra=[head], norm_bound=8.0))
+    path = tmp_path / "upload"
+
+    def look(value: Tensor) -> None:
+        named = {key: tensor * 1e-3 for key, tensor in tensors(run, 4).items()} | {key_extra("score.weight"): value}
+        data = encode(named, dtype)
+        path.write_bytes(data)
+        told = UploadCreate(rank=4, alpha=4.0, examples=1, size=len(data), sha256="0" * 64)
+        inspect(path, run, told, StoredRows(tmp_path / "none"))
+
+    value = torch.full((3, 5), 2.0)  # of norm sqrt(60)
+    look(value)
+    value[2, 4] = 3.0  # of norm sqrt(65)
+    with pytest.raises(Refusal, match=r"norm 8\.06 exceeds the run's bound 8;"):
+        look(value)
+    for worse in (float("nan"), float("inf")):
+        value[2, 4] = worse
+        with pytest.raises(Refusal, match="holds NaN or infinite values"):
+            look(value)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from flexlora_server.adapters import slices
+from flexlora_server.adapters.dtypes import DTYPES, slice_dtype
 from flexlora_server.adapters.slices import cut, served_scaling
-from flexlora_server.adapters.stored import StoredAdapter, StoredWriter, served_dtype
+from flexlora_server.adapters.stored import StoredAdapter, StoredWriter, as_array, served_dtype
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, rounded, slice_factors
@@ -20,7 +21,7 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
 from tests.kit import spec
 
-DTYPES = ["float32", "float16", "bfloat16"]
+NAMES = ["float32", "float16", "bfloat16"]
 SCALINGS: list[dict[str, Any]] = [
     {"alpha": 16.0},
     {"alpha_per_rank": 1.4},
@@ -67,9 +68,9 @@ def store_as_once(path: Path, run: RunSpec, factors: dict[str, GlobalFactors]) -
         tensors |= {f"{name}.Bt": both.B.mT.contiguous(), f"{name}.A": both.A}
     tensors["extra:score.weight"] = head()
     with path.open("wb") as file:
-        writer = TensorWriter(file, {key: (torch.float32, tuple(tensor.shape)) for key, tensor in tensors.items()})
+        writer = TensorWriter(file, {key: (DTYPES["F32"], tuple(tensor.shape)) for key, tensor in tensors.items()})
         for key, tensor in tensors.items():
-            writer.write(key, tensor)
+            writer.write(key, as_array(tensor))
     return path
 
 
@@ -78,12 +79,12 @@ def wanted(run: RunSpec, factors: dict[str, GlobalFactors], rank: int, pattern: 
     dtype, file = served_dtype(run), BytesIO()
     ranks = module_ranks(factors, rank, pattern)
     shapes = adapter_shapes(run.modules, run.extra, ranks)
-    writer = TensorWriter(file, {key: (dtype, shape) for key, shape in shapes.items()})
+    writer = TensorWriter(file, {key: (slice_dtype(run), shape) for key, shape in shapes.items()})
     for name, both in factors.items():
-        writer.write(key_A(name), both.A[: ranks[name]].to(dtype))
+        writer.write(key_A(name), as_array(both.A[: ranks[name]].to(dtype)))
         B = both.B[:, : ranks[name]].double() / served_scaling(run, ranks[name])
-        writer.write(key_B(name), B.to(dtype))
-    writer.write(key_extra("score.weight"), head().to(dtype))
+        writer.write(key_B(name), as_array(B.to(dtype)))
+    writer.write(key_extra("score.weight"), as_array(head().to(dtype)))
     writer.close()
     return file.getvalue()
 
@@ -105,7 +106,7 @@ def tensors_of(data: bytes) -> dict[str, tuple[str, bytes]]:
 
 @pytest.mark.parametrize("piece", [slices.PIECE, 24], ids=["whole", "pieces"])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 def test_a_slice_has_the_bytes_of_its_definition(
     dtype: str, scaling: dict[str, Any], piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +121,7 @@ def test_a_slice_has_the_bytes_of_its_definition(
             assert all(sliced(path, run, rank, pattern) == expected for path in files), (rank, pattern)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 def test_lora_A_is_the_first_bytes_of_the_stored_A(dtype: str, tmp_path: Path) -> None:
     run = run_of(dtype)
     path = store(tmp_path / "stored", run, published(run))
@@ -134,7 +135,7 @@ def test_lora_A_is_the_first_bytes_of_the_stored_A(dtype: str, tmp_path: Path) -
             assert stored.startswith(prefix)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 def test_the_stored_factors_are_read_as_they_were_written(dtype: str, tmp_path: Path) -> None:
     """In float32, every rank of them, from both kinds of file."""
     run = run_of(dtype)

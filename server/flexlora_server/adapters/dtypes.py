@@ -1,0 +1,31 @@
+"""The dtypes of adapter files as NumPy knows them, bfloat16 by ml_dtypes; and rounding to them, bit for bit as PyTorch rounds."""
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from flexlora_shared.messages.runs import RunSpec
+
+Array = NDArray[np.generic]
+DTYPES: dict[str, np.dtype[np.generic]] = {  # by their names in safetensors files
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_BY_SPEC = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def slice_dtype(spec: RunSpec) -> np.dtype[np.generic]:
+    """The dtype of a run's slices."""
+    return DTYPES[_BY_SPEC[spec.upload_dtype]]
+
+
+def rounded(array: Array, dtype: np.dtype[np.generic]) -> Array:
+    """`array` in `dtype`, itself where it has that already; infinite where a value is too large.
+
+    By way of float32, as PyTorch: a float64 goes to 16 bits in two steps, and now and then to another neighbour than in one.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False).astype(dtype, copy=False)
