@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from flexlora_server.coordinator import Coordinator, of
@@ -85,7 +86,16 @@ def password(request: Request) -> str | None:
 
 
 async def principal(request: Request) -> Principal:
-    """Who is asking; only a client's key costs a thread and a look at the database.
+    """Who is asking.
+
+    Raises:
+        Refusal: as `recognise`.
+    """
+    return await recognise(request, of(request).looking)
+
+
+async def recognise(request: Request, threads: CapacityLimiter) -> Principal:
+    """Who is asking; only a client's key costs one of these threads and a look at the database.
 
     Raises:
         Refusal: UNAUTHENTICATED, and as `ask`.
@@ -93,7 +103,7 @@ async def principal(request: Request) -> Principal:
     coordinator, secret = of(request), bearer(request)
     if secret and _is_operators(coordinator, secret):
         return Principal(None)
-    key = await coordinator.ask(coordinator.looking, _look_up, coordinator, secret)
+    key = await coordinator.ask(threads, _look_up, coordinator, secret)
     if key.used_at is None:  # this writes, and waits for its turn: not where others only look
         await coordinator.ask(coordinator.first_using, _first_use, coordinator, key)
     return Principal(key.client_id, key.id)

@@ -13,7 +13,7 @@ from fastapi import Body, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from flexlora_server import work
-from flexlora_server.auth import ClientId, bearer, identify, require_client
+from flexlora_server.auth import ClientId, bearer, identify, recognise, require_client
 from flexlora_server.coordinator import Coordinator, of
 from flexlora_server.keyring import Known
 from flexlora_server.records import rounds, runs
@@ -104,7 +104,7 @@ async def _known(request: Request) -> str:
     """The client that asks, by its secret as the database has it; remembered for its next calls."""
     coordinator, secret = of(request), bearer(request)
     state = coordinator.lobby.keyring.state
-    who = await run_in_threadpool(identify, coordinator, secret)
+    who = await recognise(request, coordinator.greeting)
     client = require_client(who)
     assert secret is not None, "it was identified by it"
     assert who.key_id is not None, "a client has a key"
@@ -124,7 +124,7 @@ async def next_task(
     coordinator, secret = of(request), bearer(request)
     assert secret is not None, "it was identified by it"
     if wait == 0 or not coordinator.lobby.admitted(name, client):
-        await run_in_threadpool(work.check, coordinator, name, client)
+        await coordinator.ask(coordinator.greeting, work.check, coordinator, name, client)
         coordinator.lobby.admit(name, client)
     return await poll(request, name, secret, client, wait)
 
