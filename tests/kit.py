@@ -235,13 +235,17 @@ class Served:
 
     def check_storage(self) -> None:
         """After a sweep, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
-        with self.store.reading() as tx:  # before: the lobby may close a round at any time
-            going_on = uploads.open_ids(tx)
+        before = self.open_uploads()  # the lobby may close a round at any time
         sweep(self.store, self.blobs)
-        assert set(self.blobs.incoming.ids()) <= going_on
+        assert set(self.blobs.incoming.ids()) <= before | self.open_uploads()
         assert list((self.settings.data_dir / "temporary").iterdir()) == []
         for path in (self.settings.data_dir / "blobs").glob("*/*"):
             assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+    def open_uploads(self) -> frozenset[str]:
+        """The ids of uploads that may still become accepted."""
+        with self.store.reading() as tx:
+            return uploads.open_ids(tx)
 
     def work(self) -> int:
         """Let the worker aggregate whatever waits; how many rounds it took."""

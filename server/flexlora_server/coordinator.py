@@ -17,9 +17,9 @@ from flexlora_server.store import Store
 from flexlora_shared.problems import Code
 
 # Threads that look something up for hundreds of transfers. They take turns in the interpreter, and a small call waits for each of
-# them whenever it comes back from the database: with 8 for parts and 40 for keys, it took three to six times as long. Agents that
-# begin to wait, all of them after a restart, have threads of their own.
+# them whenever it comes back from the database: with 8 for parts and 40 for keys, it took three to six times as long.
 FEW = 2
+SOME = 8  # threads for agents that begin to wait: all of them at once after a restart, and rarely else
 PATIENCE = 20.0  # seconds that who asks the database waits for those before it
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Coordinator:
     operator_sha256: str
     # Threads for what hundreds of transfers at once wait for, a database or a storage: those that serve everybody stay free.
     looking: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
-    greeting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
+    greeting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(SOME))
     first_using: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
     announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))

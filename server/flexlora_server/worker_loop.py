@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 from sqlalchemy.exc import SQLAlchemyError
+from threadpoolctl import threadpool_limits
 
 from flexlora_server.blobs import open_blobs
 from flexlora_server.settings import Settings
@@ -27,6 +28,7 @@ def run_worker(settings: Settings, *, attached: bool) -> None:
     An attached worker dies with its parent, however that died: no orphan aggregates beside its successor.
     """
     torch.set_num_threads(1)  # modules run side by side, one LAPACK thread each
+    threadpool_limits(1)  # NumPy's, too, by which inputs are inspected again
     store = Store(settings.url)
     store.check_head()
     stop = threading.Event()

@@ -19,9 +19,9 @@ def check_device(settings: Settings) -> None:
     """Raises: StartupError where this machine lacks the device on which modules are to be factored."""
     if settings.aggregation_device == "cpu":
         return
-    import torch  # not where it is not needed: it takes as much memory as all else that serves
-
-    if not torch.cuda.is_available():
+    # by a process of its own: whoever serves does without PyTorch
+    asked = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+    if subprocess.run(asked, check=False).returncode != 0:
         raise StartupError(
             f"FLEXLORA_AGGREGATION_DEVICE is {settings.aggregation_device}, but PyTorch finds no CUDA device here: set it to "
             "cpu, or install a CUDA build of PyTorch"

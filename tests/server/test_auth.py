@@ -11,7 +11,7 @@ import pytest
 from flexlora_server import auth
 from flexlora_server import coordinator as coordinators
 from flexlora_server.auth import operator_key
-from flexlora_server.coordinator import FEW
+from flexlora_server.coordinator import FEW, SOME
 from flexlora_server.errors import StartupError
 from flexlora_server.keyring import Keyring, Known
 from flexlora_server.lobby import Lobby
@@ -79,9 +79,9 @@ def test_a_known_key_opens_nothing_once_it_is_revoked(coordinator: Served, monke
         participant.problem("unauthenticated", "GET", "/v1/runs/run/task", params={"wait": wait})
 
 
-@pytest.mark.parametrize("path", ["/v1/runs", "/v1/runs/run/task"])
+@pytest.mark.parametrize(("path", "threads"), [("/v1/runs", FEW), ("/v1/runs/run/task", SOME)])
 def test_who_queues_behind_a_database_that_hangs_is_told_so(
-    path: str, coordinator: Served, monkeypatch: pytest.MonkeyPatch
+    path: str, threads: int, coordinator: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coordinator.run()
     participant, asked, answered = coordinator.enrol(), threading.Semaphore(0), threading.Event()
@@ -93,14 +93,15 @@ def test_who_queues_behind_a_database_that_hangs_is_told_so(
         answered.wait()
         return look_up(*given)
 
-    with ThreadPoolExecutor(FEW) as others, monkeypatch.context() as patch:
+    with ThreadPoolExecutor(threads) as others, monkeypatch.context() as patch:
         patch.setattr(auth, "_look_up", hanging)
-        before = [others.submit(participant.call, "GET", path) for _ in range(FEW)]
+        before = [others.submit(participant.call, "GET", path) for _ in range(threads)]
         try:
             for _ in before:
                 assert asked.acquire(timeout=60)
-            patch.setattr(coordinators, "PATIENCE", 0.01)
-            refused = participant.call("GET", path)
+            with monkeypatch.context() as hasty:
+                hasty.setattr(coordinators, "PATIENCE", 0.01)
+                refused = participant.call("GET", path)
         finally:
             answered.set()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from flexlora_server.adapters.stored import StoredAdapter
+from flexlora_server.adapters.rows import StoredRows
 from tests.databases import ON_SQLITE
 from tests.kit import Participant, Served
 from tests.server.aggregation import oracle
@@ -134,13 +134,13 @@ def test_ffa_refuses_a_trained_A(coordinator: Served) -> None:
 
 
 def test_ffa_looks_at_A_alone(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stored B may be as large as all slices together: a commit does not copy it."""
+    """The stored B may be as large as all slices together: a commit does not read it."""
     people = [Person(5, 10.0, 7, {})]
     (member,) = assemble(coordinator, people, strategy="ffa", ranks=[5])
     task = member.task("run")
     good = with_A(trained(people[0], 1), load(member.download(task)))
     with monkeypatch.context() as patch:
-        patch.delattr(StoredAdapter, "factors")
+        patch.delattr(StoredRows, "Bt")
         send(member, people[0], task, good)
     assert coordinator.work() == 1
 

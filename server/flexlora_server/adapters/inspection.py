@@ -6,6 +6,7 @@ from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexlora_server.adapters.dtypes import DTYPES, Array, rounded
 from flexlora_server.adapters.rows import StoredRows
@@ -86,8 +87,9 @@ def upload_scaling(told: UploadCreate, module: str) -> float:
 def _norm(key: str, array: Array) -> float:
     """The Frobenius norm in float64, of a piece at a time; refuses a tensor that holds NaN or infinity."""
     flat = array.reshape(-1)
-    pieces = (flat[start : start + PIECE].astype(np.float64) for start in range(0, flat.size, PIECE))
-    norm = math.hypot(*(float(np.linalg.norm(piece)) for piece in pieces))
+    pieces = (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
+    with np.errstate(invalid="ignore"):  # of a signalling NaN NumPy would warn, too
+        norm = math.hypot(*(float(np.linalg.norm(piece.astype(np.float64))) for piece in pieces))
     if not math.isfinite(norm):
         raise Refusal(
             Code.INVALID_TENSOR,
@@ -107,7 +109,7 @@ def _check_product(module: str, A: Array, B: Array, scaling: float, bound: float
     A64, B64 = A.astype(np.float64), B.astype(np.float64)
     norm = scaling * math.sqrt(max(0.0, float(np.sum((B64.T @ B64) * (A64 @ A64.T)))))
     _check_norm(key_B(module), norm, bound)
-    terms = scaling * float(np.linalg.norm(B64, axis=0) @ np.linalg.norm(A64, axis=1))
+    terms = scaling * float(_norms(B64.T) @ _norms(A64))
     if not terms <= MOST_CANCELLATION * bound:
         raise Refusal(
             Code.INVALID_TENSOR,
@@ -115,6 +117,12 @@ def _check_product(module: str, A: Array, B: Array, scaling: float, bound: float
             f"more than {MOST_CANCELLATION:g} times the run's bound {bound:.3g}; lower the learning rate and train again.",
             tensor=key_B(module),
         )
+
+
+def _norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row, without another matrix of squares."""
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    return norms
 
 
 def _check_frozen(module: str, A: Array, previous: StoredRows) -> None:

@@ -1,7 +1,7 @@
 """Cuts the slice of a rank and pattern from a stored global update, as PEFT's `adapter_model.safetensors`.
 
 lora_A is the first bytes of the stored A as they are. lora_B is made from the stored rows in pieces that fit a core's cache: each
-is turned, divided by the scaling and rounded while it is there. One module is in memory at a time. Bit for bit that is what
+is turned, divided by the scaling and rounded while it is there. One tensor is made at a time. Bit for bit that is what
 `aggregation.factors.slice_factors` makes, and what strategies measure changes against.
 """
 

@@ -83,7 +83,8 @@ def slice_factors(global_: GlobalFactors, rank: int, scaling: float, dtype: torc
         raise AggregationError(f"rank {rank} cannot be served: the global update holds ranks 1 to {r_max}")
     if not (math.isfinite(scaling) and scaling > 0):
         raise AggregationError(f"scaling {scaling} cannot be served: it must be positive and finite")
-    B = (global_.B[:, :rank].double() / scaling).to(dtype)
+    # by a tensor: by a number, a GPU multiplies by its inverse, which is not always the same
+    B = (global_.B[:, :rank].double() / global_.B.new_tensor(scaling, dtype=torch.float64)).to(dtype)
     if not bool(torch.isfinite(B).all()):
         raise AggregationError(f"lora_B at rank {rank} does not fit into {dtype}: serve float32, or a larger alpha")
     return global_.A[:rank].to(dtype), B

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
@@ -73,10 +74,22 @@ _registered: dict[str, Strategy] = {}
 
 
 def register(strategy: Strategy) -> None:
-    """Make a strategy available by its name; a name can be taken only once. Raises AggregationError."""
+    """Make a strategy available by its name; a name can be taken only once. Raises AggregationError.
+
+    Its module must be there, or everybody would train before a worker finds that out.
+    """
+    if not _is_there(strategy.module):
+        raise AggregationError(f"the strategy {strategy.name!r} is to be in {strategy.module}, which cannot be found")
     if strategy.name in _registered:
         raise AggregationError(f"a strategy named {strategy.name!r} is already registered: choose another name")
     _registered[strategy.name] = strategy
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package that it is to be in
+        return False
 
 
 def strategy(name: str) -> Strategy:

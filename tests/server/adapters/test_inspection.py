@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from flexlora_server.adapters import inspection
@@ -56,3 +57,25 @@ def test_a_tensor_is_looked_at_to_its_end(
         value[2, 4] = worse
         with pytest.raises(Refusal, match="holds NaN or infinite values"):
             look(value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "whole"),
+    [
+        (torch.float32, 0x7FA00001, torch.int32),
+        (torch.bfloat16, 0x7FA1, torch.int16),
+        (torch.float16, 0x7D01, torch.int16),
+    ],
+)
+def test_a_signalling_nan_is_refused_as_any(dtype: torch.dtype, bits: int, whole: torch.dtype, tmp_path: Path) -> None:
+    """Of these NumPy warns, and warnings may be errors."""
+    run = RunSpec.model_validate(spec())
+    named = {key: tensor.to(dtype) for key, tensor in tensors(run, 4).items()}
+    first = next(iter(named))
+    named[first].view(whole)[0, 0] = bits
+    data = save(named)
+    path = tmp_path / "upload"
+    path.write_bytes(data)
+    told = UploadCreate(rank=4, alpha=4.0, examples=1, size=len(data), sha256="0" * 64)
+    with pytest.raises(Refusal, match="holds NaN or infinite values"):
+        inspect(path, run, told, StoredRows(tmp_path / "none"))

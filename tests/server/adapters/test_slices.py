@@ -32,7 +32,7 @@ HEAD = {"name": "score.weight", "shape": [3, 5], "init": "zeros"}
 
 
 def run_of(dtype: str, **changes: Any) -> RunSpec:
-    return RunSpec.model_validate(spec(ranks=[1, 2, 4, 8], upload_dtype=dtype, extra=[HEAD], **changes))
+    return RunSpec.model_validate(spec(**{"ranks": [1, 2, 4, 8], "upload_dtype": dtype, "extra": [HEAD], **changes}))
 
 
 def published(run: RunSpec) -> dict[str, GlobalFactors]:
@@ -119,6 +119,17 @@ def test_a_slice_has_the_bytes_of_its_definition(
         for pattern in PATTERNS:
             expected = wanted(run, factors, rank, pattern)
             assert all(sliced(path, run, rank, pattern) == expected for path in files), (rank, pattern)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_slice_of_tensors_that_are_not_aligned(dtype: str, tmp_path: Path) -> None:
+    """An odd number of 16-bit values before one of 32 bits."""
+    modules = [{"name": name, "out_features": 5, "in_features": 7} for name in ("first", "second")]
+    run = run_of(dtype, ranks=[1, 3], modules=modules)
+    factors = published(run)
+    path = store(tmp_path / "stored", run, factors)
+    for rank in run.ranks:
+        assert sliced(path, run, rank, {}) == wanted(run, factors, rank, {})
 
 
 @pytest.mark.parametrize("dtype", NAMES)

@@ -81,7 +81,13 @@ def test_a_new_strategy_is_registered_by_name_once() -> None:
     result = uniform.aggregate(case.updates, case.previous, torch.float32)
     assert torch.equal(result.factors.B, wanted.factors.B)
     with pytest.raises(AggregationError, match="already registered"):
-        register(Strategy("uniform-for-a-test", module="elsewhere"))
+        register(Strategy("uniform-for-a-test", module="tests.server.aggregation.uniform"))
+
+
+@pytest.mark.parametrize("module", ["flexlora_server.aggregation.flexlro", "nowhere.at.all"])
+def test_a_strategy_whose_module_is_missing_is_refused_before_anybody_trains(module: str) -> None:
+    with pytest.raises(AggregationError, match=f"'lost' is to be in {module}, which cannot be found"):
+        register(Strategy("lost", module=module))
 
 
 def changed(update: Update, **fields: object) -> list[Update]:
