@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.matrices import geometric
 from benchmarks.rounds import DECAY, DRIFT, NOISE
-from flexlora_server.adapters.dtypes import slice_dtype
+from flexlora_server.adapters.dtypes import DTYPES, slice_dtype
 from flexlora_server.adapters.stored import StoredWriter, as_array, served_dtype
 from flexlora_server.adapters.uploads import Accepted, Input, weighted
 from flexlora_server.adapters.writer import TensorWriter
@@ -87,7 +87,9 @@ class _Made:
         path = folder / f"{participant}.safetensors"
         shapes = adapter_shapes(self._spec.modules, (), {module.name: rank for module in self._spec.modules})
         with path.open("wb") as file:
-            writer = TensorWriter(file, {key: (slice_dtype(self._spec), shape) for key, shape in shapes.items()})
+            writer = TensorWriter(
+                file, {key: (DTYPES[slice_dtype(self._spec)], shape) for key, shape in shapes.items()}
+            )
             for module in self._spec.modules:
                 B, A = (
                     self._trained(f"{module.name} {side}", size, rank, participant) for side, size in _sides(module)

@@ -71,7 +71,6 @@ def worker(
     """Aggregate rounds until stopped; any number of workers may run."""
     settings = load_settings()
     _data_dir(settings)
-    check_device(settings)
     from flexlora_server.worker_loop import run_worker  # brings PyTorch, which the other commands do without
 
     run_worker(settings, attached=attached)

@@ -19,7 +19,7 @@ from flexlora_shared.problems import Code
 # Threads that look something up for hundreds of transfers. They take turns in the interpreter, and a small call waits for each of
 # them whenever it comes back from the database: with 8 for parts and 40 for keys, it took three to six times as long.
 FEW = 2
-SOME = 8  # threads for agents that begin to wait: all of them at once after a restart, and rarely else
+SOME = 8  # threads for agents that are not known yet: all of them at once after a restart
 PATIENCE = 20.0  # seconds that who asks the database waits for those before it
 P = ParamSpec("P")
 T = TypeVar("T")

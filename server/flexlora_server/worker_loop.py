@@ -16,6 +16,7 @@ from flexlora_server.settings import Settings
 from flexlora_server.store import Store
 from flexlora_server.sweep import Sweeper
 from flexlora_server.worker import Worker
+from flexlora_server.workers import no_device
 
 log = logging.getLogger("flexlora.worker")
 IDLE = 0.25  # seconds between looks for a round that waits
@@ -26,7 +27,12 @@ def run_worker(settings: Settings, *, attached: bool) -> None:
     """Aggregate rounds until SIGTERM or SIGINT; `attached` also ends, at once, when standard input closes.
 
     An attached worker dies with its parent, however that died: no orphan aggregates beside its successor.
+
+    Raises:
+        StartupError: the device to factor on is missing, the database is not at head, or the storage cannot be used.
     """
+    if settings.aggregation_device != "cpu" and not torch.cuda.is_available():
+        raise no_device(settings)
     torch.set_num_threads(1)  # modules run side by side, one LAPACK thread each
     threadpool_limits(1)  # NumPy's, too, by which inputs are inspected again
     store = Store(settings.url)

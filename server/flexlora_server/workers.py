@@ -16,16 +16,24 @@ RESTART = 1.0  # seconds before a worker that died is started again
 
 
 def check_device(settings: Settings) -> None:
-    """Raises: StartupError where this machine lacks the device on which modules are to be factored."""
+    """Have a process of its own look for the device on which modules are to be factored: whoever serves does without PyTorch.
+
+    Raises:
+        StartupError: this machine lacks it.
+    """
     if settings.aggregation_device == "cpu":
         return
-    # by a process of its own: whoever serves does without PyTorch
-    asked = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+    asked = [sys.executable, "-P", "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
     if subprocess.run(asked, check=False).returncode != 0:
-        raise StartupError(
-            f"FLEXLORA_AGGREGATION_DEVICE is {settings.aggregation_device}, but PyTorch finds no CUDA device here: set it to "
-            "cpu, or install a CUDA build of PyTorch"
-        )
+        raise no_device(settings)
+
+
+def no_device(settings: Settings) -> StartupError:
+    """What to do where there is none."""
+    return StartupError(
+        f"FLEXLORA_AGGREGATION_DEVICE is {settings.aggregation_device}, but PyTorch finds no CUDA device here: set it to "
+        "cpu, or install a CUDA build of PyTorch"
+    )
 
 
 class Workers:

@@ -1,5 +1,6 @@
 """What the coordinator's processes are before they do anything: on one thread each, and where they are asked to be."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
+from flexlora_server.worker_loop import run_worker
 from flexlora_server.workers import check_device
 from tests.kit import served_on_sqlite
 
@@ -23,7 +25,6 @@ def test_who_serves_computes_on_one_thread(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_a_missing_device_is_told_before_any_round() -> None:
     check_device(Settings(aggregation_device="cpu"))
-    with pytest.raises(
-        StartupError, match=r"FLEXLORA_AGGREGATION_DEVICE is cuda, but PyTorch finds no CUDA device here: set"
-    ):
-        check_device(Settings(aggregation_device="cuda"))
+    for start in (check_device, partial(run_worker, attached=False)):
+        with pytest.raises(StartupError, match=r"DEVICE is cuda, but PyTorch finds no CUDA device here: set it to cpu"):
+            start(Settings(aggregation_device="cuda"))

@@ -12,15 +12,14 @@ DTYPES: dict[str, np.dtype[np.generic]] = {  # by their names in safetensors fil
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_BY_SPEC = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def slice_dtype(spec: RunSpec) -> np.dtype[np.generic]:
-    """The dtype of a run's slices."""
-    return DTYPES[_BY_SPEC[spec.upload_dtype]]
+def slice_dtype(spec: RunSpec) -> str:
+    """The dtype of a run's slices, by its name in safetensors files."""
+    return {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[spec.upload_dtype]
 
 
-def rounded(array: Array, dtype: np.dtype[np.generic]) -> Array:
+def to_dtype(array: Array, dtype: np.dtype[np.generic]) -> Array:
     """`array` in `dtype`, itself where it has that already; infinite where a value is too large.
 
     By way of float32, as PyTorch: a float64 goes to 16 bits in two steps, and now and then to another neighbour than in one.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flexlora_server.adapters.dtypes import DTYPES, Array, rounded
+from flexlora_server.adapters.dtypes import DTYPES, Array, to_dtype
 from flexlora_server.adapters.rows import StoredRows
 from flexlora_server.adapters.writer import as_bytes
 from flexlora_server.aggregation.strategy import strategy
@@ -127,7 +127,7 @@ def _norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _check_frozen(module: str, A: Array, previous: StoredRows) -> None:
     """Refuse another lora_A than the one served, in the dtype it was sent in: averaged, B would meet the served one."""
-    if not np.array_equal(A, rounded(previous.A(module, A.shape[0]), A.dtype)):
+    if not np.array_equal(A, to_dtype(previous.A(module, A.shape[0]), A.dtype)):
         raise Refusal(
             Code.INVALID_TENSOR,
             f"tensor {key_A(module)!r}: is not the one that was served; this run trains lora_B alone (`trainable` of the task "

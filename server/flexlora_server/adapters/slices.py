@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from flexlora_server.adapters.dtypes import Array, rounded, slice_dtype
+from flexlora_server.adapters.dtypes import DTYPES, Array, slice_dtype, to_dtype
 from flexlora_server.adapters.rows import StoredRows
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.errors import AggregationError
@@ -33,16 +33,16 @@ def cut(stored: Path, spec: RunSpec, rank: int, pattern: Mapping[str, int], file
     Raises:
         AggregationError: lora_B does not fit into the run's dtype.
     """
-    dtype, adapter = slice_dtype(spec), StoredRows(stored)
+    dtype, adapter = DTYPES[slice_dtype(spec)], StoredRows(stored)
     ranks = module_ranks((module.name for module in spec.modules), rank, pattern)
     shapes = adapter_shapes(spec.modules, spec.extra, ranks)
     writer = TensorWriter(file, {key: (dtype, shape) for key, shape in shapes.items()})
     for module in spec.modules:
         own = ranks[module.name]
-        writer.write(key_A(module.name), rounded(adapter.A(module.name, own), dtype))
+        writer.write(key_A(module.name), to_dtype(adapter.A(module.name, own), dtype))
         writer.write(key_B(module.name), _lora_B(adapter.Bt(module.name, own), served_scaling(spec, own), dtype))
     for extra in spec.extra:
-        writer.write(key_extra(extra.name), rounded(adapter.extra(extra.name), dtype))
+        writer.write(key_extra(extra.name), to_dtype(adapter.extra(extra.name), dtype))
     writer.close()
 
 
@@ -53,7 +53,7 @@ def _lora_B(Bt: Array, scaling: float, dtype: np.dtype[np.generic]) -> Array:
     step = max(1, PIECE // rank)
     for start in range(0, d, step):
         rows = slice(start, start + step)
-        B[rows] = rounded(Bt[:, rows].T.astype(np.float64) / scaling, dtype)
+        B[rows] = to_dtype(Bt[:, rows].T.astype(np.float64) / scaling, dtype)
         if not np.isfinite(B[rows]).all():
             raise AggregationError(f"lora_B at rank {rank} does not fit into {dtype}: serve float32, or a larger alpha")
     return B

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -22,33 +21,34 @@ from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.aggregation.strategy import strategy
 from flexlora_shared.messages.runs import RunSpec
 
+TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # by their names in safetensors files
+
 
 def as_array(tensor: Tensor) -> Array:
-    """A tensor in memory as an array, of a copy only where the tensor is not contiguous; bfloat16 is one that NumPy lacks."""
+    """A tensor as an array, of its own memory where that is contiguous and not a GPU's."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
-        found: Array = tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        found: Array = tensor.view(torch.uint16).numpy().view(DTYPES["BF16"])
         return found
     return tensor.numpy()
 
 
 def served_dtype(spec: RunSpec) -> torch.dtype:
-    """The dtype of a run's slices."""
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[spec.upload_dtype]
+    """The dtype of a run's slices, as PyTorch knows it."""
+    return TORCH[slice_dtype(spec)]
 
 
-def _dtype_of_A(spec: RunSpec) -> torch.dtype:
+def _dtype_of_A(spec: RunSpec) -> str:
     """Where agents train fresh adapters A is not rounded: nothing that comes back is compared with what was served."""
-    return torch.float32 if strategy(spec.strategy).agents_train == "fresh" else served_dtype(spec)
+    return "F32" if strategy(spec.strategy).agents_train == "fresh" else slice_dtype(spec)
 
 
 class StoredWriter:
     """Writes a stored global update, module by module in the spec's order, then the extra tensors."""
 
     def __init__(self, file: BinaryIO, spec: RunSpec) -> None:
-        self._dtype = _dtype_of_A(spec)
-        single = DTYPES["F32"]
-        dtype_of_A = single if self._dtype == torch.float32 else slice_dtype(spec)
+        single, dtype_of_A = DTYPES["F32"], DTYPES[_dtype_of_A(spec)]
+        self._dtype = TORCH[_dtype_of_A(spec)]
         tensors: dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {}
         for module in spec.modules:
             tensors[f"{module.name}.Bt"] = (single, (spec.largest_rank, module.out_features))

@@ -1,11 +1,13 @@
 """The aggregation strategies by name: what a run's other parts must know of each, and where its mathematics is.
 
-A new one is a module with a function `aggregate` (see `Strategy.aggregate`), and a line that tells of it:
-
-    register(Strategy("mean", module="mine.mean"))
+A new one is a module with a function `aggregate` (see `Strategy.aggregate`), say `mine/mean.py`,
 
     def aggregate(updates, previous, dtype, error_bound=1.0):
         return truncate(weighted_stack(updates), previous, dtype, error_bound)
+
+and a line beside those at the end of this file, which coordinator and workers read:
+
+    register(Strategy("mean", module="mine.mean"))
 
 The module is imported where a round is aggregated: whoever asks here only what agents train does without PyTorch.
 """
@@ -78,18 +80,17 @@ def register(strategy: Strategy) -> None:
 
     Its module must be there, or everybody would train before a worker finds that out.
     """
-    if not _is_there(strategy.module):
-        raise AggregationError(f"the strategy {strategy.name!r} is to be in {strategy.module}, which cannot be found")
+    try:
+        found = find_spec(strategy.module)
+    except (ImportError, ValueError) as error:  # of a package that it is to be in, or of its name
+        raise AggregationError(
+            f"the module {strategy.module} of {strategy.name!r} cannot be looked for: {error}"
+        ) from error
+    if found is None:
+        raise AggregationError(f"there is no module {strategy.module}, in which {strategy.name!r} is to be")
     if strategy.name in _registered:
         raise AggregationError(f"a strategy named {strategy.name!r} is already registered: choose another name")
     _registered[strategy.name] = strategy
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # a package that it is to be in
-        return False
 
 
 def strategy(name: str) -> Strategy:

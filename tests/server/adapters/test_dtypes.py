@@ -1,5 +1,7 @@
 """Rounding without PyTorch is PyTorch's rounding: what is served is what strategies take for served."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,16 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flexlora_server.adapters.dtypes import DTYPES, rounded
-from flexlora_server.adapters.stored import as_array
-
-TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PAIRS = [(source, target) for source in TORCH for target in TORCH]
+from flexlora_server.adapters.dtypes import DTYPES, to_dtype
+from flexlora_server.adapters.stored import TORCH, as_array
 
 
 def same(given: torch.Tensor, name: str) -> bool:
     """Bit for bit: the sign of a zero counts."""
-    ours, torchs = rounded(as_array(given), DTYPES[name]), as_array(given.to(TORCH[name]))
+    ours, torchs = to_dtype(as_array(given), DTYPES[name]), as_array(given.to(TORCH[name]))
     return ours.dtype == torchs.dtype and ours.tobytes() == torchs.tobytes()
 
 
@@ -35,21 +34,28 @@ def test_in_two_steps_where_one_would_give_another_neighbour(name: str) -> None:
         [odd - 2.0 ** -(bits + 1) * (1 - 1e-12), odd + 2.0 ** -(bits + 1) * (1 - 1e-12)], dtype=torch.float64
     )
     assert same(beside, name)
-    assert rounded(as_array(beside), DTYPES[name]).tolist() == [1.0, 1 + 2 * 2.0**-bits], "in one step both were odd"
+    assert to_dtype(as_array(beside), DTYPES[name]).tolist() == [1.0, 1 + 2 * 2.0**-bits], "in one step both were odd"
 
 
-@pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_between_all_that_is_stored(source: str, target: str) -> None:
-    """Every value of 16 bits that is a number; of float32, all exponents with mantissas around every middle."""
-    if source == "F32":
-        high = np.arange(1 << 16, dtype=np.uint32) << 16
-        low = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
-        every = torch.from_numpy((high[:, None] | low).reshape(-1).view(np.float32))
-    else:
-        every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH[source])
+@pytest.mark.parametrize("target", ["F16", "BF16"])
+@pytest.mark.parametrize("source", [np.float32, np.float64])
+def test_around_every_middle_of_two_neighbours(source: type[np.floating[Any]], target: str) -> None:
+    """Subnormal ones too, and the last one, beyond which is infinity."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH[target]).double().numpy()
+    finite = np.unique(every[np.isfinite(every)])
+    past = 2 * finite[-1] - finite[-2]
+    middles = ((np.append(finite, past) + np.append(-past, finite)) / 2).astype(source)
+    for values in (middles, np.nextafter(middles, source(-np.inf)), np.nextafter(middles, source(np.inf))):
+        assert same(torch.from_numpy(values), target)
+
+
+@pytest.mark.parametrize("source", ["F16", "BF16"])
+@pytest.mark.parametrize("target", TORCH)
+def test_of_every_number_of_16_bits(source: str, target: str) -> None:
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH[source])
     assert same(every[~every.isnan()], target)
 
 
 def test_what_has_the_dtype_is_not_copied() -> None:
     array = np.ones(3, np.float32)
-    assert rounded(array, DTYPES["F32"]) is array
+    assert to_dtype(array, DTYPES["F32"]) is array

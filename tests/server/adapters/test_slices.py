@@ -79,11 +79,13 @@ def wanted(run: RunSpec, factors: dict[str, GlobalFactors], rank: int, pattern: 
     dtype, file = served_dtype(run), BytesIO()
     ranks = module_ranks(factors, rank, pattern)
     shapes = adapter_shapes(run.modules, run.extra, ranks)
-    writer = TensorWriter(file, {key: (slice_dtype(run), shape) for key, shape in shapes.items()})
+    writer = TensorWriter(file, {key: (DTYPES[slice_dtype(run)], shape) for key, shape in shapes.items()})
     for name, both in factors.items():
         writer.write(key_A(name), as_array(both.A[: ranks[name]].to(dtype)))
         B = both.B[:, : ranks[name]].double() / served_scaling(run, ranks[name])
-        writer.write(key_B(name), as_array(B.to(dtype)))
+        _, served = slice_factors(both, ranks[name], served_scaling(run, ranks[name]), dtype)
+        assert torch.equal(served, B.to(dtype)), "what strategies take for served"
+        writer.write(key_B(name), as_array(served))
     writer.write(key_extra("score.weight"), as_array(head().to(dtype)))
     writer.close()
     return file.getvalue()

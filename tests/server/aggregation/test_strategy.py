@@ -84,9 +84,9 @@ def test_a_new_strategy_is_registered_by_name_once() -> None:
         register(Strategy("uniform-for-a-test", module="tests.server.aggregation.uniform"))
 
 
-@pytest.mark.parametrize("module", ["flexlora_server.aggregation.flexlro", "nowhere.at.all"])
+@pytest.mark.parametrize("module", ["flexlora_server.aggregation.flexlro", "nowhere.at.all", ".here", "__main__"])
 def test_a_strategy_whose_module_is_missing_is_refused_before_anybody_trains(module: str) -> None:
-    with pytest.raises(AggregationError, match=f"'lost' is to be in {module}, which cannot be found"):
+    with pytest.raises(AggregationError, match=f"module {module}"):
         register(Strategy("lost", module=module))
 
 
