@@ -9,5 +9,5 @@ from tests.compose.script import passes
 def test_a_run_completes_while_each_container_is_killed() -> None:
     """Two coordinators, two workers, PostgreSQL, object store, proxy: whichever dies, the run goes on and nothing is lost."""
     told = passes("test-scale")
-    assert "COMPLETED: 60 rounds" in told
+    assert "COMPLETED: 100 rounds" in told
     assert "0 missing or damaged" in told
