@@ -25,7 +25,7 @@ from flexlora_server.workers import Workers, check_device
 app = typer.Typer(
     help="The FlexLoRA coordinator. Settings are environment variables FLEXLORA_…, listed in docs/operating.md.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 

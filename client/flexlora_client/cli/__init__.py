@@ -14,7 +14,7 @@ app = typer.Typer(
     help="Take part in federated LoRA fine-tuning, watch runs, export results, operate a coordinator.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("enroll")(participant.enroll)
 app.command("describe")(describe.describe)
