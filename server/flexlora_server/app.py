@@ -1,6 +1,7 @@
 """Wires a coordinator: settings, database, blobs, lobby and routes into one ASGI application."""
 
 import asyncio
+import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -43,7 +44,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     )
     app = FastAPI(
         title="FlexLoRA coordinator",
-        version="1",
+        version=importlib.metadata.version("flexlora"),
         description=DESCRIPTION,
         lifespan=_lifespan,
     )
