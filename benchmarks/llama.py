@@ -76,7 +76,7 @@ def measure(asked: argparse.Namespace, ranks: Sequence[int], layers: int, dtype:
                 "total_rank": sum(ranks),
                 "r_max": max(ranks),
                 "error_bound": asked.error_bound,
-                "uploads_mib": sum(given.told.size for given in work.inputs) / MIB,
+                "uploads_mib": sum(given.announced.size for given in work.inputs) / MIB,
                 "processes": processes,
                 "threads": threads,
                 **way(),

@@ -16,7 +16,7 @@ from benchmarks.matrices import geometric
 from benchmarks.rounds import DECAY, DRIFT, NOISE
 from flexlora_server.adapters.dtypes import DTYPES, slice_dtype
 from flexlora_server.adapters.stored import StoredWriter, as_array, served_dtype
-from flexlora_server.adapters.uploads import Accepted, Input, weighted
+from flexlora_server.adapters.uploads import InputUpdate, weighted
 from flexlora_server.adapters.writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.engine import Work
@@ -66,9 +66,7 @@ def write_round(spec: RunSpec, ranks: Sequence[int], folder: Path, threads: int)
             writer.module(module.name, made.published(module))
         writer.close()
     uploads = [made.upload(participant, rank, folder) for participant, rank in enumerate(ranks)]
-    return Work(
-        spec, weighted([Accepted(one.path, one.told, one.client_id) for one in uploads]), previous, threads=threads
-    )
+    return Work(spec, weighted(uploads), previous, threads=threads)
 
 
 class _Made:
@@ -83,7 +81,7 @@ class _Made:
         B, A = (self._stretch(f"{module.name} {side}", size, self._r_max) for side, size in _sides(module))
         return GlobalFactors(B=B * self._s, A=A.mT.contiguous())
 
-    def upload(self, participant: int, rank: int, folder: Path) -> Input:
+    def upload(self, participant: int, rank: int, folder: Path) -> InputUpdate:
         path = folder / f"{participant}.safetensors"
         shapes = adapter_shapes(self._spec.modules, (), {module.name: rank for module in self._spec.modules})
         with path.open("wb") as file:
@@ -99,7 +97,7 @@ class _Made:
             writer.close()
         size = path.stat().st_size
         told = UploadCreate(rank=rank, alpha=float(rank), examples=100 + participant, size=size, sha256="0" * 64)
-        return Input(path, told, 0.0, str(participant))
+        return InputUpdate(path, told, str(participant))
 
     def _trained(self, of: str, size: int, rank: int, participant: int) -> Tensor:
         served, change = self._stretch(of, size, self._r_max), self._stretch(f"{of} change", size, self._r_max)

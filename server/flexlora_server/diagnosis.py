@@ -5,7 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flexlora_server.blobs import BlobStore, Damaged
-from flexlora_server.jobs import Job, work_of
+from flexlora_server.jobs import Job
+from flexlora_server.opened import Work
 from flexlora_server.poison import culprits
 from flexlora_server.settings import Settings
 
@@ -16,22 +17,22 @@ def explain(job: Job, blobs: BlobStore, settings: Settings, alive: Callable[[], 
     Raises:
         OSError: the storage cannot be read.
     """
-    if job.previous is None:
+    if job.work is None:
         return ""
-    return "".join(f" {found}." for found in _lost(job, blobs, alive)) or _breaking(
-        job, job.previous, blobs, settings, alive
-    )
+    lost = "".join(f" {fault}." for fault in _lost(job.work, blobs, alive))
+    return lost or _breaking(job.work, blobs, settings, alive)
 
 
-def _lost(job: Job, blobs: BlobStore, alive: Callable[[], None]) -> Iterator[str]:
+def _lost(work: Work, blobs: BlobStore, alive: Callable[[], None]) -> Iterator[str]:
     """Blobs of the round that are missing or damaged in the storage; damaged local copies are replaced on the way."""
-    for given in job.inputs:
+    for update in work.inputs:
         alive()
-        if fault := _fault(blobs, given.sha256):
-            yield f"Upload {given.upload}: its file {fault}; restore the blob {given.sha256} or exclude the upload"
-    for sha256 in sorted({job.previous, job.before, *(given.base for given in job.inputs)} - {None}, key=str):
+        if fault := _fault(blobs, update.path.name):
+            yield f"Upload {update.upload_id}: its file {fault}; restore the blob {update.path.name} or exclude the upload"
+    stored = {work.previous, work.before, *(update.base for update in work.inputs)}
+    for sha256 in sorted(path.name for path in stored if path is not None):
         alive()
-        if sha256 is not None and (fault := _fault(blobs, sha256)):
+        if fault := _fault(blobs, sha256):
             yield f"A stored adapter {fault}: restore the blob {sha256}"
 
 
@@ -45,9 +46,10 @@ def _fault(blobs: BlobStore, sha256: str) -> str:
     return ""
 
 
-def _breaking(job: Job, previous: str, blobs: BlobStore, settings: Settings, alive: Callable[[], None]) -> str:
+def _breaking(work: Work, blobs: BlobStore, settings: Settings, alive: Callable[[], None]) -> str:
     """The uploads that cannot be aggregated, though their bytes are those that were accepted."""
     trials = TemporaryDirectory(dir=settings.data_dir / "temporary", prefix="trials-")
     with blobs.pinned() as pin, trials as folder:
-        found = culprits(work_of(job, previous, pin, settings), alive, Path(folder))
-    return "".join(f" Upload {job.inputs[one.index].upload}: {one.why}." for one in found)
+        located = work.located(lambda path: pin(path.name))
+        found = culprits(located, alive, Path(folder))
+    return "".join(f" Upload {work.inputs[culprit.index].upload_id}: {culprit.why}." for culprit in found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexlora_server.adapters.uploads import Input
+from flexlora_server.adapters.uploads import InputUpdate
 from flexlora_server.aggregation.diagnostics import effective_rank, energy_kept
 from flexlora_server.aggregation.geometry import Geometry
 from flexlora_server.aggregation.projection import cosines
@@ -56,7 +56,7 @@ def of_module(spec: RunSpec, module: ModuleSpec, done: Aggregate, cosine: Cosine
     )
 
 
-def of_updates(inputs: Sequence[Input], shares: Shares, whole: Seen) -> AggregationMetrics:
+def of_updates(inputs: Sequence[InputUpdate], shares: Shares, whole: Seen) -> AggregationMetrics:
     """The updates beside each other, over all modules."""
     found = cosines(whole.geometry)
     n = len(inputs)

@@ -4,7 +4,7 @@ A pool calls this for one module at a time, in threads of one process or in proc
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flexlora_server.adapters.stored import StoredAdapter, served_dtype
-from flexlora_server.adapters.uploads import Input, Uploads
+from flexlora_server.adapters.uploads import InputUpdate, Uploads
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.geometry import Geometry, factor_geometry, module_geometry, tensor_geometry
@@ -38,12 +38,21 @@ class Work:
     """
 
     spec: RunSpec
-    inputs: Sequence[Input]
+    inputs: Sequence[InputUpdate]
     previous: Path
     before: Path | None = None
     past_norms: Sequence[float] = ()
     threads: int = 1
     device: str = "cpu"
+
+    def located(self, find: Callable[[Path], Path]) -> "Work":
+        """The same work on files where `find` says that they are."""
+        inputs = [
+            replace(update, path=find(update.path), base=None if update.base is None else find(update.base))
+            for update in self.inputs
+        ]
+        before = None if self.before is None else find(self.before)
+        return replace(self, inputs=inputs, previous=find(self.previous), before=before)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ class Opened:
         return replace(done, factors=done.factors.to(torch.device("cpu")))
 
 
-def _of_round(given: Input, previous: Path) -> Input:
+def _of_round(given: InputUpdate, previous: Path) -> InputUpdate:
     """One that was served from the previous update after all is measured as all others are: a round that is tried again."""
     return replace(given, base=None) if given.base == previous else given
 

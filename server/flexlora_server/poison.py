@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flexlora_server.adapters.inspection import inspect
 from flexlora_server.adapters.rows import StoredRows
 from flexlora_server.adapters.slices import cut
-from flexlora_server.adapters.uploads import Input
+from flexlora_server.adapters.uploads import InputUpdate
 from flexlora_server.engine import Work, write_aggregate
 from flexlora_server.errors import LeaseLost, Refusal, Stopping
 from flexlora_shared.messages.uploads import UploadCreate
@@ -47,16 +47,16 @@ def culprits(work: Work, alive: Callable[[], None], folder: Path) -> tuple[Culpr
     return tuple(Culprit(index, why) for index, why in sorted((refused | failing).items()))
 
 
-def _refusal(work: Work, given: Input) -> str:
+def _refusal(work: Work, given: InputUpdate) -> str:
     """Why an input would not be accepted now; "" where it would."""
     try:
-        inspect(given.path, work.spec, given.told, StoredRows(given.base or work.previous))
+        inspect(given.path, work.spec, given.announced, StoredRows(given.base or work.previous))
     except Refusal as refusal:
         return f"it would not be accepted now ({str(refusal).rstrip('.')}); exclude it"
     return ""
 
 
-def _failure(work: Work, given: Input, alive: Callable[[], None], folder: Path) -> str:
+def _failure(work: Work, given: InputUpdate, alive: Callable[[], None], folder: Path) -> str:
     """How the aggregation of this input alone fails; "" where it succeeds."""
     alone = replace(work, inputs=(replace(given, weight=1.0),))
     with (folder / "trial").open("w+b") as file:
@@ -69,7 +69,7 @@ def _failure(work: Work, given: Input, alive: Callable[[], None], folder: Path) 
     return ""
 
 
-def _idle(work: Work, folder: Path) -> Iterator[Input]:
+def _idle(work: Work, folder: Path) -> Iterator[InputUpdate]:
     """Inputs nobody can be blamed for, what was served itself: where one of them fails, the cause lies elsewhere."""
     spec, rank = work.spec, work.spec.largest_rank
     for number, base in enumerate(dict.fromkeys((None, *(given.base for given in work.inputs)))):
@@ -84,4 +84,4 @@ def _idle(work: Work, folder: Path) -> Iterator[Input]:
             size=path.stat().st_size,
             sha256="0" * 64,
         )
-        yield Input(path, told, 1.0, base=base)
+        yield InputUpdate(path, told, base=base)

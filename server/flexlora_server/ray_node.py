@@ -7,9 +7,8 @@ Which machine made a module does not show in the bytes: nodes must have the work
 import platform
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -25,15 +24,6 @@ R = TypeVar("R")
 def versions() -> str:
     """What must be the same on every node."""
     return f"flexlora {version('flexlora')}, torch {torch.__version__}"
-
-
-def moved(work: Work, find: Callable[[Path], Path]) -> Work:
-    """The same work on files where `find` says that they are."""
-    inputs = [
-        replace(one, path=find(one.path), base=None if one.base is None else find(one.base)) for one in work.inputs
-    ]
-    before = None if work.before is None else find(work.before)
-    return replace(work, inputs=inputs, previous=find(work.previous), before=before)
 
 
 @dataclass(frozen=True)
@@ -89,4 +79,4 @@ def _located(sent: Sent) -> Work:
             "Ray with the worker's settings of the object store"
         )
     pin = _Kept.pins.enter_context(open_blobs(settings).pinned())
-    return moved(sent.work, lambda path: pin(path.name))
+    return sent.work.located(lambda path: pin(path.name))

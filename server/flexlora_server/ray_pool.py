@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
 from flexlora_server.opened import Opened, Work
-from flexlora_server.ray_node import Sent, moved, on_node, versions
+from flexlora_server.ray_node import Sent, on_node, versions
 from flexlora_shared.messages.runs import ModuleSpec
 
 log = logging.getLogger("flexlora.worker")
@@ -60,7 +60,7 @@ class RayPool:
     def _over_modules(
         self, work: Work, task: Callable[[Opened, ModuleSpec], R], alive: Callable[[], None]
     ) -> Iterator[tuple[ModuleSpec, R]]:
-        sent = ray.put(Sent(uuid4().hex, versions(), self._blobs_url, moved(work, Path.absolute)))
+        sent = ray.put(Sent(uuid4().hex, versions(), self._blobs_url, work.located(Path.absolute)))
         gpus = 0 if work.device == "cpu" else 1
         module_on_node = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(on_node)
         waiting: deque[tuple[ModuleSpec, Any]] = deque()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from flexlora_server import engine, jobs, leases, progress
+from flexlora_server import engine, leases, progress
 from flexlora_server.blobs import BlobStore, Damaged
 from flexlora_server.diagnosis import explain
 from flexlora_server.errors import LeaseLost, Stopping
-from flexlora_server.jobs import Job, work_of
+from flexlora_server.jobs import Job, read_job
 from flexlora_server.leases import Heartbeat, Lease
 from flexlora_server.pool import pool_of
 from flexlora_server.publication import Result, publish
@@ -77,7 +77,7 @@ class Worker:
 
     def _aggregate(self, lease: Lease) -> None:
         with self._store.reading() as tx:
-            job = jobs.read(tx, lease)
+            job = read_job(tx, lease, self._settings)
         with Heartbeat(self._store, lease, self._settings.lease_seconds).beating() as heartbeat:
             try:
                 result = self._work(job, lambda: self._alive(heartbeat))
@@ -104,12 +104,11 @@ class Worker:
         started = time.perf_counter()
         with self._blobs.writing() as file, self._blobs.pinned() as pin:
             modules, updates = tuple[ModuleMetrics, ...](), None
-            if job.previous is None:
+            if job.work is None:
                 engine.write_initial(job.spec, file)
             else:
-                modules, updates = engine.write_aggregate(
-                    work_of(job, job.previous, pin, self._settings), file, alive, self._pool
-                )
+                work = job.work.located(lambda path: pin(path.name))
+                modules, updates = engine.write_aggregate(work, file, alive, self._pool)
             adapter = self._blobs.finish(file)
         cut = []
         for rank, pattern in job.ranks:

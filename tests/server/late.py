@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flexlora_server.adapters.slices import served_scaling
 from flexlora_server.adapters.stored import StoredAdapter, served_dtype
-from flexlora_server.adapters.uploads import Accepted, Input, weighted
+from flexlora_server.adapters.uploads import InputUpdate, weighted
 from flexlora_server.aggregation.factors import slice_factors
 from flexlora_server.engine import Work, write_aggregate, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
@@ -35,13 +35,13 @@ class Late:
 
     run: RunSpec
     published: tuple[Path, ...]
-    inputs: tuple[Input, ...]
+    inputs: tuple[InputUpdate, ...]
 
     @property
     def work(self) -> Work:
         return Work(self.run, self.inputs, self.published[-1], self.published[-2])
 
-    def base(self, given: Input) -> Path:
+    def base(self, given: InputUpdate) -> Path:
         return given.base or self.published[-1]
 
 
@@ -67,7 +67,7 @@ def sent(run: RunSpec, served: Path, rank: int, seed: int, step: float) -> dict[
 
 def accepted(
     run: RunSpec, folder: Path, served: Path, rank: int, seed: int, step: float, staleness: int = 0
-) -> Accepted:
+) -> InputUpdate:
     path = folder / f"upload-{served.name}-{seed}-{step}"
     path.write_bytes(encode(sent(run, served, rank, seed, step), served_dtype(run)))
     data = path.read_bytes()
@@ -79,7 +79,7 @@ def accepted(
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    return Accepted(path, told, f"client-{seed}", staleness, served if staleness else None)
+    return InputUpdate(path, told, f"client-{seed}", staleness, served if staleness else None)
 
 
 def late_round(run: RunSpec, folder: Path, step: float = 0.3) -> Late:
@@ -118,9 +118,9 @@ def uploads_of(late: Late, module: str) -> list[oracle.Upload]:
     found = []
     for seed, (given, weight) in enumerate(zip(late.inputs, weights_by_hand(), strict=True)):
         step = float(given.path.name.rsplit("-", 1)[1])
-        named = sent(late.run, late.base(given), given.told.rank, seed, step)
-        s = served_scaling(late.run, given.told.rank)
-        served = served_by_hand(late.base(given), module, given.told.rank, s, late.run.upload_dtype)
+        named = sent(late.run, late.base(given), given.announced.rank, seed, step)
+        s = served_scaling(late.run, given.announced.rank)
+        served = served_by_hand(late.base(given), module, given.announced.rank, s, late.run.upload_dtype)
         A, B = oracle.to_numpy(named[key_A(module)]), oracle.to_numpy(named[key_B(module)])
         found.append(oracle.Upload(A, B, s, weight, served))
     return found
@@ -129,7 +129,7 @@ def uploads_of(late: Late, module: str) -> list[oracle.Upload]:
 def head_change(late: Late, seed: int, base: StoredAdapter) -> float:
     """The squared length of what somebody changed in the head."""
     given = late.inputs[seed]
-    head = oracle.to_numpy(sent(late.run, late.base(given), given.told.rank, seed, 0.3)[key_extra("head.weight")])
+    head = oracle.to_numpy(sent(late.run, late.base(given), given.announced.rank, seed, 0.3)[key_extra("head.weight")])
     served = oracle.rounded(oracle.to_numpy(base.extra("head.weight")), late.run.upload_dtype)
     return float(np.linalg.norm(head - served)) ** 2
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_server import jobs
 from flexlora_server.diagnosis import explain
-from flexlora_server.jobs import Job
+from flexlora_server.jobs import Job, read_job
 from flexlora_server.leases import Lease
 from flexlora_server.records import rounds
 from tests.kit import Served, encode, tensors
@@ -22,7 +21,7 @@ def frozen(coordinator: Served) -> Job:
         one.upload(one.task("run"), encode(tensors(run, 2, seed=seed)))
     with coordinator.store.reading() as tx:
         round_ = rounds.latest(tx, "run", 1)
-        return jobs.read(tx, Lease(round_.id, "run", 1, 0))
+        return read_job(tx, Lease(round_.id, "run", 1, 0), coordinator.settings)
 
 
 def told(coordinator: Served, job: Job) -> str:
@@ -43,25 +42,28 @@ def test_a_sound_round_has_nothing_to_tell(coordinator: Served) -> None:
 
 def test_what_is_damaged_or_missing_is_named_in_order(coordinator: Served) -> None:
     job = frozen(coordinator)
-    first, _, last = job.inputs
-    flip(coordinator.blobs.path(first.sha256))
-    coordinator.blobs.path(last.sha256).unlink()
+    assert job.work is not None
+    (first, one), _, (last, other) = ((update.upload_id, update.path.name) for update in job.work.inputs)
+    flip(coordinator.blobs.path(one))
+    coordinator.blobs.path(other).unlink()
     assert told(coordinator, job) == (
-        f" Upload {first.upload}: its file is damaged; restore the blob {first.sha256} or exclude the upload."
-        f" Upload {last.upload}: its file is missing; restore the blob {last.sha256} or exclude the upload."
+        f" Upload {first}: its file is damaged; restore the blob {one} or exclude the upload."
+        f" Upload {last}: its file is missing; restore the blob {other} or exclude the upload."
     )
 
 
 def test_a_damaged_adapter_is_nobodys_upload(coordinator: Served) -> None:
     job = frozen(coordinator)
-    assert job.previous is not None
-    flip(coordinator.blobs.path(job.previous))
-    assert told(coordinator, job) == f" A stored adapter is damaged: restore the blob {job.previous}."
+    assert job.work is not None
+    previous = job.work.previous.name
+    flip(coordinator.blobs.path(previous))
+    assert told(coordinator, job) == f" A stored adapter is damaged: restore the blob {previous}."
 
 
 def test_a_storage_that_fails_is_not_explained(coordinator: Served) -> None:
     job = frozen(coordinator)
-    path = coordinator.blobs.path(job.inputs[0].sha256)
+    assert job.work is not None
+    path = coordinator.blobs.path(job.work.inputs[0].path.name)
     path.unlink()
     path.mkdir()
     with pytest.raises(IsADirectoryError):

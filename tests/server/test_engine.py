@@ -15,7 +15,7 @@ import torch
 
 from flexlora_server import opened
 from flexlora_server.adapters.stored import StoredAdapter
-from flexlora_server.adapters.uploads import Accepted, Input, Uploads, weighted
+from flexlora_server.adapters.uploads import InputUpdate, Uploads, weighted
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.projection import projected_geometry
 from flexlora_server.aggregation.routes import cost
@@ -60,11 +60,13 @@ def told(path: Path, rank: int, examples: int = 10) -> UploadCreate:
     return UploadCreate(rank=rank, alpha=2.0 * rank, examples=examples, size=size, sha256=digest)
 
 
-def inputs(run: RunSpec, folder: Path, ranks: Sequence[int] = RANKS, factors: Sequence[float] = ()) -> list[Input]:
+def inputs(
+    run: RunSpec, folder: Path, ranks: Sequence[int] = RANKS, factors: Sequence[float] = ()
+) -> list[InputUpdate]:
     made = []
     for seed, rank in enumerate(ranks):
         path = upload(run, folder, rank, seed, factors[seed] if factors else 1.0)
-        made.append(Accepted(path, told(path, rank, 10 + seed), f"client-{seed}"))
+        made.append(InputUpdate(path, told(path, rank, 10 + seed), f"client-{seed}"))
     return weighted(made)
 
 
@@ -79,10 +81,10 @@ def products(run: RunSpec, path: Path) -> dict[str, oracle.Matrix]:
     return {name: oracle.to_numpy(one.B) @ oracle.to_numpy(one.A) for name, one in found.items()}
 
 
-def average(run: RunSpec, given: Sequence[Input], module: str) -> oracle.Matrix:
+def average(run: RunSpec, given: Sequence[InputUpdate], module: str) -> oracle.Matrix:
     made = []
     for seed, one in enumerate(given):
-        named = tensors(run, one.told.rank, seed=seed)
+        named = tensors(run, one.announced.rank, seed=seed)
         A, B = oracle.to_numpy(named[key_A(module)]), oracle.to_numpy(named[key_B(module)])
         made.append(oracle.Upload(A, B, 2.0, one.weight))
     return oracle.averaged(made)
@@ -161,7 +163,7 @@ def test_the_order_of_participants_changes_no_more_than_rounding(tmp_path: Path)
 def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
     run = run_of(ranks=[1, 2, 8])
     made = [upload(run, tmp_path, rank, rank, dtype=dtype) for rank in (1, 2, 8)]
-    given = weighted([Accepted(made[i % 3], told(made[i % 3], (1, 2, 8)[i % 3]), f"{i:04}") for i in range(1000)])
+    given = weighted([InputUpdate(made[i % 3], told(made[i % 3], (1, 2, 8)[i % 3]), f"{i:04}") for i in range(1000)])
     _, updates = aggregated(Work(run, given, initial(run, tmp_path), threads=2), tmp_path / "result")
     found = products(run, tmp_path / "result")
     for module in run.modules:
@@ -178,7 +180,7 @@ def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_a_boosted_update_is_dropped_or_clipped_and_everybody_is_told(tmp_path: Path) -> None:
     ranks, factors = (8, 8, 8, 8, 8, 8), (1.0, 1.0, 1.0, 1.0, 1.0, 100.0)
     plain = run_of()
-    honest = weighted([Accepted(g.path, g.told, g.client_id) for g in inputs(plain, tmp_path, ranks[:5])])
+    honest = weighted([InputUpdate(g.path, g.announced, g.client_id) for g in inputs(plain, tmp_path, ranks[:5])])
     previous = initial(plain, tmp_path)
     aggregated(Work(plain, honest, previous), tmp_path / "honest")
     krum = run_of(robust=[{"kind": "multi-krum", "byzantine_share": 0.2}])
@@ -224,7 +226,7 @@ def test_strategies_that_average_factors_are_judged_by_factors(tmp_path: Path, k
     path.write_bytes(
         encode({key: t / 1e4 if "lora_A" in key else 1e4 * t if "lora_B" in key else t for key, t in made.items()})
     )
-    given[0] = Input(path, told(path, 8), given[0].weight, "client-0")
+    given[0] = InputUpdate(path, told(path, 8), "client-0", weight=given[0].weight)
     _, updates = aggregated(Work(run, given, previous), tmp_path / "result")
     assert updates.updates[0].notes
     assert updates.updates[0].weight < 1e-3
@@ -258,7 +260,7 @@ def test_figures_are_the_oracles(tmp_path: Path) -> None:
     modules, updates = aggregated(Work(run, given, previous), tmp_path / "result")
     changes = []
     for seed, one in enumerate(given):
-        named = tensors(run, one.told.rank, seed=seed)
+        named = tensors(run, one.announced.rank, seed=seed)
         changes.append(
             [2.0 * (oracle.to_numpy(named[key_B(m.name)]) @ oracle.to_numpy(named[key_A(m.name)])) for m in run.modules]
         )
@@ -273,11 +275,11 @@ def test_figures_are_the_oracles(tmp_path: Path) -> None:
         assert module.singular_values == pytest.approx(tuple(oracle.singular_values(W)[: len(module.singular_values)]))
         assert module.certificate == 1.0
         assert module.route
-        ranks = sum(one.told.rank for one in given)
+        ranks = sum(one.announced.rank for one in given)
         assert module.bytes_read == 4 * ranks * sum(SHAPES[index])
     before = StoredAdapter(previous).extra("head.weight")
     for seed, (one, change) in enumerate(zip(given, changes, strict=True)):
-        change.append(oracle.to_numpy(tensors(run, one.told.rank, seed=seed)[key_extra("head.weight")] - before))
+        change.append(oracle.to_numpy(tensors(run, one.announced.rank, seed=seed)[key_extra("head.weight")] - before))
     whole = np.array([np.concatenate([m.ravel() for m in change]) for change in changes])
     cosines = _cosines(whole)
     assert np.allclose(np.array(updates.cosines, dtype=float), cosines, atol=1e-9)

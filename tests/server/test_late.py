@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from flexlora_server import opened
 from flexlora_server.adapters.stored import StoredAdapter, served_dtype
-from flexlora_server.adapters.uploads import Accepted, Input, weighted
+from flexlora_server.adapters.uploads import InputUpdate, weighted
 from flexlora_server.aggregation.factors import slice_factors
 from flexlora_server.engine import Work, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
@@ -45,7 +46,9 @@ def test_weights_are_discounted_by_the_root_of_the_rounds() -> None:
 
 def late_weights(told: Sequence[tuple[int, int]]) -> list[float]:
     made = [
-        Accepted(Path("upload"), UploadCreate(rank=2, alpha=4.0, examples=n, size=1, sha256="0" * 64), "one", staleness)
+        InputUpdate(
+            Path("upload"), UploadCreate(rank=2, alpha=4.0, examples=n, size=1, sha256="0" * 64), "one", staleness
+        )
         for n, staleness in told
     ]
     return [one.weight for one in weighted(made)]
@@ -76,7 +79,9 @@ def test_so_is_the_head(tmp_path: Path, strategy: str, dtype: str) -> None:
     want = np.zeros((3, 5))
     now = oracle.rounded(oracle.to_numpy(StoredAdapter(late.published[-1]).extra("head.weight")), dtype)
     for seed, (given, weight) in enumerate(zip(late.inputs, weights_by_hand(), strict=True)):
-        head = oracle.to_numpy(sent(late.run, late.base(given), given.told.rank, seed, 0.3)[key_extra("head.weight")])
+        head = oracle.to_numpy(
+            sent(late.run, late.base(given), given.announced.rank, seed, 0.3)[key_extra("head.weight")]
+        )
         if strategy in MEASURED and given.base is not None:
             head += now - oracle.rounded(oracle.to_numpy(StoredAdapter(given.base).extra("head.weight")), dtype)
         want += weight * head
@@ -100,7 +105,9 @@ def test_changes_are_measured_against_what_each_was_served(
         for module in late.run.modules:
             one = uploads_of(late, module.name)[seed]
             if strategy == "hetlora":
-                A0, B0 = slice_factors(base.factors(module.name), given.told.rank, one.scaling, served_dtype(late.run))
+                A0, B0 = slice_factors(
+                    base.factors(module.name), given.announced.rank, one.scaling, served_dtype(late.run)
+                )
                 squared += float(np.linalg.norm(one.scaling * (one.B - oracle.to_numpy(B0)))) ** 2
                 squared += float(np.linalg.norm(one.A - oracle.to_numpy(A0))) ** 2
             else:
@@ -128,7 +135,7 @@ def test_a_late_one_that_learned_nothing_moves_nothing(tmp_path: Path, dtype: st
     """Others learned: the result is theirs at their weights."""
     late = late_round(run_of("flexlora-residual", dtype), tmp_path)
     idle = accepted(late.run, tmp_path, late.published[0], 4, 1, 0.0, 2)
-    given = Input(idle.path, idle.told, late.inputs[1].weight, "client-1", 2, idle.base)
+    given = replace(idle, client_id="client-1", staleness=2, weight=late.inputs[1].weight)
     quiet = Late(late.run, late.published, (late.inputs[0], given, *late.inputs[2:]))
     modules, _ = aggregated(quiet.work, tmp_path / "result")
     for module in modules:
@@ -158,7 +165,9 @@ def test_a_clipped_late_one_keeps_part_of_its_own_change(tmp_path: Path, strateg
     now = oracle.to_numpy(StoredAdapter(late.published[-1]).extra("head.weight"))
     want = now if measured else np.zeros_like(now)
     for seed, (given, (upload, whole)) in enumerate(zip(late.inputs, counted, strict=True)):
-        head = oracle.to_numpy(sent(late.run, late.base(given), given.told.rank, seed, 0.3)[key_extra("head.weight")])
+        head = oracle.to_numpy(
+            sent(late.run, late.base(given), given.announced.rank, seed, 0.3)[key_extra("head.weight")]
+        )
         served = oracle.to_numpy(StoredAdapter(late.base(given)).extra("head.weight"))
         want = want + upload * (head - served) + (0.0 if measured else whole * served)
     assert np.allclose(oracle.to_numpy(StoredAdapter(tmp_path / "result").extra("head.weight")), want, atol=1e-6)
@@ -175,7 +184,7 @@ def test_each_counts_once_with_its_discounted_weight(tmp_path: Path) -> None:
         A, path = torch.eye(5)[i : i + 1], tmp_path / f"one-{i}"
         path.write_bytes(encode({key_A("layers.0.proj"): A, key_B("layers.0.proj"): A.mT / 2}))
         told = UploadCreate(rank=1, alpha=2.0, examples=10 + i, size=path.stat().st_size, sha256="0" * 64)
-        made.append(Accepted(path, told, f"client-{i}", stale, previous if stale else None))
+        made.append(InputUpdate(path, told, f"client-{i}", stale, previous if stale else None))
     aggregated(Work(run, weighted(made), previous), tmp_path / "result")
     assert np.allclose(dense(tmp_path / "result", "layers.0.proj"), np.diag(weights_by_hand()), atol=1e-7)
 
@@ -194,8 +203,8 @@ def test_served_from_the_previous_one_after_all(tmp_path: Path, strategy: str) -
     """A base that is the previous update, named or not, makes no difference: a round that was tried again."""
     late = late_round(run_of(strategy), tmp_path)
     previous = late.published[-1]
-    named = [Input(one.path, one.told, one.weight, one.client_id, 1, previous) for one in late.inputs]
-    silent = [Input(one.path, one.told, one.weight, one.client_id, 1) for one in late.inputs]
+    named = [replace(update, staleness=1, base=previous) for update in late.inputs]
+    silent = [replace(update, staleness=1, base=None) for update in late.inputs]
     aggregated(Work(late.run, named, previous), tmp_path / "named")
     aggregated(Work(late.run, silent, previous), tmp_path / "silent")
     assert (tmp_path / "named").read_bytes() == (tmp_path / "silent").read_bytes()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flexlora_server.adapters.uploads import Input, Uploads
+from flexlora_server.adapters.uploads import InputUpdate, Uploads
 from flexlora_server.aggregation import flexlora
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update
@@ -34,7 +34,7 @@ def blamed(work: Work, folder: Path) -> tuple[Culprit, ...]:
     return culprits(work, lambda: None, folder)
 
 
-def spoil(given: Input) -> None:
+def spoil(given: InputUpdate) -> None:
     """As if the rules had become stricter since it was accepted: a header that is refused."""
     data = bytearray(given.path.read_bytes())
     data[9] ^= 0x40

@@ -12,7 +12,7 @@ from flexlora_server.blobs import open_blobs
 from flexlora_server.errors import StartupError
 from flexlora_server.opened import Opened, Work
 from flexlora_server.pool import Threads, pool_of
-from flexlora_server.ray_node import Sent, moved, on_node, versions
+from flexlora_server.ray_node import Sent, on_node, versions
 from flexlora_server.settings import Settings
 from tests.server.late import Late, late_round, run_of
 
@@ -45,7 +45,7 @@ def test_files_stay_open_within_one_aggregation_alone(late: Late, tmp_path: Path
 def test_an_object_store(late: Late, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's paths mean nothing here: the files' names are what they are found by, those of older bases too."""
     here, names = open_blobs(Settings(data_dir=tmp_path / "node")), dict[Path, Path]()
-    elsewhere = moved(late.work, lambda path: names.setdefault(path, Path("/elsewhere") / here.add(path).sha256))
+    elsewhere = late.work.located(lambda path: names.setdefault(path, Path("/elsewhere") / here.add(path).sha256))
     monkeypatch.setenv("FLEXLORA_BLOBS_URL", URL)
     monkeypatch.setattr(ray_node, "open_blobs", lambda settings: here)
     module = late.run.modules[1]
@@ -60,7 +60,7 @@ def test_a_node_with_other_settings_refuses(late: Late, monkeypatch: pytest.Monk
 
 
 def test_a_node_that_lacks_the_folder_says_what_it_needs(late: Late) -> None:
-    gone = moved(late.work, lambda path: Path("/nowhere") / path.name)
+    gone = late.work.located(lambda path: Path("/nowhere") / path.name)
     with pytest.raises(OSError, match=r"lacks a file of the round .* nodes need the data folder") as refused:
         on_node(sent(gone, "gone"), Opened.geometry, late.run.modules[0])
     assert not isinstance(

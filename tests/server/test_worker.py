@@ -4,9 +4,10 @@ import errno
 
 import pytest
 
-from flexlora_server import engine, jobs, leases, progress, worker
+from flexlora_server import engine, leases, progress, worker
 from flexlora_server import rounds as machine
 from flexlora_server.errors import Conflict, LeaseLost
+from flexlora_server.jobs import read_job
 from flexlora_server.leases import Heartbeat
 from flexlora_server.publication import publish
 from flexlora_server.records import inputs, rounds, runs
@@ -59,7 +60,7 @@ def test_a_fenced_worker_publishes_nothing(coordinator: Served) -> None:
         slow = leases.take(tx, 60, "a worker")
     assert slow is not None
     with coordinator.store.reading() as tx:
-        job = jobs.read(tx, slow)
+        job = read_job(tx, slow, coordinator.settings)
     result = coordinator.worker._work(job, lambda: None)
     coordinator.clock.advance(60)
     with coordinator.store.transaction() as tx:
@@ -85,7 +86,7 @@ def test_a_lost_lease_stops_the_work_between_modules(coordinator: Served) -> Non
         slow = leases.take(tx, 60, "a worker")
     assert slow is not None
     with coordinator.store.reading() as tx:
-        job = jobs.read(tx, slow)
+        job = read_job(tx, slow, coordinator.settings)
     calls = []
 
     def alive() -> None:
@@ -122,9 +123,9 @@ def test_five_failures_end_the_run_with_the_reason(coordinator: Served, caplog: 
     ready(coordinator)
     with coordinator.store.reading() as tx:
         lease = leases.Lease(2, "run", 1, 0)
-        previous = jobs.read(tx, lease).previous
-    assert previous is not None
-    coordinator.blobs.path(previous).write_bytes(b"damaged")
+        work = read_job(tx, lease, coordinator.settings).work
+    assert work is not None
+    coordinator.blobs.path(work.previous.name).write_bytes(b"damaged")
     for failures, pause in enumerate((2, 4, 8, 16), start=1):
         assert coordinator.work() == 1
         assert state(coordinator) == "AGGREGATING"
@@ -158,7 +159,7 @@ def test_aggregating_twice_gives_the_same_bytes(coordinator: Served) -> None:
         lease = leases.take(tx, 60, "a worker")
     assert lease is not None
     with coordinator.store.reading() as tx:
-        job = jobs.read(tx, lease)
+        job = read_job(tx, lease, coordinator.settings)
     twice = [Worker(coordinator.store, coordinator.blobs, coordinator.settings)._work(job, lambda: None) for _ in "ab"]
     assert twice[0].adapter == twice[1].adapter
     assert twice[0].slices == twice[1].slices

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,32 @@ from flexlora_shared.ranks import by_pattern
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """An accepted upload: its file, what was announced of it, and whose it is.
+class InputUpdate:
+    """An accepted update as one input of a round's aggregation.
 
-    staleness: by how many rounds it comes late. base: the stored global update that its participant was served from, where
-    that is not the round's previous one.
+    path: its file, named by the SHA-256 of its bytes; as long as it is not fetched (`Work.located`), that name alone.
+    announced: what its sender said of it. staleness: by how many rounds it comes late. base: the stored global update that
+    its participant was served from, named like `path`, where that is not the round's previous one. weight: its share in the
+    round.
     """
 
     path: Path
-    told: UploadCreate
+    announced: UploadCreate
     client_id: str = ""
     staleness: int = 0
     base: Path | None = None
+    upload_id: str = ""
+    weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class Input:
-    """An accepted upload and its weight in the round; the rest is as in `Accepted`."""
-
-    path: Path
-    told: UploadCreate
-    weight: float
-    client_id: str = ""
-    staleness: int = 0
-    base: Path | None = None
-
-
-def weighted(uploads: Sequence[Accepted]) -> list[Input]:
-    """Inputs weighted by their training examples, late ones less: `p_i` in proportion to `n_i / sqrt(1 + staleness)`.
+def weighted(inputs: Sequence[InputUpdate]) -> list[InputUpdate]:
+    """The inputs with weights by their training examples, late ones less: `p_i` in proportion to `n_i / sqrt(1 + staleness)`.
 
     The discount is FedAsync's polynomial one with a = 1/2 (Xie et al. 2019, arXiv 1903.03934).
     """
-    counted = [one.told.examples / math.sqrt(1 + one.staleness) for one in uploads]
+    counted = [update.announced.examples / math.sqrt(1 + update.staleness) for update in inputs]
     total = math.fsum(counted)
-    return [
-        Input(one.path, one.told, count / total, one.client_id, one.staleness, one.base)
-        for one, count in zip(uploads, counted, strict=True)
-    ]
+    return [replace(update, weight=count / total) for update, count in zip(inputs, counted, strict=True)]
 
 
 class Uploads:
@@ -66,7 +55,7 @@ class Uploads:
     The mapping outlives the file's descriptor, so thousands of uploads need no more of those.
     """
 
-    def __init__(self, spec: RunSpec, inputs: Sequence[Input]) -> None:
+    def __init__(self, spec: RunSpec, inputs: Sequence[InputUpdate]) -> None:
         self._spec, self.inputs = spec, inputs
         # safetensors' annotations leave out what it returns
         self._files: list[Any] = [safe_open(given.path, framework="pt") for given in inputs]
@@ -81,11 +70,11 @@ class Uploads:
     def _updates(self, module: str) -> Iterator[Update]:
         bases = {path: one.factors(module) for path, one in self._bases.items() if self._measured}
         for given, file in zip(self.inputs, self._files, strict=True):
-            rank = by_pattern(module, given.told.rank, given.told.rank_pattern)
+            rank = by_pattern(module, given.announced.rank, given.announced.rank_pattern)
             yield Update(
                 A=file.get_tensor(key_A(module)),
                 B=file.get_tensor(key_B(module)),
-                scaling=upload_scaling(given.told, module),
+                scaling=upload_scaling(given.announced, module),
                 weight=given.weight,
                 served_scaling=served_scaling(self._spec, rank),
                 base=_of(bases, given),
@@ -102,5 +91,5 @@ class Uploads:
         return {index: bases[given.base] for index, given in enumerate(self.inputs) if given.base is not None}
 
 
-def _of(bases: dict[Path, GlobalFactors], given: Input) -> GlobalFactors | None:
+def _of(bases: dict[Path, GlobalFactors], given: InputUpdate) -> GlobalFactors | None:
     return None if given.base is None else bases.get(given.base)
