@@ -4,11 +4,13 @@ from collections import Counter
 
 from flexlora_server.adapters.slices import served_scaling
 from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
+from flexlora_server.aggregation.robust.plugin import check_filter
 from flexlora_server.aggregation.strategy import strategy
 from flexlora_server.errors import Refusal
 from flexlora_server.serving import check_keys
 from flexlora_server.tables import Assignment
 from flexlora_shared.layout import adapter_shapes, size_bounds
+from flexlora_shared.messages.robust import CustomFilter
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
@@ -28,6 +30,9 @@ def check_spec(spec: RunSpec) -> None:
         for fault in _faults(spec):
             raise Refusal(Code.INVALID_RUN, fault)
         strategy(spec.strategy).check(spec.ranks)
+        for defined in spec.robust:
+            if isinstance(defined, CustomFilter):
+                check_filter(defined)
     except (AggregationError, UnsupportedRun) as error:
         raise Refusal(Code.INVALID_RUN, f"{error}.") from None
 

@@ -38,7 +38,10 @@ def test_a_run_has_none_unless_it_says_so() -> None:
 
 BAD: list[dict[str, Any]] = [
     {},
-    {"kind": "median"},
+    {"kind": "Median"},
+    {"kind": "median", "bound": 1.0},
+    {"kind": "median", "options": {"share": [1.0]}},
+    {"kind": "median", "options": {"share": float("nan")}},
     {"bound": 1.0},
     {"kind": "norm-clip"},
     {"kind": "norm-clip", "bound": 1.0, "median_factor": 1.0},

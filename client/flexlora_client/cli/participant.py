@@ -87,7 +87,12 @@ def run(
     ] = 50,
     model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. [the run's id]")] = None,
     trainer: Annotated[
-        str | None, typer.Option("--trainer", metavar="PKG.MOD:CLASS", help="A training loop of your own.")
+        str | None,
+        typer.Option(
+            "--trainer",
+            metavar="NAME",
+            help="Another training loop: package.module:Class, or one of an installed package.",
+        ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of training.")] = None,

@@ -5,16 +5,29 @@ from typing import cast
 
 from flexlora_client.training.contract import Trainer
 from flexlora_client.training.errors import PluginError
+from flexlora_shared.plugins import TRAINERS, PluginFault, load_plugin, plugin_names
 
 
 def load_trainer(name: str) -> Trainer:
-    """An instance of the class named `package.module:Class`.
+    """An instance of the class named `package.module:Class`, or of one that an installed package offers by a bare name.
 
     Raises:
-        PluginError: the name is malformed, the module does not import, or the class is no trainer.
+        PluginError: the name is malformed or unknown, the module does not import, or the class is no trainer.
     """
-    module_name, separator, class_name = name.partition(":")
-    if not (separator and module_name and class_name):
+    found = _imported(name) if ":" in name else _offered(name)
+    if not isinstance(found, type) or not callable(getattr(found, "train", None)):
+        raise PluginError(f"{name!r} names no class with a method train(job); check the name.")
+    try:
+        return cast(Trainer, found())
+    except TypeError as error:
+        raise PluginError(
+            f"{name!r} cannot be made without arguments ({error}); give its constructor defaults."
+        ) from error
+
+
+def _imported(name: str) -> object:
+    module_name, _, class_name = name.partition(":")
+    if not (module_name and class_name):
         raise PluginError(f"{name!r} names no training loop; write package.module:Class.")
     try:
         module = importlib.import_module(module_name)
@@ -23,12 +36,16 @@ def load_trainer(name: str) -> Trainer:
             f"the module of the training loop {name!r} does not import ({type(error).__name__}: {error}); "
             "install it or put its folder on PYTHONPATH."
         ) from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type) or not callable(getattr(found, "train", None)):
-        raise PluginError(f"{module_name} has no class {class_name} with a method train(job); check the name.")
+    return getattr(module, class_name, None)
+
+
+def _offered(name: str) -> object:
     try:
-        return cast(Trainer, found())
-    except TypeError as error:
+        return load_plugin(TRAINERS, name, type)
+    except LookupError:
+        known = ", ".join(plugin_names(TRAINERS)) or "none"
         raise PluginError(
-            f"{name!r} cannot be made without arguments ({error}); give its constructor defaults."
-        ) from error
+            f"no installed package offers a training loop {name!r}; offered are: {known}. Or write package.module:Class."
+        ) from None
+    except PluginFault as fault:
+        raise PluginError(f"the training loop {name!r} cannot be used: {fault}.") from fault

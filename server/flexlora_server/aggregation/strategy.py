@@ -1,13 +1,19 @@
 """The aggregation strategies by name: what a run's other parts must know of each, and where its mathematics is.
 
-A new one is a module with a function `aggregate` (see `Strategy.aggregate`), say `mine/mean.py`,
+A package of your own brings another one without a change here: a module with a function `aggregate` (see
+`Strategy.aggregate`), say `mine/mean.py`,
 
     def aggregate(updates, previous, dtype, error_bound=1.0):
         return truncate(weighted_stack(updates), previous, dtype, error_bound)
 
-and a line beside those at the end of this file, which coordinator and workers read:
+what must be known of it, say in `mine/__init__.py`,
 
-    register(Strategy("mean", module="mine.mean"))
+    mean = Strategy("mean", module="mine.mean")
+
+and an entry point in its pyproject.toml, which coordinator and workers look up:
+
+    [project.entry-points."flexlora.strategies"]
+    mean = "mine:mean"
 
 The module is imported where a round is aggregated: whoever asks here only what agents train does without PyTorch.
 """
@@ -16,12 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
 from flexlora_shared.messages.tasks import Trainable
+from flexlora_shared.plugins import STRATEGIES, PluginFault, load_plugin, plugin_names, require_module
 
 if TYPE_CHECKING:
     import torch
@@ -72,43 +79,44 @@ class Strategy:
         return found
 
 
-_registered: dict[str, Strategy] = {}
-
-
-def register(strategy: Strategy) -> None:
-    """Make a strategy available by its name; a name can be taken only once. Raises AggregationError.
-
-    Its module must be there, or everybody would train before a worker finds that out.
-    """
-    try:
-        found = find_spec(strategy.module)
-    except (ImportError, ValueError) as error:  # of a package that it is to be in, or of its name
-        raise AggregationError(
-            f"the module {strategy.module} of {strategy.name!r} cannot be looked for: {error}"
-        ) from error
-    if found is None:
-        raise AggregationError(f"there is no module {strategy.module}, in which {strategy.name!r} is to be")
-    if strategy.name in _registered:
-        raise AggregationError(f"a strategy named {strategy.name!r} is already registered: choose another name")
-    _registered[strategy.name] = strategy
-
-
-def strategy(name: str) -> Strategy:
-    """The strategy of that name; raises AggregationError that lists the names there are."""
-    if name not in _registered:
-        raise AggregationError(f"there is no strategy {name!r}: choose one of {', '.join(strategies())}")
-    return _registered[name]
+_HERE = __name__.rpartition(".")[0]
+_BUILT_IN = {
+    rule.name: rule
+    for rule in (
+        Strategy("flexlora", f"{_HERE}.flexlora"),
+        Strategy("flexlora-residual", f"{_HERE}.residual", measures_changes=True),
+        Strategy("fedavg", f"{_HERE}.fedavg", averages_factors=True, one_rank=True),
+        Strategy("ffa", f"{_HERE}.ffa", averages_factors=True, agents_train="B", one_rank=True),
+        Strategy("hetlora", f"{_HERE}.hetlora", averages_factors=True),
+        Strategy("flora", f"{_HERE}.flora", agents_train="fresh"),
+    )
+}
 
 
 def strategies() -> tuple[str, ...]:
-    """The registered names, sorted."""
-    return tuple(sorted(_registered))
+    """The names there are, sorted: the built-in ones and those that installed packages offer."""
+    return tuple(sorted({*_BUILT_IN, *plugin_names(STRATEGIES)}))
 
 
-_HERE = __name__.rpartition(".")[0]
-register(Strategy("flexlora", f"{_HERE}.flexlora"))
-register(Strategy("flexlora-residual", f"{_HERE}.residual", measures_changes=True))
-register(Strategy("fedavg", f"{_HERE}.fedavg", averages_factors=True, one_rank=True))
-register(Strategy("ffa", f"{_HERE}.ffa", averages_factors=True, agents_train="B", one_rank=True))
-register(Strategy("hetlora", f"{_HERE}.hetlora", averages_factors=True))
-register(Strategy("flora", f"{_HERE}.flora", agents_train="fresh"))
+def strategy(name: str) -> Strategy:
+    """The strategy of that name; a built-in name cannot be taken by a package.
+
+    Raises:
+        AggregationError: there is none, with the names there are; or a package offers one that cannot be used.
+    """
+    return _BUILT_IN[name] if name in _BUILT_IN else _offered(name)
+
+
+@cache
+def _offered(name: str) -> Strategy:
+    """What a package offers. Its module must be there, or everybody would train before a worker finds that out."""
+    try:
+        offered = load_plugin(STRATEGIES, name, Strategy)
+        require_module(offered.module)
+    except LookupError:
+        raise AggregationError(f"there is no strategy {name!r}: choose one of {', '.join(strategies())}") from None
+    except PluginFault as fault:
+        raise AggregationError(f"the strategy {name!r} cannot be used: {fault}") from fault
+    if offered.name != name:
+        raise AggregationError(f"the entry point {name!r} offers a strategy named {offered.name!r}: name both alike")
+    return offered

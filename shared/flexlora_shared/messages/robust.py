@@ -1,10 +1,10 @@
 """The robust filters of a run's definition: what is done to updates that may be faulty or hostile, in the order given."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from flexlora_shared.messages.base import Message
+from flexlora_shared.messages.base import Line, Message, MetricName
 
 
 class NormClip(Message):
@@ -47,4 +47,25 @@ class Cosine(Message):
     minimum: Annotated[float, Field(ge=-1, le=1)]  # of its cosine with the last change of the global update
 
 
-Filter = Annotated[NormClip | MultiKrum | GeometricMedian | Cosine, Field(discriminator="kind")]
+class CustomFilter(Message):
+    """A filter that a package of the coordinator's brings (entry point `flexlora.filters`), with its own options."""
+
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+    options: Annotated[dict[MetricName, bool | int | float | Line], Field(max_length=32)] = {}
+
+
+def _tag(defined: Any) -> str:
+    """The kind of a built-in filter, else `custom`."""
+    kind = defined.get("kind") if isinstance(defined, dict) else getattr(defined, "kind", None)
+    return kind if isinstance(kind, str) and kind in BUILT_IN else "custom"
+
+
+BUILT_IN = ("norm-clip", "multi-krum", "geometric-median", "cosine")
+Filter = Annotated[
+    Annotated[NormClip, Tag("norm-clip")]
+    | Annotated[MultiKrum, Tag("multi-krum")]
+    | Annotated[GeometricMedian, Tag("geometric-median")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[CustomFilter, Tag("custom")],
+    Discriminator(_tag),
+]

@@ -7,6 +7,8 @@ import pytest
 from flexlora_client.training.errors import PluginError
 from flexlora_client.training.plugin import load_trainer
 from flexlora_client.training.standard import StandardTrainer
+from flexlora_shared.plugins import TRAINERS
+from tests.plugins import install
 
 CODE = """
 class Good:
@@ -41,17 +43,32 @@ def test_a_class_with_train_is_made() -> None:
     assert isinstance(standard, StandardTrainer)
 
 
+def test_one_that_an_installed_package_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offers = {"good": "own_training:Good", "broken": "broken_training:Good", "no-class": "own_training:train"}
+    install(monkeypatch, tmp_path, "own", TRAINERS, offers)
+    assert type(load_trainer("good")).__name__ == "Good"
+    with pytest.raises(PluginError, match=r"'broken' cannot be used: .*ZeroDivisionError"):
+        load_trainer("broken")
+    with pytest.raises(PluginError, match="which is no type"):
+        load_trainer("no-class")
+    with pytest.raises(PluginError, match="offered are: broken, good, no-class"):
+        load_trainer("other")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_training", "write package.module:Class"),
+        (
+            "own_training",
+            "no installed package offers a training loop 'own_training'; offered are: none. Or write package.module:Class",
+        ),
         (":Good", "write package.module:Class"),
         ("own_training:", "write package.module:Class"),
         ("no_such_training:Good", "ModuleNotFoundError.*PYTHONPATH"),
         ("broken_training:Good", "ZeroDivisionError"),
-        ("own_training:Missing", "no class Missing with a method train"),
-        ("own_training:Idle", "no class Idle with a method train"),
-        ("own_training:train", "no class train with a method train"),
+        ("own_training:Missing", "names no class with a method train"),
+        ("own_training:Idle", "names no class with a method train"),
+        ("own_training:train", "names no class with a method train"),
         ("own_training:Demanding", "cannot be made without arguments"),
     ],
 )

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import Update
-from flexlora_server.aggregation.strategy import Strategy, register, strategies, strategy
+from flexlora_server.aggregation.strategy import strategies, strategy
+from flexlora_shared.plugins import STRATEGIES
+from tests.plugins import install
 from tests.server.aggregation.cases import Round, random_round
 
 NAMES = ("fedavg", "ffa", "flexlora", "flexlora-residual", "flora", "hetlora")
@@ -70,24 +73,57 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         strategy("fedprox")
 
 
-def test_a_new_strategy_is_registered_by_name_once() -> None:
-    """What a researcher writes: a module with one function, and a line."""
-    uniform = Strategy("uniform-for-a-test", module="tests.server.aggregation.uniform")
-    register(uniform)
-    assert strategy("uniform-for-a-test") is uniform
+OFFER = "from flexlora_server.aggregation.strategy import Strategy\nmine = Strategy({name!r}, module={module!r})\n"
+
+
+def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a researcher writes: a module with one function, what must be known of it, and an entry point."""
+    source = OFFER.format(name="uniform", module="tests.server.aggregation.uniform")
+    install(monkeypatch, tmp_path, "uniform", STRATEGIES, {"uniform": "uniform_offer:mine"}, uniform_offer=source)
+    assert "uniform" in strategies()
     case = random_round([2, 6])
     equal = [replace(update, weight=1 / 2) for update in case.updates]
     wanted = strategy("flexlora").aggregate(equal, case.previous, torch.float32)
-    result = uniform.aggregate(case.updates, case.previous, torch.float32)
+    result = strategy("uniform").aggregate(case.updates, case.previous, torch.float32)
     assert torch.equal(result.factors.B, wanted.factors.B)
-    with pytest.raises(AggregationError, match="already registered"):
-        register(Strategy("uniform-for-a-test", module="tests.server.aggregation.uniform"))
 
 
-@pytest.mark.parametrize("module", ["flexlora_server.aggregation.flexlro", "nowhere.at.all", ".here", "__main__"])
-def test_a_strategy_whose_module_is_missing_is_refused_before_anybody_trains(module: str) -> None:
-    with pytest.raises(AggregationError, match=f"module {module}"):
-        register(Strategy("lost", module=module))
+def test_a_built_in_name_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tmp_path, "taken", STRATEGIES, {"flexlora": "nowhere:mine"})
+    assert strategy("flexlora").module == "flexlora_server.aggregation.flexlora"
+    assert strategies().count("flexlora") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("broken", "broken_offer:mine", "cannot be loaded .*ZeroDivisionError"),
+        ("absent", "absent_offer:mine", "cannot be loaded .*ModuleNotFoundError"),
+        ("no-strategy", "other_offer:other", "which is no Strategy"),
+        ("misnamed", "other_offer:mine", "offers a strategy named 'other'"),
+        ("lost", "lost_offer:mine", "there is no module nowhere_at_all"),
+        ("lost-too", "lost_too_offer:mine", "the module nowhere.at.all cannot be looked for"),
+    ],
+)
+def test_a_strategy_that_cannot_be_used_is_refused_before_anybody_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    sources = {
+        "broken_offer": "1 / 0",
+        "other_offer": OFFER.format(name="other", module="tests.server.aggregation.uniform") + "other = 1",
+        "lost_offer": OFFER.format(name="lost", module="nowhere_at_all"),
+        "lost_too_offer": OFFER.format(name="lost-too", module="nowhere.at.all"),
+    }
+    install(monkeypatch, tmp_path, "odd", STRATEGIES, {name: value}, **sources)
+    with pytest.raises(AggregationError, match=message):
+        strategy(name)
+
+
+def test_two_packages_with_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, tmp_path, "one", STRATEGIES, {"twice": "one_offer:mine"})
+    install(monkeypatch, tmp_path, "two", STRATEGIES, {"twice": "two_offer:mine"})
+    with pytest.raises(AggregationError, match="offered as one_offer:mine and as two_offer:mine: uninstall one"):
+        strategy("twice")
 
 
 def changed(update: Update, **fields: object) -> list[Update]:

@@ -1,11 +1,13 @@
 """From the filters of a run's definition to the rules that apply them."""
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from flexlora_server.aggregation.robust.cosine import Cosine
 from flexlora_server.aggregation.robust.geometric_median import GeometricMedian
 from flexlora_server.aggregation.robust.multi_krum import MultiKrum
 from flexlora_server.aggregation.robust.norm_clip import FixedBound, RunningBound
+from flexlora_server.aggregation.robust.plugin import check_filter
 from flexlora_server.aggregation.robust.rule import Rule
 from flexlora_shared.messages import robust
 from flexlora_shared.messages.robust import Filter
@@ -29,4 +31,8 @@ def rule(defined: Filter) -> Rule:
             return GeometricMedian()
         case robust.Cosine(minimum=minimum):
             return Cosine(minimum)
+        case robust.CustomFilter():
+            plugin, options = check_filter(defined)
+            made: Rule = import_module(plugin.module).rule(options)
+            return made
     raise AssertionError(f"the message allows no such filter: {defined}")

@@ -1,0 +1,60 @@
+"""Plug-ins: what other packages offer this one by entry points, a group for each kind.
+
+    flexlora.strategies   aggregation strategies   flexlora_server.aggregation.strategy.Strategy
+    flexlora.filters      robust filters           flexlora_server.aggregation.robust.plugin.FilterPlugin
+    flexlora.trainers     training loops           a class as flexlora_client.training.contract tells
+
+A package names them in its pyproject.toml, `[project.entry-points."flexlora.strategies"]`, and is installed where they are used.
+"""
+
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import TypeVar
+
+T = TypeVar("T")
+STRATEGIES = "flexlora.strategies"
+FILTERS = "flexlora.filters"
+TRAINERS = "flexlora.trainers"
+
+
+class PluginFault(Exception):
+    """A plug-in that is offered but cannot be used; the message says which and why, without a full stop."""
+
+
+def plugin_names(group: str) -> tuple[str, ...]:
+    """What the installed packages offer, sorted; nothing is imported."""
+    return tuple(sorted(entry_points(group=group).names))
+
+
+def load_plugin(group: str, name: str, kind: type[T]) -> T:
+    """What a package offers under this name: an instance of `kind`.
+
+    Raises:
+        LookupError: no installed package offers it.
+        PluginFault: two packages offer different things under the name, it cannot be imported, or it is something else.
+    """
+    offered = {entry.value: entry for entry in entry_points(group=group, name=name)}
+    if not offered:
+        raise LookupError(name)
+    if len(offered) > 1:
+        raise PluginFault(f"{name!r} is offered as {' and as '.join(sorted(offered))}: uninstall one of the packages")
+    [(value, entry)] = offered.items()
+    try:
+        plugin = entry.load()
+    except Exception as error:  # importing runs another package's code, which may raise anything
+        raise PluginFault(
+            f"{name!r} is offered as {value}, which cannot be loaded ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(plugin, kind):
+        raise PluginFault(f"{name!r} is offered as {value}, which is no {kind.__name__}")
+    return plugin
+
+
+def require_module(module: str) -> None:
+    """See that a module can be imported, without importing it. Raises: PluginFault."""
+    try:
+        found = find_spec(module)
+    except (ImportError, ValueError) as error:  # of a package that it is to be in, or of its name
+        raise PluginFault(f"the module {module} cannot be looked for: {error}") from error
+    if found is None:
+        raise PluginFault(f"there is no module {module}")
