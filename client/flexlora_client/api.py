@@ -8,13 +8,12 @@ it stands before it goes on.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 from urllib.parse import quote, urlencode
 
-from pydantic import ValidationError
-
+from flexlora_client.answers import M, read
 from flexlora_client.errors import Unreachable
-from flexlora_client.exchange import Answer, Body
+from flexlora_client.exchange import Answer, Body, wait_of
 from flexlora_client.http import Http
 from flexlora_client.parts import Part
 from flexlora_client.retry import Retry
@@ -27,7 +26,6 @@ from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Evaluation, Receipt, UploadCreate, UploadStatus
 from flexlora_shared.ranks import longest_first
 
-M = TypeVar("M", bound=Message)
 Action = Literal["start", "pause", "resume", "cancel"]
 JSON = {"Content-Type": "application/json"}
 
@@ -94,8 +92,9 @@ class Api:
         path = f"{_run(run)}/task?wait={wait}"
         answer = self.retry.call(lambda: self.http.request("GET", path, held=wait))
         if answer.status == 204:
-            return NoTask(float(answer.headers.get("retry-after", 1)))
-        return _parsed(Task, answer)
+            asked = wait_of(answer.headers)
+            return NoTask(1.0 if asked is None else asked)
+        return read(Task, answer)
 
     def adapter_config(self, path: str) -> bytes:
         """A slice's PEFT `adapter_config.json`."""
@@ -128,7 +127,7 @@ class Api:
 
     def commit(self, upload: str) -> Receipt:
         """Have the update counted; one attempt."""
-        return _parsed(Receipt, self.http.request("PUT", f"/v1/uploads/{quote(upload, safe='')}/commit"))
+        return read(Receipt, self.http.request("PUT", f"/v1/uploads/{quote(upload, safe='')}/commit"))
 
     # keys and clients
 
@@ -154,14 +153,14 @@ class Api:
 
     def rotate_key(self) -> Credentials:
         """A new key for this client; one attempt, because the old key ends with the first that arrives."""
-        return _parsed(Credentials, self.http.request("POST", "/v1/clients/me/keys"))
+        return read(Credentials, self.http.request("POST", "/v1/clients/me/keys"))
 
     def _call(self, kind: type[M], method: str, path: str, message: Message | None = None) -> M:
-        return _parsed(kind, self._send(method, path, message))
+        return read(kind, self._send(method, path, message))
 
     def _once(self, kind: type[M], path: str, message: Message, advice: str) -> M:
         try:
-            return _parsed(kind, self.http.request("POST", path, headers=JSON, body=message.model_dump_json().encode()))
+            return read(kind, self.http.request("POST", path, headers=JSON, body=message.model_dump_json().encode()))
         except Unreachable as error:
             raise Unreachable(f"{error}; {advice}", transient=False) from error
 
@@ -181,17 +180,6 @@ def adapter_path(run: str, number: int, rank: int, rank_pattern: Mapping[str, in
 
 def _run(run: str) -> str:
     return f"/v1/runs/{quote(run, safe='')}"
-
-
-def _parsed(kind: type[M], answer: Answer) -> M:
-    try:
-        return kind.model_validate_json(answer.body)
-    except ValidationError as error:
-        wrong = f"{error.error_count()} fields are wrong, the first: {error.errors()[0]['msg']}"
-        raise Unreachable(
-            f"the coordinator's {kind.__name__} is not the one of this version ({wrong}); update the older side",
-            transient=False,
-        ) from None
 
 
 def _offset(answer: Answer) -> int:

@@ -13,8 +13,13 @@ from typing import ClassVar
 from flexlora_client.exits import Exit
 from flexlora_shared.problems import Code, Problem
 
-# Time-outs, overload, a full disk, a defect that a restart may cure, a proxy whose coordinator is away.
-TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504, 507})
+
+def passes(status: int) -> bool:
+    """Whether an HTTP status is a trouble that passes: time-outs, overload, a full disk, a proxy whose coordinator is away.
+
+    Also a 500, which a restart may cure; not 501 and 505, which say that the other side will never do this.
+    """
+    return status in (408, 429) or (status >= 500 and status not in (501, 505))
 
 
 class ClientError(Exception):
@@ -34,11 +39,11 @@ class Refused(ClientError):
         super().__init__(f"{problem.detail} ({problem.code})")
         self.problem = problem
         self.retry_after = retry_after
-        self.transient = problem.status in TRANSIENT_STATUSES or problem.code is Code.UPLOAD_BUSY
+        self.transient = passes(problem.status) or problem.code is Code.UPLOAD_BUSY
 
     @property
-    def code(self) -> Code:
-        """The problem's stable code."""
+    def code(self) -> Code | str:
+        """The problem's stable code; a plain string where it is newer than this program."""
         return self.problem.code
 
 

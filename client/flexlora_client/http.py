@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Self
 
 import httpx2
-from pydantic import ValidationError
 
-from flexlora_client.errors import TRANSIENT_STATUSES, BadInput, Refused, Unreachable
+from flexlora_client.answers import problem_of, reason_of_status
+from flexlora_client.errors import BadInput, Refused, Unreachable, passes
 from flexlora_client.exchange import CONNECT_TIMEOUT, IO_TIMEOUT, Answer, Body, Stream, reason_of, wait_of
 from flexlora_client.links import follow
 from flexlora_client.tls import trust
-from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Problem
 
 ELSEWHERE = 307  # the body lies at `Location`, on another host
 
@@ -68,7 +67,7 @@ class Http:
 
         Raises:
             Refused: the coordinator answered with a problem.
-            Unreachable: the exchange failed, or the answer is none of the protocol's.
+            Unreachable: the exchange failed, or the answer is none of this protocol's.
         """
         timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT, read=held + self._io_timeout)
         try:
@@ -119,16 +118,11 @@ class Http:
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> Refused | Unreachable:
         if status == 401 and self._has_another_key():
             return Unreachable(f"{self.url} no longer knows the key, but the home folder holds a new one")
-        wait = wait_of(headers)
-        if headers.get("content-type", "").split(";")[0] == PROBLEM_MEDIA_TYPE:
-            try:
-                return Refused(Problem.model_validate_json(body), wait)
-            except ValidationError:
-                pass  # a proxy's problem, or a code this version does not know
-        reason = f"{self.url} answered {status}, which is no answer of a FlexLoRA coordinator of this version"
-        if "location" in headers:
-            reason = f"{self.url} answered {status} and points to {headers['location']}; use that address"
-        return Unreachable(reason, transient=status in TRANSIENT_STATUSES, retry_after=wait, status=status)
+        wait, problem = wait_of(headers), problem_of(status, headers, body)
+        if problem is not None:
+            return Refused(problem, wait)
+        reason = reason_of_status(self.url, status, headers)
+        return Unreachable(reason, transient=passes(status), retry_after=wait, status=status)
 
 
 def _authorization(key: str | None) -> dict[str, str]:

@@ -34,7 +34,7 @@ def run_status(tx: Tx, run: Run, window: float) -> RunStatus:
     going = round_ is not None and run.state in {"RUNNING", "PAUSED"}
     return RunStatus(
         name=run.name,
-        state=run.state,  # type: ignore[arg-type]
+        state=run.state,
         strategy=spec.strategy,
         model=spec.model.id,
         ranks=spec.ranks,
@@ -76,7 +76,7 @@ def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummar
         run=run.name,
         number=round_.number,
         attempt=round_.attempt,
-        state=round_.state,  # type: ignore[arg-type]
+        state=round_.state,
         opened_at=rfc3339(round_.opened_at),
         deadline=rfc3339_or_none(round_.deadline),
         published_at=rfc3339_or_none(round_.published_at),

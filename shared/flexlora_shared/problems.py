@@ -4,9 +4,9 @@ The codes are public interface: programs switch on them. `docs/protocol.md` list
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -114,7 +114,10 @@ PROBLEMS: dict[Code, ProblemType] = {
 
 
 class Problem(BaseModel):
-    """The body of every refusal (RFC 9457); `context` carries what a program needs to recover."""
+    """The body of every refusal (RFC 9457); `context` carries what a program needs to recover.
+
+    `code` is a plain string where a newer coordinator refuses for a reason that this version has no name for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -122,7 +125,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    code: Code
+    code: Annotated[Code | str, Field(union_mode="left_to_right")]
     context: dict[str, Any] = {}
 
     @classmethod

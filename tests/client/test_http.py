@@ -1,5 +1,6 @@
 """One exchange: refusals, transport faults, and answers of something that is no coordinator."""
 
+import json
 import shutil
 import ssl
 import subprocess
@@ -63,9 +64,52 @@ def test_a_web_server_that_is_no_coordinator_is_not_asked_again() -> None:
     assert "no answer of a FlexLoRA coordinator" in str(error)
 
 
-def test_a_problem_this_version_does_not_know() -> None:
-    body = b'{"type": "x", "title": "x", "status": 400, "detail": "x", "code": "brand-new"}'
-    assert isinstance(refused_by(answer(400, body, Content_Type=PROBLEM_MEDIA_TYPE)), Unreachable)
+@pytest.mark.parametrize(("status", "transient"), [(400, False), (409, False), (429, True), (408, True), (503, True)])
+def test_a_problem_this_version_does_not_know(status: int, transient: bool) -> None:
+    """Its sentence is shown; its status, not the one in the body, says whether to try again."""
+    told = {
+        "type": "x",
+        "title": "New",
+        "status": 418,
+        "detail": "Wait.",
+        "code": "brand-new",
+        "hint": {"of": "tomorrow"},
+    }
+    error = refused_by(answer(status, json.dumps(told).encode(), Content_Type=PROBLEM_MEDIA_TYPE, Retry_After="9"))
+    assert isinstance(error, Refused)
+    assert (str(error), error.code, error.problem.title) == ("Wait. (brand-new)", "brand-new", "New")
+    assert (error.problem.status, error.transient, error.retry_after) == (status, transient, 9)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b'{"title": "Quota", "status": 429}', b'{"code": "brand-new"}', b"[]"]
+)
+def test_the_problem_of_something_else(body: bytes) -> None:
+    error = refused_by(answer(429, body, Content_Type=PROBLEM_MEDIA_TYPE))
+    assert isinstance(error, Unreachable)
+    assert "refused with 429 Too Many Requests and gave no reason" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (502, "answered 502 Bad Gateway: the coordinator behind it does not answer"),
+        (503, "answered 503 Service Unavailable: the coordinator behind it does not answer"),
+        (504, "answered 504 Gateway Timeout: the coordinator behind it does not answer"),
+        (522, "answered 522: the coordinator behind it does not answer"),
+        (413, "it takes no body as long as this one; its operator must let bodies of up to 8 MiB through"),
+        (403, "answered 403 Forbidden: it does not let this call through"),
+        (429, "answered 429 Too Many Requests: it takes no more calls just now"),
+        (501, "answered 501 Not Implemented"),
+    ],
+)
+def test_what_a_proxy_answers_is_said_as_what_it_is(status: int, sentence: str) -> None:
+    error = refused_by(answer(status, b"<html>", Content_Type="text/html"))
+    assert isinstance(error, Unreachable)
+    assert str(error).startswith("the proxy in front of http://127.0.0.1:")
+    assert str(error).endswith(sentence)
+    assert error.status == status
+    assert error.transient == (status in {429, 502, 503, 504, 522})
 
 
 def test_a_redirect_names_the_address_to_use() -> None:

@@ -189,7 +189,7 @@ def status(row: Upload, round_: Round) -> UploadStatus:
         id=row.id,
         run=round_.run,
         round=round_.number,
-        state=row.state,  # type: ignore[arg-type]
+        state=row.state,
         offset=row.offset,
         size=row.size,
         sha256=row.sha256,

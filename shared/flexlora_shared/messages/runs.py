@@ -121,7 +121,7 @@ class RunStatus(Message):
     """A run at a glance."""
 
     name: RunName
-    state: RunState
+    state: RunState | str  # a newer coordinator may know states that its reader does not
     strategy: str
     model: str
     ranks: tuple[int, ...]

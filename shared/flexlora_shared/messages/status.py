@@ -100,7 +100,7 @@ class ParticipantStatus(Message):
     client_id: str
     name: str
     rank: int
-    state: Literal["assigned", "uploading", "accepted"]
+    state: Literal["assigned", "uploading", "accepted"] | str
     examples: int  # trained on, where the update is announced; else declared
     hardware: Hardware
     bytes_received: int
@@ -113,7 +113,7 @@ class RoundSummary(Message):
     run: RunName
     number: int
     attempt: int
-    state: RoundState
+    state: RoundState | str
     opened_at: str
     deadline: str | None
     published_at: str | None

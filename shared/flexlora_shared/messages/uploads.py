@@ -42,7 +42,7 @@ class UploadStatus(Message):
     id: str
     run: RunName
     round: int
-    state: UploadState
+    state: UploadState | str
     offset: int  # bytes received so far
     size: int
     sha256: Sha256

@@ -1,0 +1,78 @@
+"""Reading what a coordinator answers: it may be newer than this program, so fields that are not known are left alone.
+
+What is known is checked as strictly as ever: a value that this program does not know, where it must act on it, ends the call.
+"""
+
+from collections.abc import Mapping
+from http.client import responses
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from flexlora_client.errors import Unreachable
+from flexlora_client.exchange import Answer
+from flexlora_shared.messages.base import Message
+from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Problem
+
+M = TypeVar("M", bound=Message)
+BEHIND = frozenset({502, 503, 504, *range(520, 528)})  # 52x: one provider's words for the first three
+SAID = {
+    401: "it wants credentials of its own",
+    403: "it does not let this call through",
+    407: "it wants credentials of its own",
+    408: "the call arrived too slowly for it",
+    413: "it takes no body as long as this one; its operator must let bodies of up to 8 MiB through",
+    429: "it takes no more calls just now",
+    500: "it failed",
+    507: "its disk is full",
+}
+
+
+def read(kind: type[M], answer: Answer) -> M:
+    """The message in an answer.
+
+    Raises:
+        Unreachable: it is no such message; final.
+    """
+    try:
+        return kind.model_validate_json(answer.body, extra="ignore")
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the answer"
+        more = f"; {error.error_count() - 1} more" if error.error_count() > 1 else ""
+        reason = (
+            f"the coordinator's {kind.__name__} is not the one of this version ({place}: {first['msg']}{more}); "
+            "update the older side"
+        )
+        raise Unreachable(reason, transient=False) from None
+
+
+def problem_of(status: int, headers: Mapping[str, str], body: bytes) -> Problem | None:
+    """The coordinator's own refusal, also one whose code is newer than this program; None for somebody else's answer."""
+    if not _is_problem(headers):
+        return None
+    try:
+        told = Problem.model_validate_json(body, extra="ignore")
+    except ValidationError:
+        return None  # a proxy's problem has no code; a refused HEAD has no body
+    return told.model_copy(update={"status": status})
+
+
+def reason_of_status(url: str, status: int, headers: Mapping[str, str]) -> str:
+    """What an answer that is no message of the protocol comes to, without a full stop."""
+    told = f"{status} {responses.get(status, '')}".strip()
+    if "location" in headers:
+        return f"{url} answered {told} and points to {headers['location']}; use that address"
+    if _is_problem(headers):
+        return f"{url} refused with {told} and gave no reason"
+    if status in BEHIND:
+        return f"the proxy in front of {url} answered {told}: the coordinator behind it does not answer"
+    if status in SAID:
+        return f"the proxy in front of {url} answered {told}: {SAID[status]}"
+    if status >= 500:
+        return f"the proxy in front of {url} answered {told}"
+    return f"{url} answered {told}, which is no answer of a FlexLoRA coordinator; check the address"
+
+
+def _is_problem(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").split(";")[0] == PROBLEM_MEDIA_TYPE
