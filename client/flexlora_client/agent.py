@@ -23,6 +23,9 @@ from flexlora_shared.messages.uploads import Evaluation, UploadCreate
 from flexlora_shared.problems import Code
 
 WAIT = 45, 55  # least and most seconds of a long poll: they differ, so that thousands of agents do not poll in bursts
+# Seconds before asking again in a round that takes no update of this agent any more; the pauses grow. Longer ones would make
+# the coordinator count the agent as gone when the next round begins.
+PAUSE, LONGEST_PAUSE = 1.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,12 @@ class Agent:
 
     def _rounds(self) -> None:
         accepted, waiting = int(self._sender.send_kept()), False
-        lost: tuple[int, int] | None = None  # the coordinator may name a round once more before it sees that it is over
+        lost: tuple[int, int] | None = None  # named again until the coordinator sees that the round is over
+        pause = PAUSE
         while self.max_rounds is None or accepted < self.max_rounds:
             task = self._next()
             if isinstance(task, Task) and (task.round, task.attempt) != lost:
-                waiting = False
+                waiting, pause = False, PAUSE
                 accepted += self._sender.send_kept(task.round)
                 if self._round(task):
                     accepted += 1
@@ -78,7 +82,11 @@ class Agent:
             if not waiting:
                 self.reporter.step("waiting", "waiting for work")
             waiting = True
-            self.api.retry.sleep(task.retry_after if isinstance(task, NoTask) else 1.0)
+            if isinstance(task, NoTask):
+                self.api.retry.sleep(task.retry_after)
+            else:
+                self.api.retry.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
         self.reporter.step("stopped", f"{accepted} updates accepted, stopping as asked", accepted=accepted)
 
     def _next(self) -> Task | NoTask:

@@ -81,13 +81,13 @@ def take_part(
     return trainer
 
 
-def test_a_lost_round_named_once_more_is_not_trained_again(tmp_path: Path) -> None:
+def test_a_lost_round_named_again_is_not_trained_again_and_asked_for_ever_less(tmp_path: Path) -> None:
     waits = Waits()
     declared = message(DECLARATION)
     lost = problem(Code.ROUND_CLOSED)
-    with misbehaving(declared, task(), whole(), config(), lost, task(), task(), *over()) as server:
+    with misbehaving(declared, task(), whole(), config(), lost, *[task()] * 5, *over()) as server:
         assert len(take_part(server, tmp_path, waits).jobs) == 1
-    assert waits.slept == [1.0, 1.0]
+    assert waits.slept == [1.0, 2.0, 4.0, 8.0, 8.0]
 
 
 def test_a_declaration_the_coordinator_lost_is_made_again(tmp_path: Path) -> None:
@@ -102,6 +102,14 @@ def test_the_pause_the_coordinator_asks_for_is_kept(tmp_path: Path) -> None:
     with misbehaving(message(DECLARATION), answer(204, Retry_After="7"), *over()) as server:
         take_part(server, tmp_path, waits)
     assert waits.slept == [7.0]
+
+
+def test_a_pause_asked_for_as_a_date_is_kept(tmp_path: Path) -> None:
+    waits = Waits()
+    past = answer(204, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
+    with misbehaving(message(DECLARATION), past, answer(204), *over()) as server:
+        take_part(server, tmp_path, waits)
+    assert waits.slept == [0.0, 1.0]
 
 
 def test_a_run_that_is_over_before_the_start_is_no_error(tmp_path: Path) -> None:
