@@ -15,6 +15,7 @@ from flexlora_client.errors import BadInput, Refused, Unreachable, passes
 from flexlora_client.exchange import CONNECT_TIMEOUT, IO_TIMEOUT, Answer, Body, Stream, reason_of, wait_of
 from flexlora_client.links import follow
 from flexlora_client.tls import trust
+from flexlora_shared.versions import disagreement, version, version_headers
 
 ELSEWHERE = 307  # the body lies at `Location`, on another host
 
@@ -41,7 +42,8 @@ class Http:
         self.url = _checked(url)
         self._key, self._renewed = key, renewed
         self._ca_file, self._io_timeout = ca_file, io_timeout
-        headers, verify = _authorization(key), trust(self.url, ca_file)
+        headers = {"User-Agent": f"flexlora-client/{version()}", **version_headers(), **_authorization(key)}
+        verify = trust(self.url, ca_file)
         timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT)
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
 
@@ -74,6 +76,7 @@ class Http:
             response = self._client.request(method, _on_this_host(path), headers=headers, content=body, timeout=timeout)
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
+        self._see_the_protocol(response.headers)
         if not (response.is_success or response.status_code == 304):
             raise self._refusal(response.status_code, response.headers, response.content)
         return Answer(response.status_code, response.headers, response.content)
@@ -88,6 +91,7 @@ class Http:
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         try:
             with self._client.stream("GET", _on_this_host(path), headers=sent) as response:
+                self._see_the_protocol(response.headers)
                 if not (response.is_success or response.status_code in (304, ELSEWHERE)):
                     raise self._refusal(response.status_code, response.headers, response.read())
                 # as they come: a chunk size would hold bytes back, and a cut would lose them
@@ -111,6 +115,11 @@ class Http:
         self._client.headers.update(_authorization(key))
         self._key = key
         return True
+
+    def _see_the_protocol(self, headers: Mapping[str, str]) -> None:
+        wrong = disagreement(headers, f"the coordinator at {self.url}", "this program")
+        if wrong is not None:
+            raise Unreachable(wrong, transient=False)
 
     def _unreachable(self, error: httpx2.RequestError) -> Unreachable:
         return Unreachable(f"no answer from {self.url}: {reason_of(error)}")

@@ -1,7 +1,6 @@
 """Wires a coordinator: settings, database, blobs, lobby and routes into one ASGI application."""
 
 import asyncio
-import importlib.metadata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,6 +18,8 @@ from flexlora_server.routes import clients as client_routes
 from flexlora_server.settings import Settings
 from flexlora_server.store import Store
 from flexlora_server.upkeep.presence import check_blobs
+from flexlora_server.versions import Versions
+from flexlora_shared.versions import version
 
 DESCRIPTION = "Federated LoRA fine-tuning, every participant at its own rank (FlexLoRA, arXiv 2402.11505)."
 
@@ -44,11 +45,12 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     )
     app = FastAPI(
         title="FlexLoRA coordinator",
-        version=importlib.metadata.version("flexlora"),
+        version=version(),
         description=DESCRIPTION,
         lifespan=_lifespan,
     )
     app.state.coordinator = coordinator
+    app.add_middleware(Versions)
     errors.install(app)
     for module in (runs, rounds, tasks, adapters, uploads, client_routes, health, page):
         app.include_router(module.routes)

@@ -21,6 +21,7 @@ from flexlora_server.settings import Settings, load_settings
 from flexlora_server.store import Store
 from flexlora_server.upkeep import commands
 from flexlora_server.workers import Workers, check_device
+from flexlora_shared.versions import version_line
 
 app = typer.Typer(
     help="The FlexLoRA coordinator. Settings are environment variables FLEXLORA_…, listed in docs/operating.md.",
@@ -28,6 +29,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(version_line("flexlora-server"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False,
+        "--version",
+        is_eager=True,
+        callback=_version,
+        help="Show the versions of program and protocol, and exit.",
+    ),
+) -> None:
+    """What goes before the commands."""
 
 
 @app.command()

@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code, Problem
+from flexlora_shared.versions import version_headers
 
 log = logging.getLogger("flexlora.server")
 
@@ -136,4 +137,5 @@ async def _defect(request: Request, error: Exception) -> JSONResponse:
     )  # the server logs the traceback
     detail = "The coordinator failed; its log says why. Nothing was accepted."
     # The server drops the connection after a defect: say so, or the next request on it is lost.
-    return problem_response(Problem.of(Code.INTERNAL, detail), {"Connection": "close"})
+    # This answer is made outside of every middleware, also of the one that says the version.
+    return problem_response(Problem.of(Code.INTERNAL, detail), {"Connection": "close", **version_headers()})

@@ -41,6 +41,7 @@ class Code(StrEnum):
     UPLOAD_INCOMPLETE = "upload-incomplete"
     UPLOAD_BUSY = "upload-busy"
     # what you sent
+    PROTOCOL_MISMATCH = "protocol-mismatch"
     INVALID_REQUEST = "invalid-request"
     INVALID_RUN = "invalid-run"
     RANK_NOT_ALLOWED = "rank-not-allowed"
@@ -94,6 +95,7 @@ PROBLEMS: dict[Code, ProblemType] = {
         (Code.OFFSET_MISMATCH, 409, "The part does not begin where the upload ends"),
         (Code.UPLOAD_INCOMPLETE, 409, "Bytes of the upload are still missing"),
         (Code.UPLOAD_BUSY, 409, "Another request is writing to this upload"),
+        (Code.PROTOCOL_MISMATCH, 400, "The client speaks another protocol"),
         (Code.INVALID_REQUEST, 422, "The request does not have the documented form"),
         (Code.INVALID_RUN, 422, "A run like this cannot work"),
         (Code.RANK_NOT_ALLOWED, 422, "The run does not allow this rank"),

@@ -15,6 +15,7 @@ import pytest
 from flexlora_client.errors import BadInput, Refused, Unreachable
 from flexlora_client.http import Http
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code
+from flexlora_shared.versions import PROTOCOL, version
 from tests.client.misbehaving import Asked, Planned, answer, cut, hang_up, misbehaving, problem
 
 
@@ -35,6 +36,30 @@ def test_the_key_is_sent_and_the_answer_returned() -> None:
         assert (found.status, found.body, found.headers["x-found"]) == (200, b"hello", "yes")
         assert server.asked[0].headers["authorization"] == "Bearer a-key"
         assert server.asked[0].path == "/v1/runs"
+
+
+def test_every_request_says_its_version() -> None:
+    with misbehaving(answer(200), answer(200)) as server, Http(server.url, "a-key") as http:
+        http.request("POST", "/v1/runs", headers={"Content-Type": "application/json"}, body=b"{}")
+        with http.stream("/v1/slice"):
+            pass
+        for asked in server.asked:
+            assert asked.headers["flexlora-protocol"] == str(PROTOCOL)
+            assert asked.headers["flexlora-version"] == version()
+            assert asked.headers["user-agent"] == f"flexlora-client/{version()}"
+
+
+@pytest.mark.parametrize("status", [200, 204, 410, 503])
+@pytest.mark.parametrize(("protocol", "older"), [(PROTOCOL + 1, "this program"), (PROTOCOL - 1, "the coordinator at")])
+def test_a_coordinator_of_another_protocol_is_not_asked_again(status: int, protocol: int, older: str) -> None:
+    other = answer(status, FlexLoRA_Protocol=str(protocol), FlexLoRA_Version="9.9.9")
+    with misbehaving(other, other) as server, Http(server.url, "a-key") as http:
+        sentence = rf"the coordinator at {server.url} \(FlexLoRA 9.9.9\) speaks protocol {protocol}, .*; update {older}"
+        with pytest.raises(Unreachable, match=sentence) as caught:
+            http.request("GET", "/v1/runs")
+        assert not caught.value.transient
+        with pytest.raises(Unreachable, match=sentence), http.stream("/v1/slice"):
+            pass
 
 
 def test_a_coordinator_behind_a_path_prefix() -> None:

@@ -41,6 +41,7 @@ def test_the_link_is_followed_without_the_key(tmp_path: Path, known: bool) -> No
         [asked] = storage.asked
         assert asked.path == "/bucket/slice?signature=first"
         assert "authorization" not in asked.headers
+        assert not any("flexlora" in f"{name} {value}".lower() for name, value in asked.headers.items())
         assert "range" not in asked.headers
 
 

@@ -56,6 +56,16 @@ def _(c: Served) -> Answer:
     return answer(c.enrol().call("GET", "/v1/clients"))
 
 
+@provokes(Code.PROTOCOL_MISMATCH)
+def _(c: Served) -> Answer:
+    for protocol in ("0", "2", "1.1", "", "one"):
+        assert c.http.get("/v1/runs", headers={"FlexLoRA-Protocol": protocol}).status_code == 400
+    headers = {"FlexLoRA-Protocol": "2", "FlexLoRA-Version": "9.9.9"}
+    answered = c.http.post("/v1/clients", headers=headers, content=b"{")
+    assert "update this coordinator" in answered.json()["detail"]
+    return answer(answered)
+
+
 @provokes(Code.TOKEN_INVALID)
 def _(c: Served) -> Answer:
     token = c.operator.expect(201, "POST", "/v1/enrolment-tokens", json={"expires_in": 60})["token"]

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
@@ -9,6 +10,7 @@ from flexlora_client.cli import describe, export, operator, participant, watch
 from flexlora_client.errors import ClientError
 from flexlora_client.exits import Exit
 from flexlora_client.training.errors import TrainingError
+from flexlora_shared.versions import version_line
 
 app = typer.Typer(
     help="Take part in federated LoRA fine-tuning, watch runs, export results, operate a coordinator.",
@@ -27,6 +29,24 @@ app.add_typer(operator.runs, name="runs")
 app.add_typer(operator.tokens, name="tokens")
 app.add_typer(operator.clients, name="clients")
 app.add_typer(participant.keys, name="keys")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(version_line("flexlora-client"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_version, help="Show the versions of program and protocol, and exit."
+        ),
+    ] = False,
+) -> None:
+    """What goes before the commands."""
 
 
 def main() -> None:

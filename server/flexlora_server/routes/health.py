@@ -1,7 +1,10 @@
 """Liveness, readiness, and figures for Prometheus."""
 
+from typing import Literal
+
 from fastapi import Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -11,14 +14,23 @@ from flexlora_server.routes.strict import problems, router
 from flexlora_server.store import Tx
 from flexlora_server.tables import Client, Round, Run, Upload
 from flexlora_shared.problems import Code
+from flexlora_shared.versions import PROTOCOL, version
 
 routes = router("health")
 
 
+class Alive(BaseModel):
+    """A living process: the version of its program and of its protocol."""
+
+    status: Literal["alive"] = "alive"
+    version: str
+    protocol: int
+
+
 @routes.get("/healthz")
-async def alive() -> dict[str, str]:
-    """200 while the process lives."""
-    return {"status": "alive"}
+async def alive() -> Alive:
+    """200 while the process lives, and which version it is."""
+    return Alive(version=version(), protocol=PROTOCOL)
 
 
 @routes.get("/readyz", responses=problems(Code.UNAVAILABLE, Code.STORAGE_FULL))

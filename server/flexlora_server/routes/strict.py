@@ -70,9 +70,9 @@ def router(*tags: str) -> APIRouter:
 
 
 def problems(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of the problems a call may answer with; unauthenticated and malformed requests always may."""
+    """OpenAPI's description of the problems a call may answer with; those of every call among them."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for code in (Code.UNAUTHENTICATED, Code.INVALID_REQUEST, *codes):
+    for code in (Code.UNAUTHENTICATED, Code.PROTOCOL_MISMATCH, Code.INVALID_REQUEST, *codes):
         known = PROBLEMS[code]
         example = Problem.of(code, known.title).model_dump(mode="json")
         answer = by_status.setdefault(

@@ -1,0 +1,49 @@
+"""Which version of FlexLoRA this is and which protocol it speaks: both sides say both with every request and answer."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from functools import cache
+
+PROTOCOL = 1  # grows with a change that the other side would not understand; docs/protocol.md says which those are
+PROTOCOL_HEADER = "FlexLoRA-Protocol"
+VERSION_HEADER = "FlexLoRA-Version"
+LONGEST = 40  # characters shown of what the other side says of itself
+
+
+@cache
+def version() -> str:
+    """The version of the installed package."""
+    try:
+        return importlib.metadata.version("flexlora")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # its sources run without being installed
+
+
+def version_line(program: str) -> str:
+    """What `--version` prints."""
+    return f"{program} {version()} (protocol {PROTOCOL})"
+
+
+def version_headers() -> dict[str, str]:
+    """The headers of every request and answer."""
+    return {PROTOCOL_HEADER: str(PROTOCOL), VERSION_HEADER: version()}
+
+
+def disagreement(headers: Mapping[str, str], they: str, we: str) -> str | None:
+    """One sentence without a full stop where the other side speaks another protocol, and which side to update.
+
+    headers: the other side's, whatever the case of names. One that names no protocol is taken to speak this one: it is
+    older than the header, or a person's tool.
+    """
+    told = headers.get(PROTOCOL_HEADER)
+    if told is None or told == str(PROTOCOL):
+        return None
+    older = "the older of the two"
+    if told.isascii() and told.isdecimal():
+        older = we if int(told[:LONGEST]) > PROTOCOL else they
+    theirs = f"{they} (FlexLoRA {_shown(headers.get(VERSION_HEADER, 'unknown'))}) speaks protocol {_shown(told)}"
+    return f"{theirs}, {we} (FlexLoRA {version()}) speaks protocol {PROTOCOL}; update {older}"
+
+
+def _shown(told: str) -> str:
+    return "".join(character for character in told[:LONGEST] if character.isprintable())
