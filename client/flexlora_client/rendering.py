@@ -105,7 +105,9 @@ def round_detail(detail: RoundDetail) -> Table:
     rows += _aggregated(s)
     rows += [(f"input {i.upload_id}", _input(i)) for i in detail.inputs or ()]
     for p in detail.participants or ():
-        rows.append((f"participant {p.name}", f"rank {p.rank}, {p.state}, {p.bytes_received} bytes{_became(p.update)}"))
+        declared = f", declared {p.declared_at}" if p.declared_at else ""
+        row = f"rank {p.rank}{declared}, {p.state}, {p.bytes_received} bytes{_became(p.update)}"
+        rows.append((f"participant {p.name}", row))
     for m in detail.modules:
         rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))
         rows += [(f"route of {m.name}", f"{m.route}, after {failed}") for failed in m.fell_back]
@@ -153,8 +155,8 @@ def modules(spec: RunSpec) -> Table:
 
 def client_list(found: ClientList) -> Table:
     """Every client in a line."""
-    rows = [(c.client_id, c.name, c.enrolled_at, c.revoked_at or "-") for c in found.clients]
-    return _table(("client", "name", "enrolled", "revoked"), rows)
+    rows = [(c.client_id, c.name, c.enrolled_at, c.key_issued_at or "-", c.revoked_at or "-") for c in found.clients]
+    return _table(("client", "name", "enrolled", "key issued", "revoked"), rows)
 
 
 def _round(s: RoundSummary) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from flexlora_server.store import Tx
 from flexlora_server.tables import Client, Round, RoundModules, Run, Upload
 from flexlora_server.times import rfc3339, rfc3339_or_none
 from flexlora_server.waiting import waiting_for
+from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec, RunStatus
 from flexlora_shared.messages.status import (
     AggregationMetrics,
@@ -151,8 +152,9 @@ def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> 
     found = []
     for place in rounds.assignments(tx, round_):
         upload = sent.get(place.client_id)
-        declared = rounds.declaration_of(tx, round_.run, place.client_id)
-        assert declared is not None, "only declared participants are assigned"
+        row = rounds.participation(tx, round_.run, place.client_id)
+        assert row is not None, "only declared participants are assigned"
+        declared = Declaration.model_validate(row.declaration)
         found.append(
             ParticipantStatus(
                 client_id=place.client_id,
@@ -161,6 +163,7 @@ def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> 
                 state="assigned" if upload is None else "accepted" if upload.state == "ACCEPTED" else "uploading",
                 examples=declared.examples if upload is None else upload.announced["examples"],
                 hardware=declared.hardware,
+                declared_at=rfc3339(row.declared_at),
                 bytes_received=0 if upload is None else upload.offset,
                 update=became.get(place.client_id),
             )

@@ -77,7 +77,7 @@ def test_rounds_show_losses_energy_and_participants(site: Served, operator: dict
     assert "1.2500" in table
     one = call("rounds", "one", "1", env=operator).out
     assert "participant St. Marys" in one
-    assert "rank 4, accepted" in one
+    assert "rank 4, declared 20" in one
     assert "singular values of layers.0.q_proj" in one
     assert call("rounds", "one", "1", "--json", env=operator).json["summary"]["number"] == 1
     assert [r["number"] for r in call("rounds", "one", "--json", env=operator).json["rounds"]] == [1, 0]
@@ -89,6 +89,7 @@ def test_tokens_and_clients(operator: dict[str, str], tmp_path: Path) -> None:
     assert call("enroll", operator["FLEXLORA_URL"], "--token", token, "--name", "site a", env=home).code == Exit.OK
     listed = call("clients", "list", "--json", env=operator).json["clients"]
     assert [(c["name"], c["revoked_at"]) for c in listed] == [("site a", None)]
+    assert listed[0]["key_issued_at"] == listed[0]["enrolled_at"]
     assert "site a" in call("clients", "list", env=operator).out
     client = listed[0]["client_id"]
     assert call("clients", "revoke", client, env=operator).out == f"client {client} is revoked\n"

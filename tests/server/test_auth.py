@@ -159,6 +159,17 @@ def test_a_rotated_key_ends_when_the_new_one_is_used(coordinator: Served) -> Non
         participant.problem("unauthenticated", "GET", "/v1/runs")
 
 
+def test_the_operator_sees_when_a_key_was_issued(coordinator: Served) -> None:
+    participant, _ = coordinator.enrol("one"), coordinator.enrol("two")
+    coordinator.clock.advance(3600)
+    participant.expect(201, "POST", "/v1/clients/me/keys")
+    one, two = coordinator.operator.expect(200, "GET", "/v1/clients")["clients"]
+    if one["name"] != "one":
+        one, two = two, one
+    assert two["key_issued_at"] == two["enrolled_at"]
+    assert one["key_issued_at"] > one["enrolled_at"] == two["enrolled_at"]
+
+
 def test_revoking_ends_every_key(coordinator: Served) -> None:
     participant = coordinator.enrol()
     unused = participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"]

@@ -43,6 +43,9 @@ def test_the_operator_sees_who_was_dropped_and_why(coordinator: Served) -> None:
     assert became["clinic 5"]["change_norm"] > 50 * became["clinic 0"]["change_norm"]
     assert len(told["cosines"]) == 6
     assert {one["client_id"] for one in told["participants"]} == {member.client_id for member in members}
+    assert {one["declared_at"] for one in told["participants"]} == {
+        told["summary"]["opened_at"]
+    }  # the clock stands still
 
 
 def test_everybody_sees_the_rounds_figures_and_nobody_elses(coordinator: Served) -> None:

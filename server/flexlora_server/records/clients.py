@@ -9,9 +9,9 @@ import hmac
 import re
 import secrets
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from flexlora_server.errors import Refusal
 from flexlora_server.records import uploads
@@ -135,6 +135,12 @@ def require_enrolled(tx: Tx, client_id: str) -> None:
 def every(tx: Tx) -> Sequence[Client]:
     """All clients, oldest first."""
     return tx.session.scalars(select(Client).order_by(Client.enrolled_at, Client.id)).all()
+
+
+def key_times(tx: Tx) -> dict[str, datetime]:
+    """When each client's newest key was issued, by client id."""
+    newest = select(ApiKey.client_id, func.max(ApiKey.created_at)).group_by(ApiKey.client_id)
+    return dict(tx.session.execute(newest).tuples().all())
 
 
 def revoke(tx: Tx, client_id: str) -> None:

@@ -211,9 +211,14 @@ def declare(tx: Tx, run: Run, client: str, declaration: Declaration) -> None:
         events.record(tx, run, "declared", f"a participant declared rank {declaration.rank}")
 
 
+def participation(tx: Tx, run: str, client: str) -> Participation | None:
+    """A participant's row in a run, None where it declared nothing."""
+    return tx.session.get(Participation, (run, client))
+
+
 def declaration_of(tx: Tx, run: str, client: str) -> Declaration | None:
     """A participant's latest declaration, None where it made none."""
-    row = tx.session.get(Participation, (run, client))
+    row = participation(tx, run, client)
     return None if row is None else Declaration.model_validate(row.declaration)
 
 

@@ -35,6 +35,7 @@ def enrol(request: Request, enrolment: Annotated[Enrolment, Body(examples=[_ENRO
 def list_clients(request: Request, who: Operator) -> ClientList:
     """Every client ever enrolled, oldest first."""
     with of(request).store.reading() as tx:
+        issued = clients.key_times(tx)
         return ClientList(
             clients=tuple(
                 ClientInfo(
@@ -42,6 +43,7 @@ def list_clients(request: Request, who: Operator) -> ClientList:
                     name=row.name,
                     enrolled_at=rfc3339(row.enrolled_at),
                     revoked_at=rfc3339_or_none(row.revoked_at),
+                    key_issued_at=rfc3339_or_none(issued.get(row.id)),
                 )
                 for row in clients.every(tx)
             )

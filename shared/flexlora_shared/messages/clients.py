@@ -45,6 +45,7 @@ class ClientInfo(Message):
     name: ClientName
     enrolled_at: str
     revoked_at: str | None
+    key_issued_at: str | None = None  # RFC 3339, UTC: of its newest API key
 
 
 class ClientList(Message):

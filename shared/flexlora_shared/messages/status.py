@@ -104,6 +104,7 @@ class ParticipantStatus(Message):
     examples: int  # trained on, where the update is announced; else declared
     hardware: Hardware
     bytes_received: int
+    declared_at: str | None = None  # RFC 3339, UTC: when it last declared its rank
     update: UpdateMetrics | None = None  # once the round is published
 
 
