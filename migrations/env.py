@@ -1,8 +1,10 @@
 """Alembic's entry: the coordinator hands in its connection; `alembic revision --autogenerate` opens one from the settings."""
 
 from alembic import context
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 
+from flexlora_server import connections
+from flexlora_server.schema import check_references
 from flexlora_server.settings import load_settings
 from flexlora_server.tables import Table
 
@@ -11,11 +13,12 @@ def _run(connection: Connection) -> None:
     context.configure(connection=connection, target_metadata=Table.metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()
+        check_references(connection)
 
 
 given = context.config.attributes.get("connection")
 if given is not None:
     _run(given)
 else:
-    with create_engine(load_settings().url).begin() as opened:
+    with connections.changing(load_settings().url).begin() as opened:
         _run(opened)

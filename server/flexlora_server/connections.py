@@ -17,30 +17,53 @@ STATEMENT = 10.0  # seconds after which PostgreSQL ends a statement, waits for l
 ANSWER = 12.0  # seconds without an answer after which a connection is given up
 FREE = 10.0  # seconds for a connection of the pool to become free
 BUSY = 30.0  # seconds that SQLite waits for another process that writes
+ALONE = 2.0  # seconds that whoever wants a SQLite file for itself waits for others to close it
 # a peer that vanished is noticed within about 20 seconds; without effect on Unix sockets
 KEEPALIVE = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 3, "keepalives_count": 3}
 KEEPALIVE |= {"tcp_user_timeout": 20_000, "connect_timeout": CONNECT}
+POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": FREE, "pool_use_lifo": True}
 
 _RV = TypeVar("_RV")
 
 
-def engine(url: URL, *, bounded: bool = True) -> Engine:
-    """The pool of connections; without bounds on the time a statement takes where `bounded` is False."""
+def engine(url: URL) -> Engine:
+    """The pool of connections; each bounds the time that a statement takes."""
     if url.get_backend_name() == "sqlite":
-        made = create_engine(
-            url, pool_size=10, max_overflow=30, pool_timeout=FREE, pool_use_lifo=True, connect_args={"timeout": BUSY}
-        )
-        event.listen(made, "connect", _sqlite_connect)
-        event.listen(made, "begin", _sqlite_begin)
-        return made
+        return _sqlite(url, BUSY, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+    told = _told(f"-c statement_timeout={STATEMENT:g}s {url.query.get('options', '')}".strip())
+    made = create_engine(url, **POOL, pool_pre_ping=True, connect_args=told)
+    event.listen(made, "do_connect", _bounded)
+    return made
+
+
+def changing(url: URL) -> Engine:
+    """For a change of the schema: no bounds, as a large table takes its time.
+
+    A SQLite file belongs to this connection alone, "database is locked" where anybody has it open. Foreign keys are not
+    enforced: tables that others refer to are dropped and made anew, and within a transaction that cannot be switched.
+    """
+    if url.get_backend_name() == "sqlite":
+        return _sqlite(url, ALONE, "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=OFF")
+    return create_engine(url, connect_args=_told())
+
+
+def _told(options: str | None = None) -> dict[str, Any]:
     told: dict[str, Any] = {"client_encoding": "utf8", **KEEPALIVE}  # whatever the database's own encoding is
-    if bounded:
-        told["options"] = f"-c statement_timeout={STATEMENT:g}s {url.query.get('options', '')}".strip()
-    made = create_engine(
-        url, pool_size=10, max_overflow=30, pool_timeout=FREE, pool_use_lifo=True, pool_pre_ping=True, connect_args=told
-    )
-    if bounded:
-        event.listen(made, "do_connect", _bounded)
+    told["fallback_application_name"] = "flexlora-server"
+    return told if options is None else told | {"options": options}
+
+
+def _sqlite(url: URL, patience: float, *pragmas: str) -> Engine:
+    def connected(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # the driver opens no transactions of its own
+        cursor = connection.cursor()
+        for pragma in (f"busy_timeout={patience * 1000:.0f}", *pragmas):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    made = create_engine(url, **POOL, connect_args={"timeout": patience})
+    event.listen(made, "connect", connected)
+    event.listen(made, "begin", _sqlite_begin)
     return made
 
 
@@ -59,14 +82,6 @@ class _Bounded(psycopg.Connection[Any]):
 
 def _bounded(dialect: Dialect, record: ConnectionPoolEntry, args: tuple[Any, ...], told: dict[str, Any]) -> _Bounded:
     return _Bounded.connect(*args, **told)
-
-
-def _sqlite_connect(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # the driver opens no transactions of its own
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY * 1000:.0f}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def _sqlite_begin(connection: Connection) -> None:

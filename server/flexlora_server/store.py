@@ -1,10 +1,9 @@
-"""The only file that opens a transaction.
+"""The only file that opens a transaction, beside `schema`, which changes the tables.
 
 SQLite runs in WAL mode with `synchronous=FULL`; a writing transaction is `BEGIN IMMEDIATE`, so that racing
 read-modify-writes wait instead of failing. On PostgreSQL the same code locks the run's row (`SELECT … FOR UPDATE`).
 """
 
-import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import URL, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from flexlora_server import connections, notices
+from flexlora_server import connections, notices, schema
 from flexlora_server.errors import StartupError
 
 # One consistent state for all that a reading transaction asks: SQLite's snapshots, PostgreSQL's REPEATABLE READ.
@@ -88,15 +83,18 @@ class Store:
         return datetime.fromtimestamp((self._clock or time.time)(), UTC)
 
     def migrate(self) -> None:
-        """Bring the database to the newest schema."""
+        """Bring the database to the newest schema; one that is there already may be in use.
+
+        Raises:
+            StartupError: another process uses the database, or a migration failed; the database is as it was before.
+        """
         if self.url.database and self.url.get_backend_name() == "sqlite":
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        patient = connections.engine(self.url, bounded=False)  # a large table takes its time
-        with patient.begin() as connection:
-            config = _alembic()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-        patient.dispose()
+        with self._reading.begin() as connection:
+            found = schema.current(connection)
+        if found != schema.head():
+            self.close()  # or it would be in use by this very process
+            schema.change(self.url)
 
     def check_head(self) -> None:
         """Refuse a database of another schema.
@@ -106,13 +104,14 @@ class Store:
         """
         try:
             with self._reading.begin() as connection:
-                found = MigrationContext.configure(connection).get_current_revision()
+                found = schema.current(connection)
         except OperationalError as error:
             shown = self.url.render_as_string(hide_password=True)
             raise StartupError(
-                f"the database {shown} cannot be opened ({error.orig}); check it, then run `flexlora-server migrate`"
+                f"the database {shown} cannot be opened ({error.orig}); wait where it is being migrated, else check it, "
+                "then run `flexlora-server migrate`"
             ) from error
-        head = ScriptDirectory.from_config(_alembic()).get_current_head()
+        head = schema.head()
         if found != head:
             raise StartupError(
                 f"the database is at schema {found or 'none'}, this coordinator needs {head}; run `flexlora-server migrate`"
@@ -121,11 +120,3 @@ class Store:
     def close(self) -> None:
         """Give the connections back."""
         self._writing.dispose()
-
-
-def _alembic() -> Config:
-    checkout = Path(__file__).parents[2] / "migrations"
-    installed = Path(sysconfig.get_path("data")) / "share" / "flexlora" / "migrations"
-    config = Config()
-    config.set_main_option("script_location", str(checkout if checkout.is_dir() else installed))
-    return config
