@@ -4,7 +4,7 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,9 +157,14 @@ class BlobStore:
         """Delete a blob, unless it was written again since it was listed."""
         self._objects.delete(entry.key, entry)
 
-    def empty(self) -> bool:
-        """Whether there is no blob."""
-        return next(self._objects.list("blobs/"), None) is None
+    def other_than(self, digests: Collection[str]) -> bool:
+        """Whether there is any blob that these do not name."""
+        return any(entry.name not in digests for entry in self._objects.list("blobs/"))
+
+    def remove(self, digests: Iterable[str]) -> None:
+        """Delete the blobs that these name, where they are there."""
+        for sha256 in digests:
+            self._objects.delete(_key(sha256))
 
     def _now(self) -> float:
         """The storage's own time: that of an object written now, always the same one."""

@@ -65,10 +65,11 @@ def _sync_below(folder: Path) -> None:
 
 
 def restore(store: Store, blobs: BlobStore, folder: Path) -> int:
-    """Put a backup into an empty database and an empty storage, blobs first; how many blobs.
+    """Put a backup into an empty database and an empty storage, blobs first; how many blobs. Both are emptied where it fails.
 
     Raises:
         StartupError: it is no whole backup, of another kind of database, damaged, or the place is not empty.
+        OSError, SQLAlchemyError: the storage or the database failed.
     """
     kind = store.url.get_backend_name()
     try:
@@ -79,20 +80,32 @@ def restore(store: Store, blobs: BlobStore, folder: Path) -> int:
         raise StartupError(
             f"the backup is of {told['database']}, FLEXLORA_DATABASE_URL is of {kind}: they must be the same"
         )
-    if not databases.is_empty(store.url) or not blobs.empty():
+    found = sorted((folder / "blobs").glob("*/*"))
+    digests = {path.name for path in found}
+    # blobs of this very backup are left of a try that was killed
+    if not databases.is_empty(store.url) or blobs.other_than(digests):
         raise StartupError(
             "the database or the storage is not empty: nothing was restored; name an empty place for both"
         )
-    found = sorted((folder / "blobs").glob("*/*"))
     if len(found) != told["blobs"]:
         raise StartupError(f"the backup holds {len(found)} blobs where {told['blobs']} were copied; use another backup")
+    try:
+        _put_all_back(store, blobs, folder, found)
+    except BaseException:
+        store.close()
+        databases.clear(store.url)
+        blobs.remove(digests)
+        raise
+    return len(found)
+
+
+def _put_all_back(store: Store, blobs: BlobStore, folder: Path, found: list[Path]) -> None:
     for path in found:
         _put_back(blobs, path)
     databases.copy_in(store.url, folder)
     store.migrate()
     with store.transaction() as tx:  # bytes on their way are in no backup: their senders begin them anew
         tx.session.execute(update(Upload).where(Upload.state == "OPEN").values(offset=0, parts=None))
-    return len(found)
 
 
 def _put_back(blobs: BlobStore, path: Path) -> None:

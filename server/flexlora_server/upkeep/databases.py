@@ -7,7 +7,7 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import URL, create_engine, inspect, text
+from sqlalchemy import URL, MetaData, create_engine, inspect, text
 
 from flexlora_server.errors import StartupError
 from flexlora_server.records.blobs import named
@@ -76,6 +76,19 @@ def is_empty(url: URL) -> bool:
         return not inspect(engine).get_table_names()
     finally:
         engine.dispose()
+
+
+def clear(url: URL) -> None:
+    """Take out what `copy_in` put into an empty database."""
+    if url.get_backend_name() == "sqlite":
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{url.database}{suffix}").unlink(missing_ok=True)
+        return
+    engine, tables = create_engine(url), MetaData()
+    with engine.begin() as connection:
+        tables.reflect(connection)
+        tables.drop_all(connection)
+    engine.dispose()
 
 
 def _run(program: str, url: URL, *arguments: str) -> None:

@@ -28,7 +28,7 @@ def test_a_blob_is_found_under_its_digest(blobs: BlobStore, settings: Settings) 
     for reader in (blobs, open_blobs(settings)):
         assert reader.path(blob.sha256).read_bytes() == b"some bytes"
     assert blobs.missing([ABSENT, blob.sha256]) == [ABSENT]
-    assert not blobs.empty()
+    assert blobs.other_than(())
 
 
 def test_a_blob_larger_than_a_part(blobs: BlobStore, settings: Settings, tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_nothing_is_left_of_what_was_not_finished(blobs: BlobStore, settings: Se
     with blobs.writing() as file:
         file.write(b"half")
     assert list((settings.data_dir / "temporary").iterdir()) == []
-    assert blobs.empty()
+    assert not blobs.other_than(())
     blobs.check_writable()
-    assert blobs.empty()
+    assert not blobs.other_than(())
 
 
 def test_the_absent_blob(blobs: BlobStore) -> None:
