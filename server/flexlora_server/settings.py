@@ -63,7 +63,10 @@ class Settings(BaseSettings):
     @property
     def url(self) -> URL:
         """The database's URL, with the password put in."""
-        url = make_url(self.database_url or f"sqlite:///{self.data_dir / 'flexlora.db'}")
+        file = URL.create(
+            "sqlite", database=str(self.data_dir / "flexlora.db")
+        )  # no text: a folder's name may hold ? or %
+        url = make_url(self.database_url) if self.database_url else file
         if url.drivername in {"postgres", "postgresql"}:
             url = url.set(drivername="postgresql+psycopg")
         return url if self.database_password is None else url.set(password=self.database_password.get_secret_value())
