@@ -56,10 +56,7 @@ def change(url: URL, how: Callable[[Config, str], None] = command.upgrade, to: s
             f"the database is of another version of FlexLoRA, use that one or a newer one: {error}"
         ) from error
     except DBAPIError as error:
-        if (
-            isinstance(error.orig, sqlite3.OperationalError)
-            and error.orig.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-        ):
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
             raise _in_use("it is open") from error
         raise StartupError(f"the database could not be migrated, and is as it was before: {error.orig}") from error
     finally:

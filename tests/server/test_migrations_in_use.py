@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server import connections
+from flexlora_server import connections, schema
 from flexlora_server.errors import StartupError
 from flexlora_server.store import Store
 from tests.system.processes import until
@@ -96,4 +96,32 @@ def test_nobody_starts_while_it_is_migrated(
         starting.close()
         go_on.write_bytes(b"")
         migrating.join()
+    migrate(database_url)
+
+
+MIGRATE = """
+import sys
+from sqlalchemy import make_url
+from flexlora_server import schema
+from flexlora_server.store import Store
+schema.__file__ = sys.argv[1]
+Store(make_url(sys.argv[2])).migrate()
+"""
+
+
+def test_a_migration_that_is_killed_leaves_the_database_as_it_was(
+    database_url: URL, next_schema: Callable[[str], None], tmp_path: Path
+) -> None:
+    earlier, begun = Store(database_url), tmp_path / "begun"
+    os.mkfifo(begun)
+    waits = f"open({str(begun)!r}, 'w').close(), open({str(begun)!r}).close()"
+    next_schema(f"import os; {ADD}; os.environ.get('WAITS') and ({waits})")
+    address = database_url.render_as_string(hide_password=False)
+    asked = [sys.executable, "-c", MIGRATE, str(schema.__file__), address]
+    process = subprocess.Popen(asked, env=os.environ | {"WAITS": "1"}, stdout=subprocess.PIPE, text=True)
+    begun.read_bytes()  # returns when the migration is under way
+    kill(process)
+    with pytest.raises(StartupError, match="this coordinator needs next"):
+        earlier.check_head()  # waits until PostgreSQL has noticed, too
+    earlier.close()
     migrate(database_url)

@@ -93,8 +93,10 @@ def restore(store: Store, blobs: BlobStore, folder: Path) -> int:
         _put_all_back(store, blobs, folder, found)
     except BaseException:
         store.close()
-        databases.clear(store.url)
-        blobs.remove(digests)
+        try:
+            databases.clear(store.url)
+        finally:
+            blobs.remove(digests)
         raise
     return len(found)
 
