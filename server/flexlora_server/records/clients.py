@@ -139,8 +139,8 @@ def every(tx: Tx) -> Sequence[Client]:
 
 def key_times(tx: Tx) -> dict[str, datetime]:
     """When each client's newest key was issued, by client id."""
-    newest = select(ApiKey.client_id, func.max(ApiKey.created_at)).group_by(ApiKey.client_id)
-    return dict(tx.session.execute(newest).tuples().all())
+    newest = select(ApiKey.client_id, func.max(ApiKey.created_at).label("issued")).group_by(ApiKey.client_id)
+    return {row.client_id: row.issued for row in tx.session.execute(newest)}
 
 
 def revoke(tx: Tx, client_id: str) -> None:
