@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
-from flexlora_server import errors, notices
+from flexlora_server import error_handlers, notices
 from flexlora_server.auth import operator_key
 from flexlora_server.blobs import open_blobs
 from flexlora_server.coordinator import Coordinator
@@ -51,7 +51,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     )
     app.state.coordinator = coordinator
     app.add_middleware(Versions)
-    errors.install(app)
+    error_handlers.install(app)
     for module in (runs, rounds, tasks, adapters, uploads, client_routes, health, page):
         app.include_router(module.routes)
     return app

@@ -3,7 +3,7 @@
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flexlora_server.errors import problem_response
+from flexlora_server.error_handlers import problem_response
 from flexlora_shared.problems import Code, Problem
 from flexlora_shared.versions import disagreement, version_headers
 

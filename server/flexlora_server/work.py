@@ -6,11 +6,12 @@ from datetime import timedelta
 from urllib.parse import urlencode
 
 from flexlora_server.aggregation.strategy import strategy
-from flexlora_server.coordinator import Coordinator
+from flexlora_server.blobs import BlobStore
 from flexlora_server.errors import Refusal
 from flexlora_server.records import rounds, runs, uploads
 from flexlora_server.rounds import OVER
 from flexlora_server.serving import slice_blob
+from flexlora_server.store import Store
 from flexlora_server.tables import Assignment, Round, Run
 from flexlora_server.times import rfc3339
 from flexlora_shared.messages.runs import RunSpec
@@ -30,25 +31,25 @@ def refuse_over(run: Run) -> None:
         )
 
 
-def check(coordinator: Coordinator, name: str, client: str) -> None:
+def check(store: Store, name: str, client: str) -> None:
     """Refuse whoever has nothing to wait for.
 
     Raises:
         Refusal: RUN_NOT_FOUND, RUN_OVER, NOT_DECLARED.
     """
-    with coordinator.store.reading() as tx:
+    with store.reading() as tx:
         refuse_over(runs.get(tx, name))
         if rounds.declaration_of(tx, name, client) is None:
             raise Refusal(Code.NOT_DECLARED, f"Declare a rank for run {name!r} first: PUT /v1/runs/{name}/declaration.")
 
 
-def find(coordinator: Coordinator, name: str, client: str) -> tuple[Task | None, int]:
+def find(store: Store, blobs: BlobStore, name: str, client: str) -> tuple[Task | None, int]:
     """The client's task, if it has one, and the run's version it was looked up in.
 
     Raises:
         Refusal: RUN_NOT_FOUND, RUN_OVER.
     """
-    with coordinator.store.reading() as tx:
+    with store.reading() as tx:
         run = runs.get(tx, name)
         refuse_over(run)
         spec, round_ = runs.spec_of(run), rounds.current(tx, name)
@@ -61,7 +62,7 @@ def find(coordinator: Coordinator, name: str, client: str) -> tuple[Task | None,
         under_way = uploads.under_way(tx, round_, client) is not None  # in grace it may still arrive
         if tx.now >= round_.deadline + timedelta(seconds=spec.grace if under_way else 0):
             return None, run.version
-    blob = slice_blob(coordinator.store, coordinator.blobs, name, round_.number - 1, place.rank, place.rank_pattern)
+    blob = slice_blob(store, blobs, name, round_.number - 1, place.rank, place.rank_pattern)
     return _message(spec, round_, place, blob.sha256, blob.size), run.version
 
 

@@ -71,7 +71,8 @@ async def _disconnected(request: Request) -> None:
 
 def _find(coordinator: Coordinator, name: str, secret: str) -> tuple[Task | None, int]:
     """Nothing is given out but to a key that is good now."""
-    return work.find(coordinator, name, require_client(identify(coordinator, secret)))
+    client = require_client(identify(coordinator, secret))
+    return work.find(coordinator.store, coordinator.blobs, name, client)
 
 
 class _Waiting(StrictRoute):
@@ -124,7 +125,7 @@ async def next_task(
     coordinator, secret = of(request), bearer(request)
     assert secret is not None, "it was identified by it"
     if wait == 0 or not coordinator.lobby.admitted(name, client):
-        await coordinator.ask(coordinator.greeting, work.check, coordinator, name, client)
+        await coordinator.ask(coordinator.greeting, work.check, coordinator.store, name, client)
         coordinator.lobby.admit(name, client)
     return await poll(request, name, secret, client, wait)
 

@@ -1,0 +1,111 @@
+"""How each error becomes an HTTP answer.
+
+What is not listed in `install` is a defect and is answered `internal`, with nothing of it in the body.
+"""
+
+import errno
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from flexlora_server.errors import Conflict, Refusal
+from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code, Problem
+from flexlora_shared.versions import version_headers
+
+log = logging.getLogger("flexlora.server")
+
+_BY_STATUS = {
+    404: Code.NOT_FOUND,
+    405: Code.METHOD_NOT_ALLOWED,
+    413: Code.TOO_LARGE,
+    415: Code.UNSUPPORTED_MEDIA_TYPE,
+    416: Code.RANGE_NOT_SATISFIABLE,
+}
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The problem as an HTTP response."""
+    return JSONResponse(
+        problem.model_dump(mode="json"), problem.status, headers=dict(headers or {}), media_type=PROBLEM_MEDIA_TYPE
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of the application its answer."""
+    app.add_exception_handler(Refusal, _refusal)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    for kind in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(kind, _database)
+    app.add_exception_handler(OSError, _storage)
+    app.add_exception_handler(Conflict, _conflict)
+    app.add_exception_handler(Exception, _defect)
+
+
+async def _refusal(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refusal)
+    return problem_response(error.problem, error.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    faults = _faults(error.errors())
+    where = "; ".join(f"{fault['at']}: {fault['why']}" for fault in faults[:3])
+    return problem_response(
+        Problem.of(Code.INVALID_REQUEST, f"{where}. The form is shown at /docs.", faults=faults[:20])
+    )
+
+
+def _faults(errors: Sequence[Any]) -> list[dict[str, str]]:
+    return [{"at": ".".join(str(part) for part in item["loc"])[:200], "why": str(item["msg"])[:300]} for item in errors]
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _BY_STATUS.get(error.status_code, Code.INVALID_REQUEST)
+    detail = {
+        Code.NOT_FOUND: f"There is nothing at {request.url.path}; the addresses are listed at /docs.",
+        Code.METHOD_NOT_ALLOWED: f"{request.url.path} does not take {request.method}; see /docs.",
+        Code.TOO_LARGE: "The body is larger than this address takes.",
+    }.get(code, str(error.detail))
+    return problem_response(Problem.of(code, detail), error.headers)
+
+
+async def _database(request: Request, error: Exception) -> JSONResponse:
+    if "database or disk is full" in str(error):  # SQLite's words for ENOSPC
+        return await _storage(request, OSError(errno.ENOSPC, str(error)))
+    log.error("the database does not answer: %s", error)
+    detail = "The database does not answer just now; nothing was changed. Try again."
+    return problem_response(Problem.of(Code.UNAVAILABLE, detail), {"Retry-After": "5"})
+
+
+async def _storage(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    log.error("storage failed: %s", error)
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        code, detail = Code.STORAGE_FULL, "The coordinator's disk is full; nothing was accepted. Try again later."
+    else:
+        code, detail = Code.UNAVAILABLE, "The coordinator's storage does not answer; nothing was accepted. Try again."
+    return problem_response(Problem.of(code, detail), {"Retry-After": "30"})
+
+
+async def _conflict(request: Request, error: Exception) -> JSONResponse:
+    detail = "This has changed while it was decided on; nothing was written. Try again."
+    return problem_response(Problem.of(Code.UNAVAILABLE, detail), {"Retry-After": "1"})
+
+
+async def _defect(request: Request, error: Exception) -> JSONResponse:
+    log.error(
+        "%s %s failed: %s", request.method, request.url.path, type(error).__name__
+    )  # the server logs the traceback
+    detail = "The coordinator failed; its log says why. Nothing was accepted."
+    # The server drops the connection after a defect: say so, or the next request on it is lost.
+    # This answer is made outside of every middleware, also of the one that says the version.
+    return problem_response(Problem.of(Code.INTERNAL, detail), {"Connection": "close", **version_headers()})
