@@ -20,7 +20,7 @@ from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings, load_settings
 from flexlora_server.store import Store
 from flexlora_server.upkeep import commands
-from flexlora_server.workers import Workers, check_device
+from flexlora_server.workers import Workers, check_device, check_installed
 from flexlora_shared.versions import version_line
 
 app = typer.Typer(
@@ -63,9 +63,9 @@ def migrate() -> None:
 def serve() -> None:
     """Serve the protocol, and start the aggregation workers that the settings ask for."""
     settings = load_settings()
-    _data_dir(settings)
     if settings.workers:
-        check_device(settings)
+        _check_workers(settings)
+    _data_dir(settings)
     store = Store(settings.url)
     application = create_app(settings, store)
     _, generated = operator_key(settings)
@@ -90,6 +90,7 @@ def worker(
 ) -> None:
     """Aggregate rounds until stopped; any number of workers may run."""
     settings = load_settings()
+    check_installed()
     _data_dir(settings)
     from flexlora_server.worker_loop import run_worker  # brings PyTorch, which the other commands do without
 
@@ -97,6 +98,18 @@ def worker(
 
 
 app.add_typer(commands.app)
+
+
+def _check_workers(settings: Settings) -> None:
+    """Find out at the start, not when the first round waits, that workers cannot run here."""
+    try:
+        check_installed()
+    except StartupError as error:
+        raise StartupError(
+            f"FLEXLORA_WORKERS is {settings.workers}, but {error}; or set FLEXLORA_WORKERS=0 to serve alone, and run "
+            "`flexlora-server worker` where it is installed"
+        ) from None
+    check_device(settings)
 
 
 def _data_dir(settings: Settings) -> None:

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from types import TracebackType
 
 from flexlora_server.errors import StartupError
@@ -13,6 +14,19 @@ log = logging.getLogger("flexlora.worker")
 LOOK = 0.25  # seconds between looks whether a worker still runs
 PATIENCE = 20.0  # seconds that a worker has to end
 RESTART = 1.0  # seconds before a worker that died is started again
+
+
+def check_installed() -> None:
+    """See that the libraries of the extra `worker` are installed here, without loading them.
+
+    Raises:
+        StartupError: they are not.
+    """
+    missing = [library for library in ("safetensors", "torch") if find_spec(library) is None]
+    if missing:
+        raise StartupError(
+            f"a worker needs {' and '.join(missing)}, which this installation lacks: pip install 'flexlora[worker]'"
+        )
 
 
 def check_device(settings: Settings) -> None:

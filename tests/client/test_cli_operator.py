@@ -1,8 +1,6 @@
 """The operator's and the watcher's commands against a real coordinator."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -148,16 +146,6 @@ def test_no_coordinator_at_the_address(operator: dict[str, str]) -> None:
 )
 def test_wrong_command_lines(arguments: list[str]) -> None:
     assert call(*arguments).code == Exit.USAGE
-
-
-def test_watching_imports_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "peft", "pyarrow", "numpy", "safetensors", "fastapi", "sqlalchemy"}
-    program = f"import sys, flexlora_client.cli; print(sorted({heavy!r} & set(sys.modules)))"
-    path = ":".join(filter(None, sys.path))
-    found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONPATH": path}
-    )
-    assert found.stdout == "[]\n"
 
 
 def test_what_gives_out_a_secret_is_asked_for_once(tmp_path: Path) -> None:

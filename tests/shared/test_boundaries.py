@@ -1,4 +1,4 @@
-"""Neither role imports the other's packages, and the wire protocol imports neither role nor torch."""
+"""Which packages each part imports: a role is installed alone, and no process loads what its role has no use for."""
 
 import subprocess
 import sys
@@ -7,33 +7,53 @@ import pytest
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-package = importlib.import_module(sys.argv[1])
-left_out = tuple(sys.argv[2].split(","))
-for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    if not module.name.startswith(left_out) and not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-print(*sorted({name.partition(".")[0] for name in sys.modules}))
+wanted, left_out = (tuple(given.split(",")) for given in sys.argv[1:])
+for name in wanted:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
+        if not module.name.startswith(left_out) and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+print(*sorted(sys.modules))
 """
 
-SERVER_ONLY = {"fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "psycopg", "flexlora_server"}
+WEB = {"fastapi", "starlette", "uvicorn", "jinja2"}
+SERVER_ONLY = WEB | {"sqlalchemy", "alembic", "psycopg", "flexlora_server"}
 CLIENT_ONLY = {"transformers", "peft", "accelerate", "httpx2", "pyarrow", "flexlora_client"}
+COMPUTING = {"torch", "numpy", "safetensors"}
+
+RAY = "flexlora_server.ray_pool"  # needs an extra of its own
+APPLICATION = {"app", "auth", "cli", "coordinator", "error_handlers", "routes"}
+DATABASE = ("records", "store", "tables", "connections", "notices", "errors")
 
 
-def imported(package: str, left_out: str = "-") -> set[str]:
-    """The top-level names in `sys.modules` after importing every module of a package in a fresh interpreter."""
-    command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, package, left_out]
+def within(names: set[str] | tuple[str, ...]) -> str:
+    return ",".join(f"flexlora_server.{name}" for name in sorted(names))
+
+
+def imported(packages: str, left_out: str = "-") -> set[str]:
+    """`sys.modules` after importing every module of some packages, but those whose names begin with one left out, afresh."""
+    command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, packages, left_out]
     return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 
 @pytest.mark.parametrize(
-    ("package", "left_out", "foreign"),
+    ("packages", "left_out", "foreign"),
     [
-        ("flexlora_server", "flexlora_server.ray_pool", CLIENT_ONLY | {"ray"}),  # which needs an extra of its own
-        ("flexlora_client", "flexlora_client.training", SERVER_ONLY),
-        ("flexlora_shared", "-", SERVER_ONLY | CLIENT_ONLY | {"torch", "numpy", "safetensors"}),
+        ("flexlora_server", RAY, CLIENT_ONLY | {"ray"}),
+        ("flexlora_client", "flexlora_client.training", SERVER_ONLY - {"jinja2"}),
+        ("flexlora_client.cli", "-", SERVER_ONLY | COMPUTING | CLIENT_ONLY - {"httpx2", "flexlora_client"}),
+        ("flexlora_shared", "-", SERVER_ONLY | CLIENT_ONLY | COMPUTING),
+        (within(DATABASE), "-", WEB | COMPUTING),
+        (within({"cli"}), "-", {"torch", "safetensors"}),
+        (
+            "flexlora_server",
+            f"{RAY},{within(APPLICATION)}",
+            {"fastapi", "starlette", "uvicorn", "flexlora_server.coordinator"},
+        ),
     ],
+    ids=["server", "client", "operator", "shared", "database", "serving", "beside the application"],
 )
-def test_a_role_alone(package: str, left_out: str, foreign: set[str]) -> None:
-    found = imported(package, left_out)
-    assert package in found
+def test_what_a_part_imports(packages: str, left_out: str, foreign: set[str]) -> None:
+    found = imported(packages, left_out)
+    assert set(packages.split(",")) <= found
     assert found & foreign == set()

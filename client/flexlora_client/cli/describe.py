@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flexlora_client import rendering
+from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.options import message
 from flexlora_client.errors import BadInput
 from flexlora_shared.messages.runs import RunSpec, TaskType
@@ -38,6 +39,7 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's definition, to be edited.")] = False,
 ) -> None:
     """Show the layers of a model that a run can train, from its configuration alone."""
+    require_agent_extra()
     labels = _labels(labels_from) if labels_from else ()
     from flexlora_client import describe as models  # takes seconds to import
 

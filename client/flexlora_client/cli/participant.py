@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from flexlora_client import credentials
+from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.options import (
     CaFileOption,
     HomeOption,
@@ -106,6 +107,7 @@ def run(
     """Take part in a run until it completes."""
     if heldout is not None and heldout_fraction is not None:
         raise typer.BadParameter("give --heldout or --heldout-fraction, not both")
+    require_agent_extra()
     from flexlora_client import taking_part  # training libraries take seconds to import
 
     taking_part.take_part(
