@@ -7,7 +7,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/opt/flexlora/
 RUN python -m venv --without-pip /opt/flexlora
 WORKDIR /src
 COPY constraints.txt ./
-# The same lines as for the coordinator, so that both are built from one cached layer
+# The same lines as for the worker, so that both are built from one cached layer
 RUN python -m pip install -c constraints.txt torch \
  && cd /opt/flexlora/lib/python3.11/site-packages/torch && rm -rf test include bin/test_*
 COPY pyproject.toml README.md LICENSE ./
@@ -15,7 +15,7 @@ COPY client client
 COPY migrations migrations
 COPY server server
 COPY shared shared
-RUN python -m pip install -c constraints.txt ".[client]"
+RUN python -m pip install -c constraints.txt ".[agent]"
 
 FROM python:3.11-slim-bookworm AS agent
 RUN groupadd --gid 10001 flexlora \

@@ -1,15 +1,10 @@
-# The coordinator: `flexlora-server`, without transformers and peft. Built from the repository's root; see docker/README.md.
+# The coordinator: `flexlora-server serve`, without PyTorch, which workers have in their own image (worker.Dockerfile).
+# Built from the repository's root; see docker/README.md.
 FROM python:3.11-slim-bookworm AS build
-# PyTorch's CPU wheel index, from PyTorch's installation page. Left empty, the default index's build brings gigabytes of CUDA.
-ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/opt/flexlora/bin/python
 RUN python -m venv --without-pip /opt/flexlora
 WORKDIR /src
-COPY constraints.txt ./
-# PyTorch in a layer of its own, which outlives every change of the project; its tests and C++ headers serve nobody here
-RUN python -m pip install -c constraints.txt torch \
- && cd /opt/flexlora/lib/python3.11/site-packages/torch && rm -rf test include bin/test_*
-COPY pyproject.toml README.md LICENSE ./
+COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY client client
 COPY migrations migrations
 COPY server server
@@ -24,7 +19,7 @@ RUN groupadd --gid 10001 flexlora \
 COPY --from=build /opt/flexlora /opt/flexlora
 COPY --chown=10001:10001 docker/healthcheck.py /opt/flexlora/healthcheck.py
 ENV PATH=/opt/flexlora/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    FLEXLORA_DATA_DIR=/data FLEXLORA_HOST=0.0.0.0 FLEXLORA_PORT=8000 OMP_NUM_THREADS=1
+    FLEXLORA_DATA_DIR=/data FLEXLORA_HOST=0.0.0.0 FLEXLORA_PORT=8000 FLEXLORA_WORKERS=0 OMP_NUM_THREADS=1
 USER 10001:10001
 WORKDIR /data
 EXPOSE 8000

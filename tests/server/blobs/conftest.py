@@ -16,7 +16,7 @@ _prefixes = itertools.count()
 @pytest.fixture(scope="session")
 def s3() -> Iterator[ObjectStore]:
     """One object store for all tests: each has a prefix of its own."""
-    pytest.importorskip("moto", reason="moto is not installed (pip install 'flexlora[dev]')")
+    pytest.importorskip("moto", reason="moto is not installed (scripts/setup installs it)")
     with object_store() as running:
         yield running
 
