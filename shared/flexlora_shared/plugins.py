@@ -56,5 +56,5 @@ def require_module(module: str) -> None:
         found = find_spec(module)
     except (ImportError, ValueError) as error:  # of a package that it is to be in, or of its name
         raise PluginFault(f"the module {module} cannot be looked for: {error}") from error
-    if found is None:
+    if found is None or found.name != module:  # `__main__` is another module in every program
         raise PluginFault(f"there is no module {module}")

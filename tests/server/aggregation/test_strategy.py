@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,18 @@ def test_two_packages_with_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     install(monkeypatch, tmp_path, "two", STRATEGIES, {"twice": "two_offer:mine"})
     with pytest.raises(AggregationError, match="offered as one_offer:mine and as two_offer:mine: uninstall one"):
         strategy("twice")
+
+
+@pytest.mark.parametrize("spec", [None, find_spec("json.tool")])
+def test_the_program_that_runs_is_no_module_of_a_strategy(
+    spec: ModuleSpec | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it was started: as a file or, with `python -m`, as a module, which has a specification."""
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    source = OFFER.format(name="program", module="__main__")
+    install(monkeypatch, tmp_path, "program", STRATEGIES, {"program": "program_offer:mine"}, program_offer=source)
+    with pytest.raises(AggregationError, match="module __main__"):
+        strategy("program")
 
 
 def changed(update: Update, **fields: object) -> list[Update]:
