@@ -1,7 +1,6 @@
 """Fixtures of all tests: migrated databases of both kinds, and a real coordinator on a real socket."""
 
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from sqlalchemy import URL
 
 from flexlora_server.store import Store
-from tests.databases import create_database, postgres_cluster, postgres_programs
+from tests.databases import create_database, migrated_sqlite, postgres_cluster, postgres_programs
 from tests.kit import Clock, Served, served
 
 _databases = itertools.count()
@@ -28,24 +27,13 @@ def postgres_socket() -> Iterator[Path]:
         yield socket
 
 
-@pytest.fixture(scope="session")
-def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file to copy from."""
-    path = tmp_path_factory.mktemp("migrated") / "flexlora.db"
-    store = Store(URL.create("sqlite", database=str(path)))
-    store.migrate()
-    store.close()
-    return path
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
     """A migrated, empty database of each kind in turn."""
     if request.param == "postgresql":
         socket: Path = request.getfixturevalue("postgres_socket")
         return create_database(socket, f"test{next(_databases)}", "migrated")
-    file: Path = request.getfixturevalue("sqlite_file")
-    return URL.create("sqlite", database=str(shutil.copy(file, tmp_path / "flexlora.db")))
+    return migrated_sqlite(tmp_path)
 
 
 @pytest.fixture

@@ -5,14 +5,40 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import URL, create_engine, text
 
+from flexlora_server.store import Store
+
 # for tests of what no database has to do with: a mark of one test, or of a module as its `pytestmark`
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@cache
+def _sqlite_at_head() -> bytes:
+    """An empty database of the newest schema: migrating takes as long as a small test."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "flexlora.db"
+        store = Store(sqlite_url(path))
+        store.migrate()
+        store.close()
+        return path.read_bytes()
+
+
+def sqlite_url(path: Path) -> URL:
+    """The URL of a database in this file."""
+    return URL.create("sqlite", database=str(path))
+
+
+def migrated_sqlite(folder: Path) -> URL:
+    """A migrated, empty database in `folder`."""
+    path = folder / "flexlora.db"
+    path.write_bytes(_sqlite_at_head())
+    return sqlite_url(path)
 
 
 def postgres_programs() -> Path | None:

@@ -1,11 +1,13 @@
 """What the tests stand on: a real coordinator on a real socket, participants that speak the protocol, adapter files."""
 
+import asyncio
 import hashlib
 import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
 from pathlib import Path
@@ -14,7 +16,6 @@ from typing import Any
 import httpx2
 import uvicorn
 from safetensors.torch import save
-from sqlalchemy import URL
 from torch import Generator, Tensor, float32, randn
 from torch import dtype as Dtype
 
@@ -29,6 +30,7 @@ from flexlora_shared.digests import digest_field
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
+from tests.databases import migrated_sqlite
 
 OPERATOR_KEY = "operator-key-of-the-tests"
 PART = {"Content-Type": "application/partial-upload"}
@@ -259,6 +261,35 @@ class Served:
         return found
 
 
+class Server(uvicorn.Server):
+    """uvicorn, except that it ends as soon as it is told to: alone it looks ten times a second, and then waits a tenth."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told: Future[None] = Future()
+
+    def end(self) -> None:
+        """Called from another thread."""
+        self._told.set_result(None)
+
+    async def main_loop(self) -> None:
+        ticks = asyncio.create_task(super().main_loop())
+        await asyncio.wrap_future(self._told)
+        ticks.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        ending = asyncio.create_task(self._wait_tasks_to_complete())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ending, self.config.timeout_graceful_shutdown)
+        for task in self.server_state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
+
+
 @contextmanager
 def served(store: Store, folder: Path, clock: Clock, **settings: Any) -> Iterator[Served]:
     """A coordinator on a real socket for the block."""
@@ -266,14 +297,14 @@ def served(store: Store, folder: Path, clock: Clock, **settings: Any) -> Iterato
     chosen = Settings.model_validate(values)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)  # connections wait here until uvicorn is up
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(create_app(chosen, store), log_config=None, timeout_graceful_shutdown=1))
+    server = Server(uvicorn.Config(create_app(chosen, store), log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         with httpx2.Client(base_url=url, timeout=60) as http:
             yield Served(url, store, chosen, clock, http)
     finally:
-        server.should_exit = True
+        server.end()
         thread.join()
         listener.close()
 
@@ -282,8 +313,7 @@ def served(store: Store, folder: Path, clock: Clock, **settings: Any) -> Iterato
 def served_on_sqlite(folder: Path) -> Iterator[Served]:
     """A coordinator with a database of its own in `folder`, for the block."""
     clock = Clock()
-    store = Store(URL.create("sqlite", database=str(folder / "flexlora.db")), clock)
-    store.migrate()
+    store = Store(migrated_sqlite(folder), clock)
     with served(store, folder / "coordinator", clock) as running:
         yield running
     store.close()
