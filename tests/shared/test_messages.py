@@ -12,6 +12,8 @@ from flexlora_shared.messages.runs import RunSpec, Scaling
 from flexlora_shared.messages.uploads import Evaluation, UploadCreate
 from tests.kit import spec
 
+WIDE = {"name": "m", "out_features": 1, "in_features": 1}
+HEAD: dict[str, Any] = {"name": "h.w", "shape": [2]}
 UPLOAD: dict[str, Any] = {"rank": 8, "alpha": 16.0, "examples": 10, "size": 100, "sha256": "0" * 64}
 VALID: dict[type[Message], dict[str, Any]] = {
     RunSpec: spec(),
@@ -42,11 +44,10 @@ def test_unknown_fields_are_refused(kind: type[Message]) -> None:
         parse(kind, VALID[kind] | {"lora_dropout_": 1})
 
 
-@pytest.mark.parametrize("kind", VALID, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("value", [None, [], "{}", 1, True])
-def test_only_objects_are_messages(kind: type[Message], value: Any) -> None:
+@pytest.mark.parametrize("value", [None, [], "{}", 1])
+def test_only_objects_are_messages(value: Any) -> None:
     with pytest.raises(ValidationError):
-        parse(kind, value)
+        parse(TokenRequest, value)
 
 
 def test_messages_cannot_be_changed() -> None:
@@ -54,16 +55,17 @@ def test_messages_cannot_be_changed() -> None:
         parse(TokenRequest, {}).note = "x"  # type: ignore[attr-defined]
 
 
-NOT_INTEGERS = [True, False, "1", 1.0, 1.5, None, [], float("nan"), float("inf"), 10**400]
-NOT_FLOATS = [True, "1.0", None, [], float("nan"), float("inf"), float("-inf")]
+# strictness is the base class's: what is no number is tried once for an integer and once for a float
+NOT_INTEGERS = [True, "1", 1.0, None, float("nan")]
+NOT_FLOATS = [True, "1.0", None, float("nan"), float("inf"), float("-inf")]
 BAD: list[tuple[type[Message], str, list[Any]]] = [
     (UploadCreate, "rank", [*NOT_INTEGERS, 0, -1, 4097]),
     (UploadCreate, "alpha", [*NOT_FLOATS, 0.0, -1.0, 1e7]),
-    (UploadCreate, "use_rslora", [1, 0, "true", None]),
-    (UploadCreate, "trainable", ["", "A", "b", "Slice", None, True, ["slice"]]),
-    (UploadCreate, "examples", [*NOT_INTEGERS, 0, 2**48 + 1]),
-    (UploadCreate, "size", [*NOT_INTEGERS, 0, 2**46]),
-    (UploadCreate, "sha256", ["", "0" * 63, "0" * 65, "F" * 64, "g" * 64, "0" * 64 + "\n", 0, None]),
+    (UploadCreate, "use_rslora", [1, "true"]),
+    (UploadCreate, "trainable", ["A", "Slice", None, ["slice"]]),
+    (UploadCreate, "examples", [1.0, 0, 2**48 + 1]),
+    (UploadCreate, "size", [1.0, 0, 2**46]),
+    (UploadCreate, "sha256", ["0" * 63, "0" * 65, "F" * 64, "g" * 64, "0" * 64 + "\n", 0]),
     (
         UploadCreate,
         "rank_pattern",
@@ -73,39 +75,31 @@ BAD: list[tuple[type[Message], str, list[Any]]] = [
     (UploadCreate, "alpha_pattern", [{"a": 0.0}, {"a": float("nan")}, {"a": "1"}]),
     (UploadCreate, "metrics", [{"Loss": 1.0}, {"loss": float("nan")}, {"loss": 1e101}, {"loss": True}, {"": 1.0}]),
     (UploadCreate, "metrics", [{f"m{n}": 1.0 for n in range(33)}, {"a" * 65: 1.0}]),
-    (Evaluation, "metrics", [{}, {"loss": float("inf")}, {"loss": "1"}]),
-    (Declaration, "rank", [*NOT_INTEGERS, 0]),
-    (Declaration, "examples", [*NOT_INTEGERS, 0]),
+    (Evaluation, "metrics", [{}, {"loss": float("inf")}]),
+    (Declaration, "rank", [1.0, 0]),
+    (Declaration, "examples", [1.0, 0]),
     (Declaration, "hardware", [{"memory_bytes": 2**63}, {"memory_bytes": -1}, {"device": "x" * 101}, {"gpu": 1}]),
-    (TokenRequest, "expires_in", [*NOT_INTEGERS, 0, 31_536_001]),
-    (TokenRequest, "note", ["x" * 201, "a\0b", "two\nlines", 1, None]),
+    (TokenRequest, "expires_in", [1.0, 0, 31_536_001]),
+    (TokenRequest, "note", ["x" * 201, "a\0b", "two\nlines", None]),
     (Enrolment, "name", ["", " a", "a\n", "a/b", "<b>", "é", "x" * 65, "a\0"]),
-    (Enrolment, "token", ["x" * 201, "a\0", None]),
-    (Scaling, "alpha", [*NOT_FLOATS[:3], 0.0, -1.0]),
+    (Enrolment, "token", ["x" * 201, "a\0"]),
+    (Scaling, "alpha", [float("inf"), 0.0]),
     (RunSpec, "name", ["", "A", "-a", "a-", "a_b", "a/b", "..", "a" * 64, "a\n", "é"]),
-    (
-        RunSpec,
-        "modules",
-        [[], [{"name": "m", "out_features": 1}], [{"name": "a b", "out_features": 1, "in_features": 1}]],
-    ),
-    (RunSpec, "modules", [[{"name": "m", "out_features": n, "in_features": 1}] for n in (0, -1, 2**24 + 1, True, 1.0)]),
-    (
-        RunSpec,
-        "extra",
-        [[{"name": "h.w", "shape": []}], [{"name": "h.w", "shape": [1] * 9}], [{"name": "h.w", "shape": [0]}]],
-    ),
-    (RunSpec, "extra", [[{"name": "h.w", "shape": [2], "init": "random"}], {"name": "h.w"}]),
-    (RunSpec, "ranks", [[], [0], [True], ["2"], [2.0], 2, list(range(1, 258))]),
+    (RunSpec, "modules", [[], [{"name": "m", "out_features": 1}], [WIDE | {"name": "a b"}]]),
+    (RunSpec, "modules", [[WIDE | {"out_features": n}] for n in (0, -1, 2**24 + 1, True, 1.0)]),
+    (RunSpec, "extra", [[HEAD | {"shape": shape}] for shape in ([], [1] * 9, [0])]),
+    (RunSpec, "extra", [[HEAD | {"init": "random"}], HEAD]),
+    (RunSpec, "ranks", [[], [0], [True], ["2"], 2, list(range(1, 258))]),
     (RunSpec, "scaling", [{}, {"alpha": 1.0, "alpha_per_rank": 1.0}, {"use_rslora": True}]),
-    (RunSpec, "rounds", [*NOT_INTEGERS, 0, 100_001]),
-    (RunSpec, "min_clients", [*NOT_INTEGERS, 0]),
-    (RunSpec, "min_updates", [*NOT_INTEGERS, 0]),
-    (RunSpec, "clients_per_round", [0, True, "1"]),
-    (RunSpec, "gather_timeout", [*NOT_FLOATS, -0.1, 86_401.0]),
-    (RunSpec, "round_timeout", [*NOT_FLOATS, 0.0, 2_592_001.0]),
-    (RunSpec, "norm_bound", [*NOT_FLOATS, 0.0]),
-    (RunSpec, "upload_dtype", ["float64", "int8", "F32", None]),
-    (RunSpec, "seed", [*NOT_INTEGERS, -1, 2**31]),
+    (RunSpec, "rounds", [1.0, 0, 100_001]),
+    (RunSpec, "min_clients", [1.0, 0]),
+    (RunSpec, "min_updates", [1.0, 0]),
+    (RunSpec, "clients_per_round", [0, True]),
+    (RunSpec, "gather_timeout", [float("inf"), -0.1, 86_401.0]),
+    (RunSpec, "round_timeout", [float("inf"), 0.0, 2_592_001.0]),
+    (RunSpec, "norm_bound", [float("inf"), 0.0]),
+    (RunSpec, "upload_dtype", ["float64", "F32", None]),
+    (RunSpec, "seed", [1.0, -1, 2**31]),
     (RunSpec, "model", [{}, {"id": ""}, {"id": "x", "task_type": "OTHER"}, {"id": "x", "trust_remote_code": True}]),
     (
         RunSpec,
@@ -113,16 +107,15 @@ BAD: list[tuple[type[Message], str, list[Any]]] = [
         [{"learning_rate": 0.0}, {"epochs": 0}, {"batch_size": True}, {"lora_dropout": 1.0}, {"x": 1}],
     ),
 ]
-CASES = [(kind, field, value) for kind, field, values in BAD for value in values]
 
 
-@pytest.mark.parametrize(
-    ("kind", "field", "value"), CASES, ids=[f"{k.__name__}.{f}={str(v)[:30]!r}" for k, f, v in CASES]
-)
-def test_bad_values_are_refused(kind: type[Message], field: str, value: Any) -> None:
-    with pytest.raises(ValidationError) as caught:
-        parse(kind, VALID[kind] | {field: value})
-    assert {error["loc"][0] for error in caught.value.errors() if error["loc"]} <= {field}
+@pytest.mark.parametrize(("kind", "field", "values"), BAD, ids=[f"{kind.__name__}.{field}" for kind, field, _ in BAD])
+def test_bad_values_are_refused(kind: type[Message], field: str, values: list[Any]) -> None:
+    for value in values:
+        print(f"{value!r:.200}")  # shown where it passes
+        with pytest.raises(ValidationError) as caught:
+            parse(kind, VALID[kind] | {field: value})
+        assert {error["loc"][0] for error in caught.value.errors() if error["loc"]} <= {field}
 
 
 def test_numbers_beyond_float_are_not_infinity() -> None:
