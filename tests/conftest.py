@@ -4,14 +4,18 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import URL
 
 from flexlora_server.store import Store
-from tests.databases import create_database, migrated_sqlite, postgres_cluster, postgres_programs
+from tests.databases import create_database, drop_database, migrated_sqlite, postgres_cluster, postgres_programs
 from tests.kit import Clock, Served, served
 
 _databases = itertools.count()
+# an example may take as long as a busy machine needs
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +32,15 @@ def postgres_socket() -> Iterator[Path]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
     """A migrated, empty database of each kind in turn."""
-    if request.param == "postgresql":
-        socket: Path = request.getfixturevalue("postgres_socket")
-        return create_database(socket, f"test{next(_databases)}", "migrated")
-    return migrated_sqlite(tmp_path)
+    if request.param == "sqlite":
+        yield migrated_sqlite(tmp_path)
+        return
+    socket: Path = request.getfixturevalue("postgres_socket")
+    name = f"test{next(_databases)}"
+    yield create_database(socket, name, "migrated")
+    drop_database(socket, name)
 
 
 @pytest.fixture

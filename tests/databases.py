@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import pytest
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, NullPool, create_engine, text
 
 from flexlora_server.store import Store
 
@@ -55,12 +55,15 @@ def postgres_cluster(programs: Path, durable: bool = False) -> Iterator[Path]:
     durable: it syncs what it commits, as a real one does; for tests that is only slow.
     """
     user = "postgres" if os.geteuid() == 0 else None
-    with TemporaryDirectory(prefix="flexlora-pg-", dir="/tmp") as folder:
+    # not below a TMPDIR of one's own: the path of a socket is short, and `postgres` must be let in
+    place = "/dev/shm" if gettempdir() == "/dev/shm" else "/tmp"
+    with TemporaryDirectory(prefix="flexlora-pg-", dir=place) as folder:
         if user is not None:
             shutil.chown(folder, user)
         data = f"{folder}/data"
         fsync = "on" if durable else "off"
         options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync={fsync} -c max_connections=200"
+        options += " -c max_wal_size=64MB"
 
         def run(*command: str) -> None:
             subprocess.run(command, check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL)
@@ -80,8 +83,16 @@ def postgres_url(socket: Path, database: str) -> URL:
 
 def create_database(socket: Path, database: str, template: str = "template1") -> URL:
     """A new database, a copy of `template`."""
-    admin = create_engine(postgres_url(socket, "postgres"), isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{database}" TEMPLATE "{template}"'))
-    admin.dispose()
+    _administer(socket, f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
     return postgres_url(socket, database)
+
+
+def drop_database(socket: Path, database: str) -> None:
+    """Delete it, whoever is still connected: each takes 7 MB."""
+    _administer(socket, f'DROP DATABASE "{database}" WITH (FORCE)')
+
+
+def _administer(socket: Path, command: str) -> None:
+    admin = create_engine(postgres_url(socket, "postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.execute(text(command))

@@ -8,7 +8,10 @@ from flexlora_server.diagnosis import explain
 from flexlora_server.jobs import Job, read_job
 from flexlora_server.leases import Lease
 from flexlora_server.records import rounds
+from tests.databases import ON_SQLITE
 from tests.kit import Served, encode, tensors
+
+pytestmark = ON_SQLITE  # of files
 
 
 def frozen(coordinator: Served) -> Job:

@@ -109,7 +109,7 @@ def test_so_it_is_on_the_routes_of_larger_modules(tmp_path: Path, route: str, mo
     """Every thread's first product, too: what is compared are float64 figures, to the last bit."""
     monkeypatch.setattr(cost, "routes", lambda *shape, exact: (route,))
     ranks = (16,) * 10
-    run = RunSpec.model_validate(spec(modules=_large(7), ranks=[max(ranks)], error_bound=1.3))
+    run = RunSpec.model_validate(spec(modules=_large(5), ranks=[max(ranks)], error_bound=1.3))
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, ranks)
     digests, figures = set(), set()
     for threads in (1, 2, 4):
@@ -124,7 +124,7 @@ def test_so_it_is_on_the_routes_of_larger_modules(tmp_path: Path, route: str, mo
 
 def test_so_it_is_in_a_process_that_was_told_of_one_thread_by_the_program_alone(tmp_path: Path) -> None:
     """As a worker is: without OMP_NUM_THREADS, the first product in a new thread is summed otherwise than all later ones."""
-    run = RunSpec.model_validate(spec(modules=_large(6), ranks=[16]))
+    run = RunSpec.model_validate(spec(modules=_large(5), ranks=[16]))
     (tmp_path / "run.json").write_text(run.model_dump_json())
     initial(run, tmp_path)
     script = (
