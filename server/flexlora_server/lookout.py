@@ -71,14 +71,14 @@ class Lookout:
                     presence.saw(tx, run, clients)
         with self._store.reading() as tx:
             ended, good = self._good_keys(tx, task.keys)
-            active = self._active(tx)
+            active = self._active(tx, task)
             going = [run.name for run in active if good is not None or self._unsettled(run, task)]
             views = {} if going else self._news(tx, active)
         for name in going:
             self._advance(name)
         if going:
             with self._store.reading() as tx:
-                views = self._news(tx, self._active(tx))
+                views = self._news(tx, self._active(tx, task))
         self._views.update(views)
         self._ended = ended
         return News(views, good)
@@ -117,9 +117,13 @@ class Lookout:
         except Exception:  # a defect met in one run must not hold up the others
             log.exception("run %s cannot be moved on", name)
 
-    def _active(self, tx: Tx) -> list[Run]:
-        """Runs that go on, and those that were going on when last seen."""
+    def _active(self, tx: Tx, task: Task) -> list[Run]:
+        """Runs that go on, those that were going on when last seen, and those never seen in which somebody waits.
+
+        The last may have begun and ended since the look before.
+        """
         watched = [name for name, view in self._views.items() if not view.over]
+        watched += [name for name in task.seen if name not in self._views]
         wanted = select(Run).where(or_(Run.state.in_(("RUNNING", "PAUSED")), Run.name.in_(watched)))
         return list(tx.session.scalars(wanted.order_by(Run.name)))
 
