@@ -101,6 +101,7 @@ BAD: list[tuple[type[Message], str, list[Any]]] = [
     (RunSpec, "upload_dtype", ["float64", "F32", None]),
     (RunSpec, "seed", [1.0, -1, 2**31]),
     (RunSpec, "model", [{}, {"id": ""}, {"id": "x", "task_type": "OTHER"}, {"id": "x", "trust_remote_code": True}]),
+    (RunSpec, "training", [{"max_grad_norm": float("inf")}]),  # has no bound: only the base class refuses it
     (
         RunSpec,
         "training",
