@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.rounds import Round
-from flexlora_server.aggregation.routes import cost
-from flexlora_server.aggregation.stack import Stack
-from flexlora_server.aggregation.svd import decompose
+from flexlora_server.aggregation.svd import cost
+from flexlora_server.aggregation.svd.stack import Stack
+from flexlora_server.aggregation.svd.truncated_svd import decompose
 
 BOUND = 1.02  # of the certified answers
 

@@ -25,10 +25,10 @@ from sqlalchemy import URL
 
 from benchmarks.idle_sockets import agents
 from demo.cluster import Cluster, cluster
-from flexlora_server.records import clients
+from flexlora_server.database.queries import clients
+from flexlora_server.database.schema import ApiKey, Client, Participation
+from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
-from flexlora_server.tables import ApiKey, Client, Participation
 from tests.databases import create_database, postgres_cluster, postgres_programs
 
 RUN = "idle"

@@ -23,7 +23,7 @@ import torch
 from benchmarks.llama_files import spec_of, write_round
 from benchmarks.memory import MIB, Peak
 from benchmarks.rounds import CYCLE
-from flexlora_server.engine import Work, write_aggregate
+from flexlora_server.worker.aggregate_round import Work, write_aggregate
 
 RANKS = (8, 16, 32, 48, 64) * 2
 TARGET = {"seconds": 120, "peak_anonymous_mib": 2048}  # on two cores

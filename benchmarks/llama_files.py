@@ -14,12 +14,12 @@ from torch import Tensor
 
 from benchmarks.matrices import geometric
 from benchmarks.rounds import DECAY, DRIFT, NOISE
-from flexlora_server.adapters.dtypes import DTYPES, slice_dtype
-from flexlora_server.adapters.stored import StoredWriter, as_array, served_dtype
-from flexlora_server.adapters.uploads import InputUpdate, weighted
-from flexlora_server.adapters.writer import TensorWriter
+from flexlora_server.adapter_files.dtypes import DTYPES, slice_dtype
+from flexlora_server.adapter_files.global_adapter_torch import StoredWriter, as_array, served_dtype
+from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
+from flexlora_server.adapter_files.safetensors_writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
-from flexlora_server.engine import Work
+from flexlora_server.worker.aggregate_round import Work
 from flexlora_shared.layout import adapter_shapes, key_A, key_B
 from flexlora_shared.messages.runs import ModelSpec, ModuleSpec, RunSpec
 from flexlora_shared.messages.uploads import UploadCreate

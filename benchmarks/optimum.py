@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexlora_server.aggregation.stack import Stack
+from flexlora_server.aggregation.svd.stack import Stack
 
 GROUP = 4096  # columns of the stack that are multiplied at once
 NOISE = 1e-7  # of the largest singular value: the root of a square's rounding

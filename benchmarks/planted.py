@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.matrices import dense, geometric, orthonormal
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors, slice_factors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
 
 D_OUT, D_IN, RANK, DECAY, NORM = 48, 64, 16, 0.8, 4.0
 RANKS = (2, 4, 8, 16)

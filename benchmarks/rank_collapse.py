@@ -18,7 +18,7 @@ from benchmarks.hostile import decaying
 from benchmarks.planted import EXAMPLES, SCALING, Planted, floor, learned, planted
 from benchmarks.plotting import Panel, draw
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
 
 STRATEGIES = ("flexlora", "flexlora-residual")
 SHARES = {4: 0.25, 8: 0.25, 16: 0.5}

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from benchmarks.hostile import ATTACKS, DTYPE, HOSTILE, RANKS, Task, attacked, decaying, task, trained
 from benchmarks.matrices import dense
-from flexlora_server.aggregation import strategy as registered
 from flexlora_server.aggregation.factors import GlobalFactors, Update
-from flexlora_server.aggregation.geometry import Geometry, module_geometry
-from flexlora_server.aggregation.robust.cosine import Cosine
-from flexlora_server.aggregation.robust.geometric_median import GeometricMedian
-from flexlora_server.aggregation.robust.multi_krum import MultiKrum
-from flexlora_server.aggregation.robust.norm_clip import FixedBound, RunningBound, round_norm
-from flexlora_server.aggregation.robust.reweight import Shares, reweighted
-from flexlora_server.aggregation.robust.rule import Rule
-from flexlora_server.aggregation.robust.split import split
+from flexlora_server.aggregation.filters.cosine import Cosine
+from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
+from flexlora_server.aggregation.filters.multi_krum import MultiKrum
+from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound, round_norm
+from flexlora_server.aggregation.filters.reweight import Shares, reweighted
+from flexlora_server.aggregation.filters.rule import Rule
+from flexlora_server.aggregation.filters.split import split
+from flexlora_server.aggregation.geometry.update_geometry import Geometry, module_geometry
+from flexlora_server.aggregation.strategies import registry as registered
 
 STRATEGIES = ("flexlora", "flexlora-residual")
 NOBODY = "nobody"

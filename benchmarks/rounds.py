@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.matrices import geometric, orthonormal
-from flexlora_server.aggregation.stack import Stack, Term
+from flexlora_server.aggregation.svd.stack import Stack, Term
 
 MIXED = "mixed"
 CYCLE = (4, 8, 16, 32, 64)

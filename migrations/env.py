@@ -3,10 +3,10 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from flexlora_server import connections
-from flexlora_server.schema import check_references
+from flexlora_server.database import engine
+from flexlora_server.database.migrate import check_references
+from flexlora_server.database.schema import Table
 from flexlora_server.settings import load_settings
-from flexlora_server.tables import Table
 
 
 def _run(connection: Connection) -> None:
@@ -20,5 +20,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     _run(given)
 else:
-    with connections.changing(load_settings().url).begin() as opened:
+    with engine.changing(load_settings().url).begin() as opened:
         _run(opened)

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server.store import Store
+from flexlora_server.database.transactions import Store
 from tests.databases import create_database, drop_database, migrated_sqlite, postgres_cluster, postgres_programs
 from tests.kit import Clock, Served, served
 

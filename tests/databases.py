@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory, gettempdir
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
-from flexlora_server.store import Store
+from flexlora_server.database.transactions import Store
 
 # for tests of what no database has to do with: a mark of one test, or of a module as its `pytestmark`
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

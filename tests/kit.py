@@ -20,12 +20,12 @@ from torch import Generator, Tensor, float32, randn
 from torch import dtype as Dtype
 
 from flexlora_server.app import create_app
-from flexlora_server.blobs import BlobStore, open_blobs
-from flexlora_server.records import uploads
+from flexlora_server.database.queries import uploads
+from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
-from flexlora_server.sweep import sweep
-from flexlora_server.worker import Worker
+from flexlora_server.storage import BlobStore, open_blobs
+from flexlora_server.worker.garbage_collector import sweep
+from flexlora_server.worker.worker import Worker
 from flexlora_shared.digests import digest_field
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec

@@ -7,18 +7,19 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
 
-from flexlora_server import error_handlers, notices
-from flexlora_server.auth import operator_key
-from flexlora_server.blobs import open_blobs
-from flexlora_server.coordinator import Coordinator
-from flexlora_server.lobby import Lobby
-from flexlora_server.records import clients
-from flexlora_server.routes import adapters, health, page, rounds, runs, tasks, uploads
-from flexlora_server.routes import clients as client_routes
+from flexlora_server.api import adapters, error_handlers, health, rounds, runs, tasks, uploads
+from flexlora_server.api import clients as client_routes
+from flexlora_server.api.auth import operator_key
+from flexlora_server.api.services import Coordinator
+from flexlora_server.api.version_headers import Versions
+from flexlora_server.console import status_page
+from flexlora_server.database import notifications
+from flexlora_server.database.queries import clients
+from flexlora_server.database.transactions import Store
+from flexlora_server.long_polling.waiting_room import Lobby
+from flexlora_server.maintenance.verify_blobs import check_blobs
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
-from flexlora_server.upkeep.presence import check_blobs
-from flexlora_server.versions import Versions
+from flexlora_server.storage import open_blobs
 from flexlora_shared.versions import version
 
 DESCRIPTION = "Federated LoRA fine-tuning, every participant at its own rank (FlexLoRA, arXiv 2402.11505)."
@@ -52,7 +53,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     app.state.coordinator = coordinator
     app.add_middleware(Versions)
     error_handlers.install(app)
-    for module in (runs, rounds, tasks, adapters, uploads, client_routes, health, page):
+    for module in (runs, rounds, tasks, adapters, uploads, client_routes, health, status_page):
         app.include_router(module.routes)
     return app
 
@@ -69,7 +70,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     coordinator.store.on_change = poke
     keeper = asyncio.create_task(coordinator.lobby.keep())
-    hearing = asyncio.create_task(notices.hear(coordinator.store.url, poke)) if coordinator.store.notifies else None
+    hearing = (
+        asyncio.create_task(notifications.hear(coordinator.store.url, poke)) if coordinator.store.notifies else None
+    )
     yield
     if hearing is not None:
         hearing.cancel()

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import ArgumentError, OperationalError
 
+from flexlora_server.api.auth import operator_key
 from flexlora_server.app import create_app
-from flexlora_server.auth import operator_key
+from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
+from flexlora_server.maintenance import commands
 from flexlora_server.settings import Settings, load_settings
-from flexlora_server.store import Store
-from flexlora_server.upkeep import commands
-from flexlora_server.workers import Workers, check_device, check_installed
+from flexlora_server.worker.supervisor import Workers, check_device, check_installed
 from flexlora_shared.versions import version_line
 
 app = typer.Typer(
@@ -92,7 +92,7 @@ def worker(
     settings = load_settings()
     check_installed()
     _data_dir(settings)
-    from flexlora_server.worker_loop import run_worker  # brings PyTorch, which the other commands do without
+    from flexlora_server.worker.process import run_worker  # brings PyTorch, which the other commands do without
 
     run_worker(settings, attached=attached)
 

@@ -5,6 +5,8 @@
     LeaseLost               a worker's aggregation belongs to another worker now
     Stopping                a worker was asked to end in the middle of an aggregation
     Conflict                a row has changed since it was read; whoever asked may try again
+    AggregationError        these tensors cannot be aggregated (non-finite, wrong shape, overflow, no convergence)
+    UnsupportedRun          this strategy cannot serve a run defined like that (raised at run creation)
 
 `error_handlers` turns them into answers. Workers and whatever only reads the database use this module without the web framework.
 """
@@ -38,3 +40,11 @@ class Stopping(Exception):
 
 class Conflict(Exception):
     """A row has changed since it was read; nothing was written."""
+
+
+class AggregationError(Exception):
+    """Tensors, weights or ranks that cannot become a global update; the message says which and why."""
+
+
+class UnsupportedRun(Exception):
+    """A strategy refuses a run's definition; the message says what to change."""

@@ -1,7 +1,7 @@
 """Plug-ins: what other packages offer this one by entry points, a group for each kind.
 
-    flexlora.strategies   aggregation strategies   flexlora_server.aggregation.strategy.Strategy
-    flexlora.filters      robust filters           flexlora_server.aggregation.robust.plugin.FilterPlugin
+    flexlora.strategies   aggregation strategies   flexlora_server.aggregation.strategies.registry.Strategy
+    flexlora.filters      robust filters           flexlora_server.aggregation.filters.plugin.FilterPlugin
     flexlora.trainers     training loops           a class as flexlora_client.training.contract tells
 
 A package names them in its pyproject.toml, `[project.entry-points."flexlora.strategies"]`, and is installed where they are used.

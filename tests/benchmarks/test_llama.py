@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import llama, llama_files
 from benchmarks.llama_files import spec_of, write_round
-from flexlora_server.adapters.uploads import Uploads
+from flexlora_server.adapter_files.round_uploads import Uploads
 
 LAYER = {"self_attn.q_proj": (48, 40), "mlp.up_proj": (96, 40)}
 

@@ -11,7 +11,7 @@ from benchmarks.hostile import ATTACKS, DTYPE, attacked, forged, multiplied, tas
 from benchmarks.matrices import dense
 from benchmarks.robustness import NOBODY, STRATEGIES, against, calm, filters, main
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
 
 
 def test_one_seed_prints_a_table_and_ends_with_json(capsys: pytest.CaptureFixture[str]) -> None:

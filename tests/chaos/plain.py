@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import URL
 
-from flexlora_server.tables import Table
+from flexlora_server.database.schema import Table
 
 TABLES = [table.name for table in reversed(Table.metadata.sorted_tables)]
 

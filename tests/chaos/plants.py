@@ -9,15 +9,16 @@ from unittest.mock import patch
 
 from sqlalchemy import select, update
 
-from flexlora_server import leases, progress
-from flexlora_server import rounds as machine
-from flexlora_server.blobs.appending import Appending
-from flexlora_server.leases import Lease
-from flexlora_server.progress import Due
-from flexlora_server.records import inputs, rounds, uploads
-from flexlora_server.rounds import Candidate, RoundView
-from flexlora_server.store import Tx
-from flexlora_server.tables import Round, Run
+from flexlora_server import state_machine as machine
+from flexlora_server.database.queries import inputs, rounds, uploads
+from flexlora_server.database.schema import Round, Run
+from flexlora_server.database.transactions import Tx
+from flexlora_server.lifecycle import transitions
+from flexlora_server.lifecycle.transitions import Due
+from flexlora_server.state_machine import Candidate, RoundView
+from flexlora_server.storage.local_uploads import Appending
+from flexlora_server.worker import leases
+from flexlora_server.worker.leases import Lease
 from flexlora_shared.messages.runs import RunSpec
 
 Plant = Callable[[], AbstractContextManager[Any]]
@@ -57,14 +58,14 @@ def swept_early() -> Iterator[None]:
 @contextmanager
 def unversioned() -> Iterator[None]:
     """What was found due is done, whatever the round has become since."""
-    apply = progress.apply
+    apply = transitions.apply
 
     def anyway(tx: Tx, run: Run, found: Due) -> None:
         round_ = rounds.current(tx, run.name)
         if round_ is not None:
             apply(tx, run, replace(found, round_id=round_.id, version=round_.version))
 
-    with patch.object(progress, "apply", anyway):
+    with patch.object(transitions, "apply", anyway):
         yield
 
 

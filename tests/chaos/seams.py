@@ -14,9 +14,10 @@ from unittest.mock import patch
 import anyio.to_thread
 from sqlalchemy.exc import OperationalError
 
-from flexlora_server import leases, serving
-from flexlora_server.leases import Heartbeat
-from flexlora_server.store import Store, Tx
+from flexlora_server.database.transactions import Store, Tx
+from flexlora_server.lifecycle import serve_slice
+from flexlora_server.worker import leases
+from flexlora_server.worker.leases import Heartbeat
 from tests.chaos.machine import Machine
 
 SIMULATED = "simulated"  # in every error that is planned
@@ -94,7 +95,7 @@ def installed(
             (time, "monotonic", clock),
             (secrets, "token_hex", ids.hexadecimal),
             (secrets, "token_urlsafe", ids.hexadecimal),
-            (serving, "_cutting", _Lock(machine)),
+            (serve_slice, "_cutting", _Lock(machine)),
             (Heartbeat, "beating", _beating),
             (Heartbeat, "check", _check(machine)),
         ):

@@ -8,8 +8,8 @@ from pathlib import Path
 from fastapi import FastAPI
 from sqlalchemy import URL
 
+from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
 from tests.chaos.disk import Disk
 from tests.chaos.loop import Loops
 from tests.chaos.machine import Machine

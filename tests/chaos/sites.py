@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server.store import Store
+from flexlora_server.database.transactions import Store
 from tests.chaos.site import Site, site
 from tests.databases import create_database, postgres_cluster, postgres_programs
 

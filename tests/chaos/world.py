@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
+from flexlora_server.api.services import Coordinator
 from flexlora_server.app import create_app
-from flexlora_server.blobs import open_blobs
-from flexlora_server.coordinator import Coordinator
-from flexlora_server.lobby import Lobby
-from flexlora_server.records import clients
-from flexlora_server.sweep import sweep
-from flexlora_server.worker import Worker
+from flexlora_server.database.queries import clients
+from flexlora_server.long_polling.waiting_room import Lobby
+from flexlora_server.storage import open_blobs
+from flexlora_server.worker.garbage_collector import sweep
+from flexlora_server.worker.worker import Worker
 from flexlora_shared.messages.clients import Enrolment, TokenRequest
 from tests.chaos.agent import Agent
 from tests.chaos.history import Interruption, Plan

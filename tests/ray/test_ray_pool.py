@@ -18,12 +18,11 @@ import pytest
 import ray
 from sqlalchemy import URL
 
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.engine import Work, write_aggregate
-from flexlora_server.errors import LeaseLost
-from flexlora_server.opened import Opened
-from flexlora_server.ray_pool import RayPool
-from flexlora_server.store import Store
+from flexlora_server.database.transactions import Store
+from flexlora_server.errors import AggregationError, LeaseLost
+from flexlora_server.worker.aggregate_module import Opened
+from flexlora_server.worker.aggregate_round import Work, write_aggregate
+from flexlora_server.worker.executors.ray_cluster import RayPool
 from flexlora_shared.messages.runs import ModuleSpec
 from tests.kit import Clock, served
 from tests.server.late import Late, late_round, run_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server import schema
+from flexlora_server.database import migrate
 from tests.databases import create_database
 
 _databases = itertools.count()
@@ -44,9 +44,9 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     def add(what: str) -> None:
         package = tmp_path / "next_version"
-        shutil.copytree(Path(schema.configuration().get_main_option("script_location") or ""), package / "migrations")
+        shutil.copytree(Path(migrate.configuration().get_main_option("script_location") or ""), package / "migrations")
         script = package / "migrations" / "versions" / "next.py"
-        script.write_text(_MIGRATION.format(before=schema.head(), what=what))
-        monkeypatch.setattr(schema, "__file__", str(package / "schema.py"))
+        script.write_text(_MIGRATION.format(before=migrate.head(), what=what))
+        monkeypatch.setattr(migrate, "__file__", str(package / "schema.py"))
 
     return add

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from flexlora_server.routes import receiving
-from flexlora_server.store import Store
+from flexlora_server.api import receive_part
+from flexlora_server.database.transactions import Store
 from flexlora_shared.problems import Code
 from tests.databases import postgres_url
 from tests.kit import (
@@ -28,7 +28,7 @@ def _(c: Served) -> Answer:
     participant, task, data = c.working()
     upload = participant.announce(task, data)["id"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(receiving, "GRACE", 0.2)
+        patch.setattr(receive_part, "GRACE", 0.2)
         connection = raw_request(c.url, part_head(upload, data), participant.key)
         connection.sendall(data[:10])
         slow = raw_answer(connection)

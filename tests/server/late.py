@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from flexlora_server.adapters.slices import served_scaling
-from flexlora_server.adapters.stored import StoredAdapter, served_dtype
-from flexlora_server.adapters.uploads import InputUpdate, weighted
+from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, served_dtype
+from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
+from flexlora_server.adapter_files.slicing import served_scaling
 from flexlora_server.aggregation.factors import slice_factors
-from flexlora_server.engine import Work, write_aggregate, write_initial
+from flexlora_server.worker.aggregate_round import Work, write_aggregate, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics

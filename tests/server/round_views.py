@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flexlora_server.rounds import RoundView
+from flexlora_server.state_machine import RoundView
 from flexlora_shared.messages.runs import RunSpec, RunState
 from flexlora_shared.messages.status import RoundState
 from tests.kit import spec

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flexlora_server.admission import ALPHA_MAX, check_spec
 from flexlora_server.errors import Refusal
+from flexlora_server.lifecycle.validation import ALPHA_MAX, check_spec
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from tests.kit import spec

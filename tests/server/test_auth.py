@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from flexlora_server import auth
-from flexlora_server import coordinator as coordinators
-from flexlora_server.auth import operator_key
-from flexlora_server.coordinator import FEW, SOME
+from flexlora_server.api import auth
+from flexlora_server.api import services as coordinators
+from flexlora_server.api.auth import operator_key
+from flexlora_server.api.services import FEW, SOME
+from flexlora_server.database.schema import ApiKey
 from flexlora_server.errors import StartupError
-from flexlora_server.keyring import Keyring, Known
-from flexlora_server.lobby import Lobby
+from flexlora_server.long_polling.key_cache import Keyring, Known
+from flexlora_server.long_polling.waiting_room import Lobby
 from flexlora_server.settings import Settings
-from flexlora_server.tables import ApiKey
 from tests.databases import ON_SQLITE
 from tests.kit import OPERATOR_KEY, Api, Served
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
 from tests.kit import OPERATOR_KEY, Clock, Served
 
 MAIN = "from flexlora_server.cli import main; main()"
@@ -50,7 +50,7 @@ def test_a_served_run_loads_no_torch(tmp_path: Path) -> None:
     store.close()
     lines = (tmp_path / "log").read_text().splitlines()
     imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
-    assert {"flexlora_server.adapters.slices", "fastapi"} <= imported
+    assert {"flexlora_server.adapter_files.slicing", "fastapi"} <= imported
     assert imported & {"torch", "safetensors", "transformers"} == set()
 
 

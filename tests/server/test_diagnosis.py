@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_server.diagnosis import explain
-from flexlora_server.jobs import Job, read_job
-from flexlora_server.leases import Lease
-from flexlora_server.records import rounds
+from flexlora_server.database.queries import rounds
+from flexlora_server.worker.diagnosis import explain
+from flexlora_server.worker.job import Job, read_job
+from flexlora_server.worker.leases import Lease
 from tests.databases import ON_SQLITE
 from tests.kit import Served, encode, tensors
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server import opened
-from flexlora_server.adapters.stored import StoredAdapter
-from flexlora_server.adapters.uploads import InputUpdate, Uploads, weighted
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.projection import projected_geometry
-from flexlora_server.aggregation.routes import cost
-from flexlora_server.engine import Work, write_aggregate, write_initial
+from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter
+from flexlora_server.adapter_files.round_uploads import InputUpdate, Uploads, weighted
+from flexlora_server.aggregation.geometry.projection import projected_geometry
+from flexlora_server.aggregation.svd import cost
+from flexlora_server.errors import AggregationError
+from flexlora_server.worker import aggregate_module
+from flexlora_server.worker.aggregate_round import Work, write_aggregate, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
@@ -304,7 +304,7 @@ def test_with_many_participants_cosines_are_of_the_leading_directions(
     run = run_of(ranks=[2, 16])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (2, 2, 2, 2))
     exact, _ = aggregated(Work(run, given, previous), tmp_path / "exact")
-    monkeypatch.setattr(opened, "EXACT_FIGURES", 7)
+    monkeypatch.setattr(aggregate_module, "EXACT_FIGURES", 7)
     projected, _ = aggregated(Work(run, given, previous), tmp_path / "projected")
     for one, other in zip(exact, projected, strict=True):
         assert one.pairwise_cosine is not None

@@ -8,7 +8,7 @@ from rich.console import Console
 from sqlalchemy import select
 
 from flexlora_client.rendering import round_detail
-from flexlora_server.tables import RoundModules
+from flexlora_server.database.schema import RoundModules
 from flexlora_shared.messages.status import RoundDetail
 from tests.databases import ON_SQLITE
 from tests.kit import OPERATOR_KEY, Api, Participant, Served, encode, tensors

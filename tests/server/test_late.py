@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server import opened
-from flexlora_server.adapters.stored import StoredAdapter, served_dtype
-from flexlora_server.adapters.uploads import InputUpdate, weighted
+from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, served_dtype
+from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
 from flexlora_server.aggregation.factors import slice_factors
-from flexlora_server.engine import Work, write_initial
+from flexlora_server.worker import aggregate_module
+from flexlora_server.worker.aggregate_round import Work, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.uploads import UploadCreate
 from tests.kit import encode
@@ -97,7 +97,7 @@ def test_changes_are_measured_against_what_each_was_served(
     """Lengths of whole updates, the head among them, with and without exact inner products."""
     late = late_round(run_of(strategy, dtype), tmp_path)
     if not exact:
-        monkeypatch.setattr(opened, "EXACT_FIGURES", 0)
+        monkeypatch.setattr(aggregate_module, "EXACT_FIGURES", 0)
     _, updates = aggregated(late.work, tmp_path / "result")
     for seed, (given, became) in enumerate(zip(late.inputs, updates.updates, strict=True)):
         base = StoredAdapter(late.base(given))
@@ -124,7 +124,7 @@ def test_nobody_learned_and_nothing_changes(
     """Late ones sent back what they had been served rounds ago: the next global update is this one, to the last byte."""
     late = late_round(run_of("flexlora-residual", dtype, extra=[]), tmp_path, step=0.0)
     if not exact:
-        monkeypatch.setattr(opened, "EXACT_FIGURES", 0)
+        monkeypatch.setattr(aggregate_module, "EXACT_FIGURES", 0)
     _, updates = aggregated(late.work, tmp_path / "result")
     assert (tmp_path / "result").read_bytes() == late.published[-1].read_bytes()
     assert max(one.change_norm for one in updates.updates) < 1e-6

@@ -1,6 +1,6 @@
 """What the lobby's looks at the database find."""
 
-from flexlora_server.lookout import Lookout, Task
+from flexlora_server.long_polling.poller import Lookout, Task
 from tests.kit import Served
 
 

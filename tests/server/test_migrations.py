@@ -17,10 +17,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, create_engine, inspect, text
 
-from flexlora_server import schema
+from flexlora_server.database import migrate as schema
+from flexlora_server.database.schema import Table
+from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
-from flexlora_server.store import Store
-from flexlora_server.tables import Table
 from tests import schemas
 
 SCRIPTS = list(ScriptDirectory.from_config(schema.configuration()).walk_revisions())  # the newest first

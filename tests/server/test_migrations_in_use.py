@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server import connections, schema
+from flexlora_server.database import engine
+from flexlora_server.database import migrate as schema
+from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
-from flexlora_server.store import Store
 from tests.system.processes import until
 
 ADD = "op.add_column('runs', sa.Column('more', sa.Integer()))"
@@ -79,8 +80,8 @@ def test_not_while_a_worker_runs(database_url: URL, next_schema: Callable[[str],
 def test_nobody_starts_while_it_is_migrated(
     database_url: URL, next_schema: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "BUSY", 0.1)
-    monkeypatch.setattr(connections, "STATEMENT", 0.1)
+    monkeypatch.setattr(engine, "BUSY", 0.1)
+    monkeypatch.setattr(engine, "STATEMENT", 0.1)
     begun, go_on = tmp_path / "begun", tmp_path / "go_on"
     for path in (begun, go_on):
         os.mkfifo(path)

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from flexlora_server.adapters.uploads import InputUpdate, Uploads
-from flexlora_server.aggregation import flexlora
-from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.adapter_files.round_uploads import InputUpdate, Uploads
 from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_server.aggregation.strategies import flexlora
 from flexlora_server.aggregation.truncate import Aggregate
-from flexlora_server.engine import Work
-from flexlora_server.errors import LeaseLost
-from flexlora_server.poison import Culprit, culprits
+from flexlora_server.errors import AggregationError, LeaseLost
+from flexlora_server.worker.aggregate_round import Work
+from flexlora_server.worker.poison import Culprit, culprits
 from tests.server.late import aggregated, late_round, run_of
 
 ROBUST: tuple[list[dict[str, Any]], ...] = (

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from flexlora_server.store import Store
+from flexlora_server.database.transactions import Store
 from flexlora_shared.problems import PROBLEMS, Code
 from tests.kit import (
     Api,

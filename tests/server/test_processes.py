@@ -9,8 +9,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
-from flexlora_server.worker_loop import run_worker
-from flexlora_server.workers import check_device
+from flexlora_server.worker.process import run_worker
+from flexlora_server.worker.supervisor import check_device
 from tests.kit import served_on_sqlite
 
 

@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic_core import PydanticUndefined
 
-from flexlora_server.aggregation.errors import UnsupportedRun
-from flexlora_server.aggregation.strategy import strategies, strategy
+from flexlora_server.aggregation.strategies.registry import strategies, strategy
 from flexlora_server.app import create_app
+from flexlora_server.database.transactions import Store
+from flexlora_server.errors import UnsupportedRun
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
 from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.problems import PROBLEMS, Code
 from tests.kit import OPERATOR_KEY

@@ -3,10 +3,10 @@
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from flexlora_server import worker
-from flexlora_server.leases import Lease
-from flexlora_server.publication import Result
-from flexlora_server.store import Tx
+from flexlora_server.database.transactions import Tx
+from flexlora_server.worker import worker
+from flexlora_server.worker.leases import Lease
+from flexlora_server.worker.publish import Result
 from tests.kit import Served
 
 TRIES = 6  # more than an aggregation may fail

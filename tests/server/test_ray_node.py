@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flexlora_server import ray_node
-from flexlora_server.blobs import open_blobs
 from flexlora_server.errors import StartupError
-from flexlora_server.opened import Opened, Work
-from flexlora_server.pool import Threads, pool_of
-from flexlora_server.ray_node import Sent, on_node, versions
 from flexlora_server.settings import Settings
+from flexlora_server.storage import open_blobs
+from flexlora_server.worker.aggregate_module import Opened, Work
+from flexlora_server.worker.executors import ray_node
+from flexlora_server.worker.executors.base import Threads, pool_of
+from flexlora_server.worker.executors.ray_node import Sent, on_node, versions
 from tests.server.late import Late, late_round, run_of
 
 URL = "s3://bucket/prefix"
@@ -75,7 +75,7 @@ def test_another_version_refuses(late: Late) -> None:
 
 
 def test_ray_is_asked_for_but_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "flexlora_server.ray_pool", raising=False)
+    monkeypatch.delitem(sys.modules, "flexlora_server.worker.executors.ray_cluster", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(StartupError, match="FLEXLORA_RAY_ADDRESS is set, but ray is not installed here: pip install"):
         pool_of(Settings(ray_address="auto"))

@@ -5,8 +5,9 @@ from typing import get_args
 
 import pytest
 
-from flexlora_server import rounds as machine
-from flexlora_server.rounds import (
+from flexlora_server import state_machine as machine
+from flexlora_server.lifecycle.wait_reasons import waiting_for
+from flexlora_server.state_machine import (
     Abandon,
     Aggregate,
     GiveUp,
@@ -17,7 +18,6 @@ from flexlora_server.rounds import (
     after_publication,
     judge,
 )
-from flexlora_server.waiting import waiting_for
 from flexlora_shared.messages.status import RoundState
 from tests.server.round_views import COLLECTING, NOW, OPENED, ROUND_STATES, RUN_STATES, TICK, defined, seconds
 

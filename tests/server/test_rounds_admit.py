@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flexlora_server.rounds import Accept, Candidate, Refuse, Repeat, RoundView, admit
+from flexlora_server.state_machine import Accept, Candidate, Refuse, Repeat, RoundView, admit
 from flexlora_shared.messages.runs import RunSpec, RunState
 from flexlora_shared.messages.status import RoundState
 from flexlora_shared.problems import Code

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexlora_server.rounds import Begin, Wait, gather, sample
+from flexlora_server.state_machine import Begin, Wait, gather, sample
 from flexlora_shared.messages.runs import RunState
 from tests.server.round_views import NOW, OPENED, RUN_STATES, TICK, defined, seconds
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flexlora_server.store import Store
+from flexlora_server.database.transactions import Store
 from tests.kit import Clock, Participant, Served, encode, part, served, spec, tensors
 
 

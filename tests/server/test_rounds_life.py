@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flexlora_server import rounds as machine
-from flexlora_server.rounds import (
+from flexlora_server import state_machine as machine
+from flexlora_server.state_machine import (
     Abandon,
     Accept,
     Aggregate,

@@ -14,8 +14,9 @@ import psutil
 import pytest
 from sqlalchemy import URL, text
 
-from flexlora_server import connections, lobby, notices
-from flexlora_server.store import Store
+from flexlora_server.database import engine, notifications
+from flexlora_server.database.transactions import Store
+from flexlora_server.long_polling import waiting_room
 from tests.kit import Api, Clock, Participant, Served, encode, served, tensors
 
 HOUR = 3600.0
@@ -77,14 +78,14 @@ def pair(database_url: URL, tmp_path: Path, clock: Clock) -> Iterator[PAIR]:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks at the database by itself: only what is told is noticed."""
-    monkeypatch.setattr(lobby, "TICK", HOUR)
+    monkeypatch.setattr(waiting_room, "TICK", HOUR)
 
 
 @pytest.fixture
 def untold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is told anything: only looking notices what others did."""
-    monkeypatch.setattr(notices, "CHANNEL", "nobody")
-    monkeypatch.setattr(notices, "send", lambda session: None)
+    monkeypatch.setattr(notifications, "CHANNEL", "nobody")
+    monkeypatch.setattr(notifications, "send", lambda session: None)
 
 
 def collecting(a: Served, b: Served) -> tuple[Participant, Participant]:
@@ -159,7 +160,7 @@ def test_event_streams_are_told(pair: PAIR) -> None:
 
 @pytest.mark.usefixtures("postgres_only", "told")
 def test_a_lost_listener_listens_again(pair: PAIR, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "RETRY", 0.0)
+    monkeypatch.setattr(notifications, "RETRY", 0.0)
     a, b = pair
     while listeners(a) < 2:
         pass
@@ -214,11 +215,11 @@ def hung(store: Store) -> Iterator[None]:
 def test_a_hung_database_holds_nobody_up(
     database_url: URL, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connections.KEEPALIVE, "connect_timeout", 2)
+    monkeypatch.setitem(engine.KEEPALIVE, "connect_timeout", 2)
     with two(database_url, tmp_path / "data", clock) as (a, b):
         first, _ = collecting(a, b)
         with pytest.MonkeyPatch.context() as patch, hung(a.store):
-            patch.setattr(connections, "ANSWER", 1.0)
+            patch.setattr(engine, "ANSWER", 1.0)
             Api(a.http).problem("unavailable", "GET", "/readyz")
             at(b, first).problem("unavailable", "GET", "/v1/runs/run")
             assert a.http.get("/healthz").status_code == 200

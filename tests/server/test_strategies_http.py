@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from flexlora_server.adapters.rows import StoredRows
+from flexlora_server.adapter_files.global_adapter_numpy import StoredRows
 from tests.databases import ON_SQLITE
 from tests.kit import Participant, Served
 from tests.server.aggregation import oracle

@@ -2,7 +2,7 @@
 
 import os
 
-from flexlora_server.sweep import ABANDONED, sweep
+from flexlora_server.worker.garbage_collector import ABANDONED, sweep
 from tests.kit import Served, part
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, create_engine, inspect
 
-from flexlora_server.blobs import open_blobs
+from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
+from flexlora_server.maintenance.backup import restore
+from flexlora_server.maintenance.verify_blobs import faults
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
-from flexlora_server.upkeep.backups import restore
-from flexlora_server.upkeep.presence import faults
+from flexlora_server.storage import open_blobs
 from tests import schemas
 from tests.kit import Clock, Participant, Served, encode, served, tensors
 

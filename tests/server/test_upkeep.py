@@ -12,14 +12,14 @@ from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from flexlora_server.app import create_app
-from flexlora_server.blobs import open_blobs
+from flexlora_server.database.queries.blobs import named
+from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
-from flexlora_server.records.blobs import named
-from flexlora_server.store import Store
-from flexlora_server.sweep import sweep
-from flexlora_server.upkeep.backups import backup, restore
-from flexlora_server.upkeep.commands import app
-from flexlora_server.upkeep.presence import faults
+from flexlora_server.maintenance.backup import backup, restore
+from flexlora_server.maintenance.commands import app
+from flexlora_server.maintenance.verify_blobs import faults
+from flexlora_server.storage import open_blobs
+from flexlora_server.worker.garbage_collector import sweep
 from tests.databases import create_database
 from tests.kit import Clock, Participant, Served, encode, part, served, tensors
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from flexlora_server.api import receive_part
+from flexlora_server.api import uploads as upload_routes
 from flexlora_server.app import create_app
-from flexlora_server.blobs import digest
-from flexlora_server.blobs.appending import Appending
 from flexlora_server.errors import Refusal
-from flexlora_server.routes import receiving
-from flexlora_server.routes import uploads as upload_routes
+from flexlora_server.storage import digest
+from flexlora_server.storage.local_uploads import Appending
 from tests.kit import Participant, Served, part, part_head, raw_answer, raw_request, served
 from tests.server.sending import BIG, begun, offset, put
 
@@ -106,7 +106,7 @@ def test_bytes_that_vanish_in_a_commit_are_explained_by_the_row(
         participant.expect(204, "DELETE", f"/v1/uploads/{upload}")
         return digest(path)
 
-    monkeypatch.setattr("flexlora_server.submission.digest", late)
+    monkeypatch.setattr("flexlora_server.lifecycle.accept_upload.digest", late)
     participant.problem("upload-not-found", "PUT", f"/v1/uploads/{upload}/commit")
 
 
@@ -114,7 +114,7 @@ def test_a_part_without_bytes_is_not_waited_for_either(coordinator: Served, monk
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
     participant.send(upload, data)
-    monkeypatch.setattr(receiving, "GRACE", 0.2)
+    monkeypatch.setattr(receive_part, "GRACE", 0.2)
     connection = raw_request(coordinator.url, part_head(upload, bytes(10), len(data)), participant.key)
     status, body = raw_answer(connection)
     assert (status, body["code"]) == (408, "too-slow")

@@ -11,10 +11,10 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from flexlora_server.blobs import durable
-from flexlora_server.blobs.appending import Appending, append, hold
-from flexlora_server.routes import receiving
-from flexlora_server.routes.receiving import BUFFER
+from flexlora_server.api import receive_part
+from flexlora_server.api.receive_part import BUFFER
+from flexlora_server.storage import fsync
+from flexlora_server.storage.local_uploads import Appending, append, hold
 
 
 class SlowDisk(BytesIO):
@@ -39,7 +39,7 @@ def test_a_request_cancelled_while_it_writes_wrote_each_byte_once() -> None:
 
     async def cancelled() -> None:
         request = Request({"type": "http", "headers": []}, receive)
-        task = asyncio.create_task(receiving.stream(request, file, 2 * BUFFER, 0))
+        task = asyncio.create_task(receive_part.stream(request, file, 2 * BUFFER, 0))
         await asyncio.to_thread(file.begun.wait, 60)
         for _ in range(2):
             task.cancel()
@@ -67,7 +67,7 @@ def test_a_file_has_a_durable_name_before_its_first_bytes_are_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incoming, synced = Appending(tmp_path), list[Path]()
-    monkeypatch.setattr(durable, "sync_folder", synced.append)
+    monkeypatch.setattr(fsync, "sync_folder", synced.append)
     for offset, part in ((0, b"1234"), (4, b"56")):
         with incoming.begin("upload", offset, lambda there: None) as file:
             assert synced == [tmp_path / "partial"]  # once
@@ -95,7 +95,7 @@ def test_what_follows_bytes_that_the_disk_refused_is_not_written() -> None:
         return {"type": "http.request", "body": next(sent), "more_body": True}
 
     async def received() -> None:
-        await receiving.stream(Request({"type": "http", "headers": []}, receive), file, 9 * BUFFER, 0)
+        await receive_part.stream(Request({"type": "http", "headers": []}, receive), file, 9 * BUFFER, 0)
 
     with pytest.raises(OSError, match="No space"):
         asyncio.run(received())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from flexlora_server.routes.receiving import PART_LIMIT
+from flexlora_server.api.receive_part import PART_LIMIT
 from tests.kit import PART, Served, encode, part, tensors
 from tests.server.sending import BIG, offset, put
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from flexlora_server.records import runs
+from flexlora_server.database.queries import runs
 from flexlora_shared.versions import PROTOCOL, version, version_headers, version_line
 from tests.kit import Participant, Served
 

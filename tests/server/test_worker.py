@@ -4,15 +4,16 @@ import errno
 
 import pytest
 
-from flexlora_server import engine, leases, progress, worker
-from flexlora_server import rounds as machine
+from flexlora_server import state_machine as machine
+from flexlora_server.database.queries import inputs, rounds, runs
+from flexlora_server.database.schema import Round
 from flexlora_server.errors import Conflict, LeaseLost
-from flexlora_server.jobs import read_job
-from flexlora_server.leases import Heartbeat
-from flexlora_server.publication import publish
-from flexlora_server.records import inputs, rounds, runs
-from flexlora_server.tables import Round
-from flexlora_server.worker import Worker
+from flexlora_server.lifecycle import transitions
+from flexlora_server.worker import aggregate_round, leases, worker
+from flexlora_server.worker.job import read_job
+from flexlora_server.worker.leases import Heartbeat
+from flexlora_server.worker.publish import publish
+from flexlora_server.worker.worker import Worker
 from tests.kit import Served, encode, spec, tensors
 
 
@@ -145,7 +146,7 @@ def test_five_failures_end_the_run_with_the_reason(coordinator: Served, caplog: 
 def test_a_failure_that_passes_is_forgotten(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     ready(coordinator)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "write_aggregate", lambda *given: [][1])
+        patch.setattr(aggregate_round, "write_aggregate", lambda *given: [][1])
         assert coordinator.work() == 1
     coordinator.clock.advance(2)
     assert coordinator.work() == 1
@@ -314,7 +315,7 @@ def test_a_failure_that_cannot_be_explained_counts_still(coordinator: Served, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     ready(coordinator)
-    monkeypatch.setattr(engine, "write_aggregate", lambda *given: [][1])
+    monkeypatch.setattr(aggregate_round, "write_aggregate", lambda *given: [][1])
     monkeypatch.setattr(worker, "explain", no_room)
     assert coordinator.worker.step()
     found = round_of(coordinator)
@@ -327,9 +328,9 @@ def test_a_decision_to_begin_is_void_once_the_run_is_paused(coordinator: Served)
     coordinator.enrol().declare("run", 2)
     with coordinator.store.transaction() as tx:
         run, round_ = runs.lock(tx, "run"), rounds.latest(tx, "run", 1)
-        found = progress.Due(machine.Begin((), tx.now), round_.id, round_.version)
+        found = transitions.Due(machine.Begin((), tx.now), round_.id, round_.version)
         runs.act(tx, run, "pause")
-        progress.apply(tx, run, found)
+        transitions.apply(tx, run, found)
         assert rounds.latest(tx, "run", 1).state == "OPEN"
 
 
@@ -342,10 +343,10 @@ def test_a_decision_on_what_has_changed_since_is_void(coordinator: Served) -> No
     task = pair[0].task("run")
     with coordinator.store.reading() as tx:
         round_ = rounds.latest(tx, "run", 1)
-        stale = progress.Due(machine.Abandon("Nobody came."), round_.id, round_.version)
+        stale = transitions.Due(machine.Abandon("Nobody came."), round_.id, round_.version)
     pair[0].upload(task, encode(tensors(coordinator.spec("run"), 2)))
     with coordinator.store.transaction() as tx:
-        progress.apply(tx, runs.lock(tx, "run"), stale)
+        transitions.apply(tx, runs.lock(tx, "run"), stale)
     assert (round_of(coordinator).state, round_of(coordinator).attempt) == ("COLLECTING", 1)
     with pytest.raises(Conflict), coordinator.store.transaction() as tx:
         rounds.touch(tx, round_)  # as it was read before

@@ -21,7 +21,7 @@ SERVER_ONLY = WEB | {"sqlalchemy", "alembic", "psycopg", "flexlora_server"}
 CLIENT_ONLY = {"transformers", "peft", "accelerate", "httpx2", "pyarrow", "flexlora_client"}
 COMPUTING = {"torch", "numpy", "safetensors"}
 
-RAY = "flexlora_server.ray_pool"  # needs an extra of its own
+RAY = "flexlora_server.worker.executors.ray_cluster"  # needs an extra of its own
 APPLICATION = {"app", "auth", "cli", "coordinator", "error_handlers", "routes"}
 DATABASE = ("records", "store", "tables", "connections", "notices", "errors")
 
@@ -48,7 +48,7 @@ def imported(packages: str, left_out: str = "-") -> set[str]:
         (
             "flexlora_server",
             f"{RAY},{within(APPLICATION)}",
-            {"fastapi", "starlette", "uvicorn", "flexlora_server.coordinator"},
+            {"fastapi", "starlette", "uvicorn", "flexlora_server.api.services"},
         ),
     ],
     ids=["server", "client", "operator", "shared", "database", "serving", "beside the application"],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server.store import Store
+from flexlora_server.database.transactions import Store
 from tests.databases import create_database, postgres_cluster, postgres_programs
 
 

@@ -19,9 +19,9 @@ from sqlalchemy import URL, select
 from demo.cluster import Agent, Cluster, cluster
 from flexlora_client import credentials
 from flexlora_client.describe import describe, skeleton
-from flexlora_server.records import rounds, runs
-from flexlora_server.store import Store
-from flexlora_server.tables import Adapter, Round, Table, Upload
+from flexlora_server.database.queries import rounds, runs
+from flexlora_server.database.schema import Adapter, Round, Table, Upload
+from flexlora_server.database.transactions import Store
 from flexlora_shared.messages.runs import RunSpec
 from tests.kit import Api, Participant, encode, part, tensors
 from tests.system.conftest import write_questions

@@ -19,7 +19,7 @@ from flexlora_client.parts import LONGEST, Part
 from flexlora_client.retry import Backoff, Retry
 from flexlora_client.slices import MODEL, Slices, of_task
 from flexlora_client.upload import upload
-from flexlora_server.routes import receiving
+from flexlora_server.api import receive_part
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import UploadCreate
@@ -211,7 +211,7 @@ def test_a_part_swallowed_half_way_is_taken_up_again(
     coordinator: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The coordinator knows of no cut: it keeps others out of the upload until it has heard nothing for long enough."""
-    monkeypatch.setattr(receiving, "SILENCE", IDLE)
+    monkeypatch.setattr(receive_part, "SILENCE", IDLE)
     [one] = assigned(coordinator, 32, **SMALL_RUN)
     path = one.update(tmp_path)
     with proxy(coordinator.url, [Fault("hole", "up", SMALL // 2)]) as line, calls(line, one.participant) as api:

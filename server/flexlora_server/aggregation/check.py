@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update
+from flexlora_server.errors import AggregationError
 
 
 def check_updates(updates: Sequence[Update], previous: GlobalFactors) -> None:

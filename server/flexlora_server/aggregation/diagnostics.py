@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.truncate import Aggregate
+from flexlora_server.errors import AggregationError
 
 
 def energy_kept(aggregate: Aggregate, ranks: Sequence[int]) -> tuple[tuple[int, float], ...]:

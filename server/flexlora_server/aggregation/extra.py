@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from flexlora_server.aggregation.check import check_finite, check_weights
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import named_generator
 from flexlora_server.aggregation.truncate import to_float32
+from flexlora_server.errors import AggregationError
 
 Init = Literal["zeros", "ones", "normal"]
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.stack import Stack, Term
+from flexlora_server.aggregation.svd.stack import Stack, Term
+from flexlora_server.errors import AggregationError
 
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

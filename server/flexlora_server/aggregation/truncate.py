@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, rounded
-from flexlora_server.aggregation.stack import Stack, Term
-from flexlora_server.aggregation.svd import TruncatedSVD, decompose
+from flexlora_server.aggregation.svd.stack import Stack, Term
+from flexlora_server.aggregation.svd.truncated_svd import TruncatedSVD, decompose
+from flexlora_server.errors import AggregationError
 
 REPORTED = 64  # leading singular values
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from flexlora_server.adapters.config import adapter_config
-from flexlora_server.adapters.slices import served_scaling
+from flexlora_server.adapter_files.peft_config import adapter_config
+from flexlora_server.adapter_files.slicing import served_scaling
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import by_pattern
 from tests.kit import spec

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flexlora_server.adapters.dtypes import DTYPES, to_dtype
-from flexlora_server.adapters.stored import TORCH, as_array
+from flexlora_server.adapter_files.dtypes import DTYPES, to_dtype
+from flexlora_server.adapter_files.global_adapter_torch import TORCH, as_array
 
 
 def same(given: torch.Tensor, name: str) -> bool:

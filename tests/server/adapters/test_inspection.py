@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from flexlora_server.adapters import inspection
-from flexlora_server.adapters.inspection import inspect
-from flexlora_server.adapters.rows import StoredRows
+from flexlora_server.adapter_files import inspect_upload
+from flexlora_server.adapter_files.global_adapter_numpy import StoredRows
+from flexlora_server.adapter_files.inspect_upload import inspect
 from flexlora_server.errors import Refusal
 from flexlora_shared.layout import key_extra
 from flexlora_shared.messages.runs import RunSpec
@@ -31,12 +31,12 @@ def test_a_file_that_ends_early_is_a_fault_of_the_storage(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("piece", [inspection.PIECE, 4], ids=["whole", "pieces"])
+@pytest.mark.parametrize("piece", [inspect_upload.PIECE, 4], ids=["whole", "pieces"])
 def test_a_tensor_is_looked_at_to_its_end(
     piece: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its norm, and that it holds numbers, in pieces too: here the last of them has three of 15."""
-    monkeypatch.setattr(inspection, "PIECE", piece)
+    monkeypatch.setattr(inspect_upload, "PIECE", piece)
     head = {"name": "score.weight", "shape": [3, 5], "init": "zeros"}
     run = RunSpec.model_validate(spec(extra=[head], norm_bound=8.0))
     path = tmp_path / "upload"

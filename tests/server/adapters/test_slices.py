@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexlora_server.adapters import slices
-from flexlora_server.adapters.dtypes import DTYPES, slice_dtype
-from flexlora_server.adapters.slices import cut, served_scaling
-from flexlora_server.adapters.stored import StoredAdapter, StoredWriter, as_array, served_dtype
-from flexlora_server.adapters.writer import TensorWriter
-from flexlora_server.aggregation.errors import AggregationError
+from flexlora_server.adapter_files import slicing
+from flexlora_server.adapter_files.dtypes import DTYPES, slice_dtype
+from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, StoredWriter, as_array, served_dtype
+from flexlora_server.adapter_files.safetensors_writer import TensorWriter
+from flexlora_server.adapter_files.slicing import cut, served_scaling
 from flexlora_server.aggregation.factors import GlobalFactors, rounded, slice_factors
+from flexlora_server.errors import AggregationError
 from flexlora_shared.layout import adapter_shapes, key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
@@ -106,14 +106,14 @@ def tensors_of(data: bytes) -> dict[str, tuple[str, bytes]]:
     return {key: (header[key]["dtype"], data[first:last]) for key, (first, last) in places.items()}
 
 
-@pytest.mark.parametrize("piece", [slices.PIECE, 24], ids=["whole", "pieces"])
+@pytest.mark.parametrize("piece", [slicing.PIECE, 24], ids=["whole", "pieces"])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 @pytest.mark.parametrize("dtype", NAMES)
 def test_a_slice_has_the_bytes_of_its_definition(
     dtype: str, scaling: dict[str, Any], piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For every rank and pattern, from a file of today and from one of before; 24 numbers a piece leave a remainder."""
-    monkeypatch.setattr(slices, "PIECE", piece)
+    monkeypatch.setattr(slicing, "PIECE", piece)
     run = run_of(dtype, scaling=scaling)
     factors = published(run)
     files = store(tmp_path / "new", run, factors), store_as_once(tmp_path / "old", run, factors)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from flexlora_server.adapters.dtypes import DTYPES
-from flexlora_server.adapters.stored import as_array
-from flexlora_server.adapters.writer import TensorWriter
+from flexlora_server.adapter_files.dtypes import DTYPES
+from flexlora_server.adapter_files.global_adapter_torch import as_array
+from flexlora_server.adapter_files.safetensors_writer import TensorWriter
 
 SHAPES = [(7, 1), (1, 7), (1, 1), (5,), (4, 3), (2, 3, 4)]
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from flexlora_server.aggregation.diagnostics import effective_rank, energy_kept
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.aggregation.truncate import Aggregate
+from flexlora_server.errors import AggregationError
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import product, random_round
 

@@ -5,8 +5,8 @@ import weakref
 import pytest
 import torch
 
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.extra import initial_extra, weighted_average
+from flexlora_server.errors import AggregationError
 
 
 def test_average_by_hand() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, initial_factors, rounded, slice_factors
+from flexlora_server.errors import AggregationError
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, random_round
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
 from flexlora_server.aggregation.factors import Update, slice_factors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
+from flexlora_server.errors import AggregationError, UnsupportedRun
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, random_round
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.errors import AggregationError, UnsupportedRun
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
+from flexlora_server.errors import AggregationError, UnsupportedRun
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, product, random_round, random_update
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.aggregation.truncate import Aggregate
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, idle_update, product, random_round, rounds

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.aggregation.truncate import Aggregate
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, product, random_round, random_update, rounds

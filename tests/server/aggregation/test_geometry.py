@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation import changes
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded, slice_factors
-from flexlora_server.aggregation.geometry import Geometry, module_geometry, tensor_geometry
+from flexlora_server.aggregation.geometry import changes
+from flexlora_server.aggregation.geometry.update_geometry import Geometry, module_geometry, tensor_geometry
+from flexlora_server.errors import AggregationError
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, idle_update, product, random_update
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors, slice_factors
-from flexlora_server.aggregation.hetlora import sparsity_weights
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.hetlora import sparsity_weights
+from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.aggregation.truncate import Aggregate
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, product, random_round, rounds

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server.aggregation import changes
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
-from flexlora_server.aggregation.geometry import Geometry, factor_geometry, module_geometry
-from flexlora_server.aggregation.projection import projected_geometry, squared_norms
-from flexlora_server.aggregation.robust.cosine import Cosine
-from flexlora_server.aggregation.robust.geometric_median import GeometricMedian
-from flexlora_server.aggregation.robust.multi_krum import MultiKrum
-from flexlora_server.aggregation.robust.norm_clip import RunningBound
-from flexlora_server.aggregation.robust.reweight import reweighted
-from flexlora_server.aggregation.robust.rule import Rule
-from flexlora_server.aggregation.robust.split import split
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.filters.cosine import Cosine
+from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
+from flexlora_server.aggregation.filters.multi_krum import MultiKrum
+from flexlora_server.aggregation.filters.norm_clip import RunningBound
+from flexlora_server.aggregation.filters.reweight import reweighted
+from flexlora_server.aggregation.filters.rule import Rule
+from flexlora_server.aggregation.filters.split import split
+from flexlora_server.aggregation.geometry import changes
+from flexlora_server.aggregation.geometry.projection import projected_geometry, squared_norms
+from flexlora_server.aggregation.geometry.update_geometry import Geometry, factor_geometry, module_geometry
+from flexlora_server.aggregation.strategies.registry import strategy
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import product
 from tests.server.aggregation.test_geometry import global_factors

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
-from flexlora_server.aggregation.strategy import strategy
+from flexlora_server.aggregation.strategies.registry import strategy
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, idle_update, product, random_round, to_oracle
 

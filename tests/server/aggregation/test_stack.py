@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flexlora_server.aggregation import stack as module
-from flexlora_server.aggregation.stack import Stack, Term
+from flexlora_server.aggregation.svd import stack as module
+from flexlora_server.aggregation.svd.stack import Stack, Term
 from tests.server.aggregation import oracle
 from tests.server.aggregation.routes.stacks import dense, gaussian
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from flexlora_server.aggregation.errors import AggregationError
 from flexlora_server.aggregation.factors import Update
-from flexlora_server.aggregation.strategy import strategies, strategy
+from flexlora_server.aggregation.strategies.registry import strategies, strategy
+from flexlora_server.errors import AggregationError
 from flexlora_shared.plugins import STRATEGIES
 from tests.plugins import install
 from tests.server.aggregation.cases import Round, random_round
@@ -75,7 +75,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         strategy("fedprox")
 
 
-OFFER = "from flexlora_server.aggregation.strategy import Strategy\nmine = Strategy({name!r}, module={module!r})\n"
+OFFER = "from flexlora_server.aggregation.strategies.registry import Strategy\nmine = Strategy({name!r}, module={module!r})\n"
 
 
 def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pyt
 
 def test_a_built_in_name_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tmp_path, "taken", STRATEGIES, {"flexlora": "nowhere:mine"})
-    assert strategy("flexlora").module == "flexlora_server.aggregation.flexlora"
+    assert strategy("flexlora").module == "flexlora_server.aggregation.strategies.flexlora"
     assert strategies().count("flexlora") == 1
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.stack import Stack, Term
-from flexlora_server.aggregation.svd import TruncatedSVD, complete_rows, decompose
+from flexlora_server.aggregation.svd.stack import Stack, Term
+from flexlora_server.aggregation.svd.truncated_svd import TruncatedSVD, complete_rows, decompose
+from flexlora_server.errors import AggregationError
 from tests.server.aggregation import oracle
 
 

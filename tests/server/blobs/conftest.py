@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_server.blobs import BlobStore, open_blobs
 from flexlora_server.settings import Settings
+from flexlora_server.storage import BlobStore, open_blobs
 from tests.objectstore import ObjectStore, object_store
 
 _prefixes = itertools.count()

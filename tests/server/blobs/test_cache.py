@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import pytest
 
-from flexlora_server.blobs import durable
-from flexlora_server.blobs.cache import Cache
+from flexlora_server.storage import fsync
+from flexlora_server.storage.cache import Cache
 
 BLOBS = {hashlib.sha256(data).hexdigest(): data for data in (b"a" * 100, b"b" * 100, b"c" * 100)}
 
@@ -54,7 +54,7 @@ def test_other_bytes_are_no_copy(tmp_path: Path) -> None:
 
 def test_a_copy_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256, steps = next(iter(BLOBS)), list[str]()
-    sync, sync_folder = durable.sync, durable.sync_folder
+    sync, sync_folder = fsync.sync, fsync.sync_folder
 
     def syncing(file: BinaryIO) -> None:
         steps.append(f"file {(tmp_path / sha256).exists()}")
@@ -64,7 +64,7 @@ def test_a_copy_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
         steps.append(f"folder {(path / sha256).exists()}")
         sync_folder(path)
 
-    monkeypatch.setattr(durable, "sync", syncing)
-    monkeypatch.setattr(durable, "sync_folder", syncing_folder)
+    monkeypatch.setattr(fsync, "sync", syncing)
+    monkeypatch.setattr(fsync, "sync_folder", syncing_folder)
     get(Cache(tmp_path, 1000), sha256)
     assert steps == ["file False", "folder True"]

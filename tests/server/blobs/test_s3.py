@@ -13,11 +13,11 @@ import obstore
 import pytest
 
 from flexlora_server.app import create_app
-from flexlora_server.blobs.parts import Parts
+from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
-from flexlora_server.store import Store
-from flexlora_server.sweep import sweep
-from flexlora_server.upkeep.presence import faults
+from flexlora_server.maintenance.verify_blobs import faults
+from flexlora_server.storage.s3_uploads import Parts
+from flexlora_server.worker.garbage_collector import sweep
 from tests.kit import Api, Clock, Participant, Served, part, served
 from tests.objectstore import ObjectStore
 

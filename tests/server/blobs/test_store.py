@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_server.blobs import Blob, BlobStore, Damaged, durable, open_blobs
-from flexlora_server.blobs.objects import Entry
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
+from flexlora_server.storage import Blob, BlobStore, Damaged, fsync, open_blobs
+from flexlora_server.storage.blob_protocol import Entry
 
 ABSENT = "0" * 64
 
@@ -185,6 +185,6 @@ def test_a_new_folder_is_synced_before_anything_is_renamed_into_it(
         source = settings.data_dir / "source"
         source.write_bytes(b"whole")
     target, synced = blobs.path(hashlib.sha256(b"whole").hexdigest()), list[tuple[Path, bool]]()
-    monkeypatch.setattr(durable, "sync_folder", lambda path: synced.append((path, target.exists())))
+    monkeypatch.setattr(fsync, "sync_folder", lambda path: synced.append((path, target.exists())))
     blobs.keep(source, target.name)
     assert synced == [(target.parent.parent, renamed), (target.parent, True)]

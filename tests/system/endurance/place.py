@@ -12,10 +12,10 @@ from sqlalchemy import URL, select
 
 from demo.cluster import Cluster
 from flexlora_client import credentials
-from flexlora_server.records import rounds, uploads
+from flexlora_server.database.queries import rounds, uploads
+from flexlora_server.database.schema import Adapter, Round, Run
+from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
-from flexlora_server.store import Store
-from flexlora_server.tables import Adapter, Round, Run
 from tests.system.endurance.gates import FOLDER, Gates, gates
 from tests.system.endurance.processes import Program, wait_for_an_end
 from tests.system.endurance.template import AGENTS, RUN, definition

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from flexlora_server.blobs import digest, open_blobs
-from flexlora_server.tables import Round, RoundInput, Upload
+from flexlora_server.database.schema import Round, RoundInput, Upload
+from flexlora_server.storage import digest, open_blobs
 from tests.system.endurance.place import Place, Receipt
 from tests.system.endurance.template import AGENTS, RUN
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.geometry import Geometry
-from flexlora_server.aggregation.robust.cosine import Cosine
-from flexlora_server.aggregation.robust.geometric_median import GeometricMedian
-from flexlora_server.aggregation.robust.multi_krum import MultiKrum
-from flexlora_server.aggregation.robust.norm_clip import FixedBound, RunningBound
-from flexlora_server.aggregation.robust.rule import Rule
+from flexlora_server.aggregation.filters.cosine import Cosine
+from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
+from flexlora_server.aggregation.filters.multi_krum import MultiKrum
+from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound
+from flexlora_server.aggregation.filters.rule import Rule
+from flexlora_server.aggregation.geometry.update_geometry import Geometry
 
 RULES: tuple[Rule, ...] = (FixedBound(1.0), RunningBound(1.2, 3), MultiKrum(0.2), GeometricMedian(), Cosine(0.0))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexlora_server.aggregation.robust.cosine import Cosine
+from flexlora_server.aggregation.filters.cosine import Cosine
 from tests.server.aggregation.robust.rounds import equal, of_vectors
 
 CHANGES = [[2.0, 0.0], [3.0, 3.0], [0.0, 5.0], [-1.0, 0.0], [0.0, 0.0]]

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from flexlora_server.aggregation.robust.cosine import Cosine
-from flexlora_server.aggregation.robust.defined import rules
-from flexlora_server.aggregation.robust.geometric_median import GeometricMedian
-from flexlora_server.aggregation.robust.multi_krum import MultiKrum
-from flexlora_server.aggregation.robust.norm_clip import FixedBound, RunningBound
+from flexlora_server.aggregation.filters.cosine import Cosine
+from flexlora_server.aggregation.filters.from_definition import rules
+from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
+from flexlora_server.aggregation.filters.multi_krum import MultiKrum
+from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound
 from flexlora_shared.messages.runs import RunSpec
 from tests.kit import spec
 

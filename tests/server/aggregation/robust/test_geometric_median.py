@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.robust.geometric_median import GeometricMedian, weiszfeld
+from flexlora_server.aggregation.filters.geometric_median import GeometricMedian, weiszfeld
 from tests.server.aggregation.robust.rounds import equal, gathered, of_vectors
 
 MEDIAN = GeometricMedian()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.robust.multi_krum import MultiKrum, scores, squared_distances
+from flexlora_server.aggregation.filters.multi_krum import MultiKrum, scores, squared_distances
 from tests.server.aggregation.robust.rounds import equal, gathered, of_vectors
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.robust.norm_clip import FixedBound, RunningBound, round_norm
+from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound, round_norm
 from tests.server.aggregation.robust.rounds import equal, of_vectors
 
 

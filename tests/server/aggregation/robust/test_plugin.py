@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.robust.plugin import check_filter
+from flexlora_server.aggregation.filters.plugin import check_filter
+from flexlora_server.errors import AggregationError
 from flexlora_shared.messages.robust import CustomFilter
 from flexlora_shared.plugins import FILTERS
 from tests.databases import ON_SQLITE

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.robust.cosine import Cosine
-from flexlora_server.aggregation.robust.geometric_median import GeometricMedian
-from flexlora_server.aggregation.robust.multi_krum import MultiKrum
-from flexlora_server.aggregation.robust.norm_clip import FixedBound, RunningBound
-from flexlora_server.aggregation.robust.reweight import NOBODY, reweighted
-from flexlora_server.aggregation.robust.rule import Rule
+from flexlora_server.aggregation.filters.cosine import Cosine
+from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
+from flexlora_server.aggregation.filters.multi_krum import MultiKrum
+from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound
+from flexlora_server.aggregation.filters.reweight import NOBODY, reweighted
+from flexlora_server.aggregation.filters.rule import Rule
+from flexlora_server.errors import AggregationError
 from tests.server.aggregation.robust.rounds import RULES, equal, of_vectors, vector_rounds
 
 chains = st.lists(st.sampled_from(RULES), max_size=4)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flexlora_server.aggregation.stack import Stack, Term
+from flexlora_server.aggregation.svd.stack import Stack, Term
 from tests.server.aggregation.oracle import Matrix, to_numpy
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.routes.certificate import (
+from flexlora_server.aggregation.svd.certificate import (
     FLOAT32,
     STEPS,
     VECTORS,
@@ -17,10 +17,10 @@ from flexlora_server.aggregation.routes.certificate import (
     most_energy,
     overlooked,
 )
-from flexlora_server.aggregation.routes.leading import RouteFailed
-from flexlora_server.aggregation.routes.small import orthonormal
-from flexlora_server.aggregation.routes.subspace import by_subspace
-from flexlora_server.aggregation.stack import Stack
+from flexlora_server.aggregation.svd.leading import RouteFailed
+from flexlora_server.aggregation.svd.small_matrices import orthonormal
+from flexlora_server.aggregation.svd.stack import Stack
+from flexlora_server.aggregation.svd.subspace import by_subspace
 from tests.server.aggregation import oracle
 from tests.server.aggregation.routes.stacks import dense, with_spectrum
 

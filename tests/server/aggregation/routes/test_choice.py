@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation import svd
-from flexlora_server.aggregation.errors import AggregationError
-from flexlora_server.aggregation.routes import cost
-from flexlora_server.aggregation.routes.leading import Leading, RouteFailed
-from flexlora_server.aggregation.stack import Stack
-from flexlora_server.aggregation.svd import decompose
+from flexlora_server.aggregation.svd import cost, truncated_svd
+from flexlora_server.aggregation.svd.leading import Leading, RouteFailed
+from flexlora_server.aggregation.svd.stack import Stack
+from flexlora_server.aggregation.svd.truncated_svd import decompose
+from flexlora_server.errors import AggregationError
 from tests.server.aggregation import oracle
 from tests.server.aggregation.routes.stacks import dense, gaussian, stacks, with_spectrum
 
@@ -86,8 +85,8 @@ def test_when_all_fail_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         raise RouteFailed("no luck")
 
     forced(monkeypatch, "gram", "qr")
-    monkeypatch.setitem(svd._EXACT, "gram", fails)
-    monkeypatch.setitem(svd._EXACT, "qr", fails)
+    monkeypatch.setitem(truncated_svd._EXACT, "gram", fails)
+    monkeypatch.setitem(truncated_svd._EXACT, "qr", fails)
     with pytest.raises(AggregationError, match="gram: no luck; qr: no luck"):
         decompose(gaussian(9, 8, [3]), 2)
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_server.aggregation.routes.dense import by_eigh, by_svd
-from flexlora_server.aggregation.routes.gram import by_gram
-from flexlora_server.aggregation.routes.leading import Leading, RouteFailed
-from flexlora_server.aggregation.routes.qr import by_qr
-from flexlora_server.aggregation.stack import Stack, Term
+from flexlora_server.aggregation.svd.dense import by_eigh, by_svd
+from flexlora_server.aggregation.svd.gram import by_gram
+from flexlora_server.aggregation.svd.leading import Leading, RouteFailed
+from flexlora_server.aggregation.svd.qr import by_qr
+from flexlora_server.aggregation.svd.stack import Stack, Term
 from tests.server.aggregation import oracle
 from tests.server.aggregation.routes.stacks import dense, gaussian, stacks, with_spectrum
 

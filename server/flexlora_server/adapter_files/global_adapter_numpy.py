@@ -1,0 +1,44 @@
+"""The stored global update (`stored` tells its format) as NumPy arrays: what the process that serves reads of it."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexlora_server.adapter_files.dtypes import DTYPES, Array
+
+
+class StoredRows:
+    """Its rows as views of its mapped file, which is opened once: every opening parses the whole header.
+
+    Not by the safetensors library: its NumPy tensors are copies, made while no other thread may run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def _file(self) -> tuple[Array, dict[str, Any]]:
+        """The tensors' bytes, and the header, which is our own writer's."""
+        mapped = np.memmap(self._path, np.uint8, "r").view(np.ndarray)
+        start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
+        return mapped[start:], json.loads(mapped[8:start].tobytes())
+
+    def _tensor(self, key: str) -> Array:
+        body, header = self._file
+        begin, end = header[key]["data_offsets"]
+        return body[begin:end].view(DTYPES[header[key]["dtype"]]).reshape(header[key]["shape"])
+
+    def Bt(self, module: str, rank: int) -> Array:
+        """The first `rank` rows of a module's transposed B, (rank, out_features) float32."""
+        return self._tensor(f"{module}.Bt")[:rank]
+
+    def A(self, module: str, rank: int) -> Array:
+        """The first `rank` rows of a module's A, (rank, in_features), in the dtype they are stored in."""
+        return self._tensor(f"{module}.A")[:rank]
+
+    def extra(self, name: str) -> Array:
+        """An extra tensor, float32."""
+        return self._tensor(f"extra:{name}")

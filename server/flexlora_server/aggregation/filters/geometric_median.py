@@ -1,0 +1,65 @@
+"""The geometric median by smoothed Weiszfeld (RFA: Pillutla, Kakade, Harchaoui 2022, arXiv 1912.13445).
+
+It minimises sum of p_i |D_i - v| and moves little while less than half of the weight is hostile. Every iterate is a convex
+combination v = sum of b_i D_i, so with K the inner products |D_i - v|^2 = K_ii - 2 (K b)_i + b^T K b, and
+the new coefficients, b_i proportional to p_i / max(nu, |D_i - v|), are simply other weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median_low
+
+import torch
+from torch import Tensor
+
+from flexlora_server.aggregation.filters.rule import Verdict, unclipped
+from flexlora_server.aggregation.geometry.update_geometry import Geometry
+
+_SMOOTHING = 1e-6  # nu, relative to the median distance
+_CONVERGED = 1e-10  # in the coefficients
+_ITERATIONS = 1000  # near the breakdown point each one gains little; usually a dozen are enough
+_TOLD = 0.5  # whoever counts less than this share of its examples' weight is told
+
+
+@dataclass(frozen=True)
+class GeometricMedian:
+    """The coefficients of the geometric median become the weights."""
+
+    name = "geometric-median"
+
+    def apply(self, weights: Sequence[float], geometry: Geometry, past_norms: Sequence[float]) -> Verdict:
+        coefficients, distances = weiszfeld(weights, geometry.inner)
+        middle = median_low(distances)
+        notes = [
+            f"counts {new:.2g} instead of {old:.2g} in the geometric median "
+            f"(distance {distance:.3g}, the median distance is {middle:.3g})"
+            if new < _TOLD * old
+            else ""
+            for old, new, distance in zip(weights, coefficients, distances, strict=True)
+        ]
+        return unclipped(coefficients, notes)
+
+
+def weiszfeld(weights: Sequence[float], inner: Tensor) -> tuple[list[float], list[float]]:
+    """The coefficients of the geometric median and everyone's distance to it.
+
+    Of changes that are all the same, or of one or two, the coefficients are the weights.
+    """
+    p = torch.tensor(weights, dtype=torch.float64)
+    b = p / p.sum()
+    for _ in range(_ITERATIONS):
+        distances = _distances(inner, b)
+        nu = _SMOOTHING * float(distances.median())
+        closeness = p / distances.clamp(min=max(nu, torch.finfo(torch.float64).tiny))
+        closeness = closeness / closeness.max()  # so that no sum overflows
+        old, b = b, closeness / closeness.sum()
+        if float((b - old).abs().max()) < _CONVERGED:
+            break
+    coefficients: list[float] = b.tolist()
+    found: list[float] = _distances(inner, b).tolist()
+    return coefficients, found
+
+
+def _distances(inner: Tensor, b: Tensor) -> Tensor:
+    projected = inner @ b
+    return (inner.diagonal() - 2 * projected + b @ projected).clamp(min=0).sqrt()

@@ -1,0 +1,1 @@
+"""The aggregation strategies: one module a rule, and the registry that knows them by name."""

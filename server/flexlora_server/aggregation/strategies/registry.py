@@ -1,0 +1,122 @@
+"""The aggregation strategies by name: what a run's other parts must know of each, and where its mathematics is.
+
+A package of your own brings another one without a change here: a module with a function `aggregate` (see
+`Strategy.aggregate`), say `mine/mean.py`,
+
+    def aggregate(updates, previous, dtype, error_bound=1.0):
+        return truncate(weighted_stack(updates), previous, dtype, error_bound)
+
+what must be known of it, say in `mine/__init__.py`,
+
+    mean = Strategy("mean", module="mine.mean")
+
+and an entry point in its pyproject.toml, which coordinator and workers look up:
+
+    [project.entry-points."flexlora.strategies"]
+    mean = "mine:mean"
+
+The module is imported where a round is aggregated: whoever asks here only what agents train does without PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from flexlora_server.errors import AggregationError, UnsupportedRun
+from flexlora_shared.messages.tasks import Trainable
+from flexlora_shared.plugins import STRATEGIES, PluginFault, load_plugin, plugin_names, require_module
+
+if TYPE_CHECKING:
+    import torch
+
+    from flexlora_server.aggregation.factors import GlobalFactors, Update
+    from flexlora_server.aggregation.truncate import Aggregate
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Turns a round's updates of one module into the next global update; the same input, the same bytes.
+
+    name: what a run is defined with. module: has the function `aggregate`.
+    averages_factors: A and B are combined apart from each other; else the rule sees only products. Then one participant's B
+    meets another's A, and uploads must keep each factor (`scaling * B` and A) within the run's norm bound, not just their
+    product.
+    measures_changes: an update counts by what it changed in the slice it was served; else what it is counts. Then an update
+    that comes late moves tensors beside LoRA, too, by what it changed in those it was served.
+    agents_train: both factors of the `slice` they are served, its `B` alone, or a `fresh` adapter on top of it.
+    one_rank: serves one rank for all; else any mix.
+    """
+
+    name: str
+    module: str
+    averages_factors: bool = False
+    measures_changes: bool = False
+    agents_train: Trainable = "slice"
+    one_rank: bool = False
+
+    def check(self, ranks: Sequence[int]) -> None:
+        """Raise UnsupportedRun if a run with these allowed ranks cannot be served."""
+        if self.one_rank and len(set(ranks)) != 1:
+            raise UnsupportedRun(
+                f"{self.name} averages the factors and needs one rank for all, not {sorted(set(ranks))}: "
+                "allow a single rank, or choose flexlora"
+            )
+
+    def aggregate(
+        self, updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    ) -> Aggregate:
+        """The next global update, of previous' shapes; raises AggregationError.
+
+        A holds values of the served `dtype`, so that agents send back what the coordinator has; unless they train fresh ones.
+
+        `error_bound`: a truncation may have up to this many times the smallest possible error, certified; 1: the exact one.
+        """
+        found: Aggregate = import_module(self.module).aggregate(updates, previous, dtype, error_bound)
+        return found
+
+
+_HERE = __name__.rpartition(".")[0]
+_BUILT_IN = {
+    rule.name: rule
+    for rule in (
+        Strategy("flexlora", f"{_HERE}.flexlora"),
+        Strategy("flexlora-residual", f"{_HERE}.residual", measures_changes=True),
+        Strategy("fedavg", f"{_HERE}.fedavg", averages_factors=True, one_rank=True),
+        Strategy("ffa", f"{_HERE}.ffa", averages_factors=True, agents_train="B", one_rank=True),
+        Strategy("hetlora", f"{_HERE}.hetlora", averages_factors=True),
+        Strategy("flora", f"{_HERE}.flora", agents_train="fresh"),
+    )
+}
+
+
+def strategies() -> tuple[str, ...]:
+    """The names there are, sorted: the built-in ones and those that installed packages offer."""
+    return tuple(sorted({*_BUILT_IN, *plugin_names(STRATEGIES)}))
+
+
+def strategy(name: str) -> Strategy:
+    """The strategy of that name; a built-in name cannot be taken by a package.
+
+    Raises:
+        AggregationError: there is none, with the names there are; or a package offers one that cannot be used.
+    """
+    return _BUILT_IN[name] if name in _BUILT_IN else _offered(name)
+
+
+@cache
+def _offered(name: str) -> Strategy:
+    """What a package offers. Its module must be there, or everybody would train before a worker finds that out."""
+    try:
+        offered = load_plugin(STRATEGIES, name, Strategy)
+        require_module(offered.module)
+    except LookupError:
+        raise AggregationError(f"there is no strategy {name!r}: choose one of {', '.join(strategies())}") from None
+    except PluginFault as fault:
+        raise AggregationError(f"the strategy {name!r} cannot be used: {fault}") from fault
+    if offered.name != name:
+        raise AggregationError(f"the entry point {name!r} offers a strategy named {offered.name!r}: name both alike")
+    return offered

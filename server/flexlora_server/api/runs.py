@@ -1,0 +1,88 @@
+"""Defining, listing and moving runs."""
+
+from typing import Annotated
+
+from fastapi import Body, Request
+
+from flexlora_server.api import status_views
+from flexlora_server.api.auth import Anyone, Operator
+from flexlora_server.api.openapi_examples import RUN_SPEC
+from flexlora_server.api.services import of
+from flexlora_server.api.strict_json import RunPath, problems, router
+from flexlora_server.database.queries import runs
+from flexlora_server.lifecycle import transitions
+from flexlora_server.lifecycle.validation import check_spec
+from flexlora_server.state_machine import Action
+from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
+from flexlora_shared.problems import Code
+
+routes = router("runs")
+
+
+@routes.post("/v1/runs", status_code=201, responses=problems(Code.FORBIDDEN, Code.RUN_EXISTS, Code.INVALID_RUN))
+def create_run(request: Request, spec: Annotated[RunSpec, Body(examples=[RUN_SPEC])], who: Operator) -> RunDetail:
+    """Define a run. It waits in DRAFT until it is started."""
+    check_spec(spec)
+    coordinator = of(request)
+    with coordinator.store.transaction() as tx:
+        run = runs.create(tx, spec)
+        return RunDetail(status=status_views.run_status(tx, run, coordinator.settings.presence_window), spec=spec)
+
+
+@routes.get("/v1/runs", responses=problems())
+def list_runs(request: Request, who: Anyone) -> RunList:
+    """Every run, newest first."""
+    coordinator = of(request)
+    window = coordinator.settings.presence_window
+    with coordinator.store.reading() as tx:
+        return RunList(runs=tuple(status_views.run_status(tx, run, window) for run in runs.every(tx)))
+
+
+@routes.get("/v1/runs/{run}", responses=problems(Code.RUN_NOT_FOUND))
+def show_run(request: Request, name: RunPath, who: Anyone) -> RunDetail:
+    """A run's definition and status."""
+    coordinator = of(request)
+    with coordinator.store.reading() as tx:
+        run = runs.get(tx, name)
+        status = status_views.run_status(tx, run, coordinator.settings.presence_window)
+        return RunDetail(status=status, spec=runs.spec_of(run))
+
+
+_REFUSALS = problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.RUN_STATE)
+
+
+@routes.post("/v1/runs/{run}/start", responses=_REFUSALS)
+def start_run(request: Request, name: RunPath, who: Operator) -> RunStatus:
+    """DRAFT -> RUNNING: publish round 0 and gather participants."""
+    return _act(request, name, "start")
+
+
+@routes.post("/v1/runs/{run}/pause", responses=_REFUSALS)
+def pause_run(request: Request, name: RunPath, who: Operator) -> RunStatus:
+    """RUNNING -> PAUSED: the round in progress finishes, no further one begins."""
+    return _act(request, name, "pause")
+
+
+@routes.post("/v1/runs/{run}/resume", responses=_REFUSALS)
+def resume_run(request: Request, name: RunPath, who: Operator) -> RunStatus:
+    """PAUSED -> RUNNING."""
+    return _act(request, name, "resume")
+
+
+@routes.post("/v1/runs/{run}/cancel", responses=_REFUSALS)
+def cancel_run(request: Request, name: RunPath, who: Operator) -> RunStatus:
+    """End an unfinished run for good; what it has published stays."""
+    return _act(request, name, "cancel")
+
+
+def _act(request: Request, name: str, action: Action) -> RunStatus:
+    coordinator = of(request)
+    with coordinator.store.transaction() as tx:
+        run = runs.lock(tx, name)
+        if action == "start":
+            transitions.start(tx, run)
+        elif action == "cancel":
+            transitions.cancel(tx, run)
+        else:
+            runs.act(tx, run, action)
+        return status_views.run_status(tx, run, coordinator.settings.presence_window)

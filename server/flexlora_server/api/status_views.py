@@ -1,0 +1,195 @@
+"""Puts the records of runs and rounds together into what people and programs watch."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from flexlora_server import state_machine as machine
+from flexlora_server.database.queries import adapters, inputs, rounds, runs, uploads
+from flexlora_server.database.schema import Client, Round, RoundModules, Run, Upload
+from flexlora_server.database.timestamps import rfc3339, rfc3339_or_none
+from flexlora_server.database.transactions import Tx
+from flexlora_server.lifecycle.wait_reasons import waiting_for
+from flexlora_shared.messages.clients import Declaration
+from flexlora_shared.messages.runs import RunSpec, RunStatus
+from flexlora_shared.messages.status import (
+    AggregationMetrics,
+    AggregationSummary,
+    EnergyKept,
+    EvaluationSummary,
+    ModuleMetrics,
+    ParticipantCounts,
+    ParticipantStatus,
+    RankCount,
+    RoundDetail,
+    RoundInput,
+    RoundSummary,
+)
+
+
+def run_status(tx: Tx, run: Run, window: float) -> RunStatus:
+    """A run at a glance."""
+    spec = runs.spec_of(run)
+    round_ = rounds.current(tx, run.name)
+    going = round_ is not None and run.state in {"RUNNING", "PAUSED"}
+    return RunStatus(
+        name=run.name,
+        state=run.state,
+        strategy=spec.strategy,
+        model=spec.model.id,
+        ranks=spec.ranks,
+        rounds=spec.rounds,
+        rounds_published=adapters.latest(tx, run.name) or 0,
+        current_round=round_.number if going and round_ else None,
+        round_state=round_.state if going and round_ else None,
+        waiting_for=_waiting_for(tx, run, spec, round_, window),
+        participants=runs.participants(tx, run.name),
+        created_at=rfc3339(run.created_at),
+        reason=run.reason,
+    )
+
+
+def _waiting_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window: float) -> str:
+    if run.state == "DRAFT":
+        return "Waiting for the operator to start it."
+    if round_ is None or run.state in machine.OVER:
+        return f"Nothing: the run is {run.state.lower()}."
+    return _waiting(tx, run, spec, round_, _present(tx, round_, window))
+
+
+def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
+    """Who is here for a round that gathers participants; of another, nobody asks."""
+    return rounds.present(tx, round_.run, window) if round_.state == "OPEN" else ()
+
+
+def _waiting(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
+    carried = uploads.carried(tx, round_) if round_.state == "OPEN" else ()
+    return waiting_for(spec, rounds.view(tx, run, round_), present, carried, tx.now)
+
+
+def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummary:
+    """One round: its state, what it waits for, its figures."""
+    assigned = rounds.assignments(tx, round_)
+    present = _present(tx, round_, window)
+    published = tx.session.get(RoundModules, round_.id)
+    return RoundSummary(
+        run=run.name,
+        number=round_.number,
+        attempt=round_.attempt,
+        state=round_.state,
+        opened_at=rfc3339(round_.opened_at),
+        deadline=rfc3339_or_none(round_.deadline),
+        published_at=rfc3339_or_none(round_.published_at),
+        waiting_for=_waiting(tx, run, runs.spec_of(run), round_, present),
+        failures=round_.failures,
+        reason=round_.reason,
+        participants=ParticipantCounts(
+            present=len(present),
+            assigned=len(assigned),
+            uploading=rounds.uploads_in(tx, round_, "OPEN"),
+            accepted=rounds.uploads_in(tx, round_, "ACCEPTED"),
+        ),
+        by_rank=tuple(
+            RankCount(rank=rank, participants=count)
+            for rank, count in sorted(Counter(a.rank for a in assigned).items())
+        ),
+        bytes_received=uploads.bytes_received(tx, round_),
+        train_metrics=_train_metrics([row for row in uploads.in_round(tx, round_) if row.state == "ACCEPTED"]),
+        evaluations=_evaluations(tx, run.name, round_.number),
+        **_aggregated(published),
+        aggregation_seconds=round_.aggregation_seconds,
+    )
+
+
+def _aggregated(published: RoundModules | None) -> dict[str, Any]:
+    """What a published round's summary says of its aggregation."""
+    if published is None:
+        return {"energy_kept": ()}
+    kept = tuple(EnergyKept.model_validate(one) for one in published.energy_kept)
+    told: dict[str, Any] = {"energy_kept": kept, "energy_above_smallest_rank": 1 - kept[0].share if kept else None}
+    if published.summary is not None:
+        told["aggregation"] = AggregationSummary.model_validate_json(json.dumps(published.summary))
+    return told
+
+
+def _updates(published: RoundModules | None) -> AggregationMetrics | None:
+    if published is None or published.updates is None:
+        return None
+    return AggregationMetrics.model_validate_json(json.dumps(published.updates))
+
+
+def round_detail(tx: Tx, run: Run, round_: Round, window: float, *, operator: bool) -> RoundDetail:
+    """A round with its modules; who takes part is for the operator alone."""
+    published = tx.session.get(RoundModules, round_.id)
+    modules = published.modules if published else []
+    return RoundDetail(
+        summary=round_summary(tx, run, round_, window),
+        modules=tuple(ModuleMetrics.model_validate_json(json.dumps(module)) for module in modules),
+        participants=_participants(tx, round_, _updates(published)) if operator else None,
+        inputs=tuple(_input(one) for one in inputs.frozen(tx, round_)) if operator else None,
+        cosines=_cosines(_updates(published)) if operator else None,
+    )
+
+
+def _input(one: inputs.Frozen) -> RoundInput:
+    return RoundInput(
+        upload_id=one.upload.id,
+        client_id=one.upload.client_id,
+        round=one.round,
+        staleness=one.staleness,
+        excluded=one.excluded,
+    )
+
+
+def _cosines(updates: AggregationMetrics | None) -> tuple[tuple[float | None, ...], ...] | None:
+    return updates.cosines if updates is not None and updates.cosines else None
+
+
+def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> tuple[ParticipantStatus, ...]:
+    became = {one.client_id: one for one in updates.updates} if updates is not None else {}
+    sent = {row.client_id: row for row in uploads.in_round(tx, round_)}  # nobody has an open and an accepted one
+    found = []
+    for place in rounds.assignments(tx, round_):
+        upload = sent.get(place.client_id)
+        row = rounds.participation(tx, round_.run, place.client_id)
+        assert row is not None, "only declared participants are assigned"
+        declared = Declaration.model_validate(row.declaration)
+        found.append(
+            ParticipantStatus(
+                client_id=place.client_id,
+                name=tx.session.get_one(Client, place.client_id).name,
+                rank=place.rank,
+                state="assigned" if upload is None else "accepted" if upload.state == "ACCEPTED" else "uploading",
+                examples=declared.examples if upload is None else upload.announced["examples"],
+                hardware=declared.hardware,
+                declared_at=rfc3339(row.declared_at),
+                bytes_received=0 if upload is None else upload.offset,
+                update=became.get(place.client_id),
+            )
+        )
+    return tuple(found)
+
+
+def _train_metrics(accepted: Sequence[Upload]) -> dict[str, float]:
+    """Every metric's mean over the uploads that report it, weighted by training examples."""
+    sums: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+    for upload in accepted:
+        for name, value in upload.announced["metrics"].items():
+            sums[name].append((value, upload.announced["examples"]))
+    return {name: _mean(values) for name, values in sorted(sums.items())}
+
+
+def _mean(values: list[tuple[float, int]]) -> float:
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+
+
+def _evaluations(tx: Tx, run: str, number: int) -> tuple[EvaluationSummary, ...]:
+    sums: defaultdict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
+    for row in adapters.evaluations(tx, run, number):
+        for name, value in row.metrics.items():
+            sums[name, row.rank].append((value, row.examples))
+    return tuple(
+        EvaluationSummary(metric=name, rank=rank, value=_mean(values), participants=len(values))
+        for (name, rank), values in sorted(sums.items())
+    )

@@ -1,0 +1,26 @@
+"""The event log: one row a state change, and the version that waiting requests watch."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+
+from flexlora_server.database.schema import Event, Run
+from flexlora_server.database.transactions import Tx
+
+
+def record(tx: Tx, run: Run, kind: str, detail: str, round_number: int | None = None) -> None:
+    """Log a change of a locked run."""
+    tx.session.add(Event(run=run.name, round=round_number, kind=kind, detail=detail, at=tx.now))
+    touch(tx, run)
+
+
+def touch(tx: Tx, run: Run) -> None:
+    """Wake whoever waits for a change of this run."""
+    run.version += 1
+    tx.changed = True
+
+
+def after(tx: Tx, run: str, last: int, most: int = 500) -> Sequence[Event]:
+    """A run's events behind `last`, oldest first."""
+    wanted = select(Event).where(Event.run == run, Event.id > last).order_by(Event.id).limit(most)
+    return tx.session.scalars(wanted).all()

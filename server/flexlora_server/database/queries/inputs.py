@@ -1,0 +1,71 @@
+"""The frozen inputs of a round's aggregation, in the order in which they are summed.
+
+Written once, when the round begins to aggregate: whatever arrives later is not among them. The table gives every upload at most
+one place, so that none can count twice.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from flexlora_server.database.schema import Round, RoundInput, Upload
+from flexlora_server.database.transactions import Tx
+from flexlora_server.errors import Refusal
+from flexlora_shared.problems import Code
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An upload that is part of a round's aggregation, and the round for which it was trained."""
+
+    upload: Upload
+    round: int
+    staleness: int
+    excluded: bool
+
+
+def freeze(tx: Tx, round_: Round) -> int:
+    """Fix the inputs of a locked run's round: every accepted upload that counts in it; how many."""
+    wanted = select(Upload, Round.number).join(Round, Round.id == Upload.round_id)
+    wanted = wanted.where(Round.run == round_.run, Upload.state == "ACCEPTED", Upload.counts_in == round_.number)
+    ordered = tx.session.execute(wanted.order_by(Upload.client_id, Round.number, Upload.id)).all()
+    for position, (upload, number) in enumerate(ordered):
+        late = round_.number - number
+        tx.session.add(RoundInput(round_id=round_.id, position=position, upload_id=upload.id, staleness=late))
+    tx.session.flush()
+    return len(ordered)
+
+
+def frozen(tx: Tx, round_: Round) -> Sequence[Frozen]:
+    """The round's inputs, excluded ones too; none before it aggregates."""
+    wanted = select(RoundInput, Upload, Round.number).join(Upload, Upload.id == RoundInput.upload_id)
+    wanted = wanted.join(Round, Round.id == Upload.round_id).where(RoundInput.round_id == round_.id)
+    rows = tx.session.execute(wanted.order_by(RoundInput.position)).all()
+    return [Frozen(upload, number, row.staleness, row.excluded) for row, upload, number in rows]
+
+
+def counting(tx: Tx, round_: Round) -> Sequence[Frozen]:
+    """The round's inputs without those that the operator excluded."""
+    return [one for one in frozen(tx, round_) if not one.excluded]
+
+
+def exclude(tx: Tx, round_: Round, uploads: Collection[str]) -> None:
+    """Take uploads out of a failed round for good.
+
+    Raises:
+        Refusal: UPLOAD_NOT_FOUND for one that is no input, INVALID_REQUEST where none would be left.
+    """
+    rows = tx.session.scalars(select(RoundInput).where(RoundInput.round_id == round_.id)).all()
+    unknown = set(uploads) - {row.upload_id for row in rows}
+    if unknown:
+        raise Refusal(
+            Code.UPLOAD_NOT_FOUND,
+            f"{min(unknown)!r} is no input of round {round_.number}; the round's detail lists them.",
+        )
+    for row in rows:
+        row.excluded = row.excluded or row.upload_id in uploads
+    if rows and all(row.excluded for row in rows):
+        raise Refusal(
+            Code.INVALID_REQUEST, f"Round {round_.number} would have no input left; keep one, or cancel the run."
+        )

@@ -1,0 +1,1 @@
+"""How runs, rounds, tasks, uploads and slices move on: what the API and the worker do beyond one query."""

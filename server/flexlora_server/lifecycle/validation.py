@@ -1,0 +1,132 @@
+"""What the coordinator refuses before it counts for anything: runs that cannot work, uploads that cannot fit."""
+
+from collections import Counter
+
+from flexlora_server.adapter_files.slicing import served_scaling
+from flexlora_server.aggregation.filters.plugin import check_filter
+from flexlora_server.aggregation.strategies.registry import strategy
+from flexlora_server.database.schema import Assignment
+from flexlora_server.errors import AggregationError, Refusal, UnsupportedRun
+from flexlora_server.lifecycle.serve_slice import check_keys
+from flexlora_shared.layout import adapter_shapes, size_bounds
+from flexlora_shared.messages.robust import CustomFilter
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.uploads import UploadCreate
+from flexlora_shared.problems import Code
+from flexlora_shared.ranks import module_ranks
+
+FLOAT16_MAX = 65_504.0
+ALPHA_MAX = 1e6  # an upload's (UploadCreate.alpha): a slice served with more could not be announced
+
+
+def check_spec(spec: RunSpec) -> None:
+    """Refuse a run that cannot work.
+
+    Raises:
+        Refusal: INVALID_RUN with the first thing to change.
+    """
+    try:
+        for fault in _faults(spec):
+            raise Refusal(Code.INVALID_RUN, fault)
+        strategy(spec.strategy).check(spec.ranks)
+        for defined in spec.robust:
+            if isinstance(defined, CustomFilter):
+                check_filter(defined)
+    except (AggregationError, UnsupportedRun) as error:
+        raise Refusal(Code.INVALID_RUN, f"{error}.") from None
+
+
+def _faults(spec: RunSpec) -> list[str]:
+    names = [module.name for module in spec.modules]
+    tensors = Counter([*names, *(extra.name for extra in spec.extra)])
+    faults = [f"{name!r} is named {n} times; name each tensor once." for name, n in tensors.items() if n > 1]
+    if len(set(spec.ranks)) < len(spec.ranks):
+        faults.append(f"ranks {list(spec.ranks)} repeats a rank; name every allowed rank once.")
+    for module in spec.modules:
+        if spec.largest_rank > min(module.out_features, module.in_features):
+            faults.append(
+                f"rank {spec.largest_rank} exceeds what {module.name!r} of {module.out_features} by {module.in_features} "
+                "can hold; allow smaller ranks or leave the module out."
+            )
+    for extra in spec.extra:
+        if "." not in extra.name:
+            faults.append(f"extra tensor {extra.name!r} must be named MODULE.PARAMETER, for example classifier.weight.")
+        if extra.name.endswith((".lora_A.weight", ".lora_B.weight")):
+            faults.append(
+                f"extra tensor {extra.name!r} has the name of a LoRA factor; name its module under modules instead."
+            )
+    if not spec.min_updates <= spec.min_clients:
+        faults.append(
+            f"the quorum min_updates {spec.min_updates} exceeds min_clients {spec.min_clients}; it could be missed for ever."
+        )
+    if spec.clients_per_round is not None and spec.clients_per_round < spec.min_clients:
+        faults.append(f"clients_per_round {spec.clients_per_round} is less than min_clients {spec.min_clients}.")
+    if spec.over_selection and spec.clients_per_round is None:
+        faults.append("over_selection counts beyond clients_per_round; name clients_per_round too, or leave it out.")
+    for rank in spec.ranks:
+        if spec.scaling.alpha_of(rank) > ALPHA_MAX:
+            faults.append(
+                f"rank {rank} would be served with alpha {spec.scaling.alpha_of(rank):g}, but no upload may have more than "
+                f"{ALPHA_MAX:g}; lower alpha_per_rank."
+            )
+    undone = [one.kind for one in spec.robust if one.kind in {"norm-clip", "geometric-median"}]
+    if spec.strategy == "hetlora" and undone:
+        faults.append(
+            f"hetlora weighs updates by their norm, which undoes {undone[0]}; use multi-krum or cosine, or another strategy."
+        )
+    if spec.upload_dtype == "float16" and _largest_served(spec) > FLOAT16_MAX:
+        faults.append(
+            f"an update within norm_bound {spec.norm_bound:g} may not fit into float16 (values up to "
+            f"{_largest_served(spec):g}); lower norm_bound, or serve bfloat16 or float32."
+        )
+    if (spec.model.task_type == "SEQ_CLS") != bool(spec.model.labels):
+        faults.append("SEQ_CLS needs model.labels, and only SEQ_CLS takes them.")
+    return faults
+
+
+def _largest_served(spec: RunSpec) -> float:
+    """The largest value in a slice of updates within the norm bound: of B, which is divided by the scaling, or unscaled."""
+    rule = strategy(spec.strategy)
+    added = spec.rounds if rule.agents_train == "fresh" else 1  # each round's fresh adapters are added to all before
+    B = added * spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
+    averages_A = rule.averages_factors and rule.agents_train != "B"  # else A has rows of norm 1, or stays round 0's
+    unscaled = bool(spec.extra) or averages_A
+    return max(B, spec.norm_bound) if unscaled else B
+
+
+def check_announcement(spec: RunSpec, place: Assignment, told: UploadCreate) -> None:
+    """Refuse an upload that cannot be the assigned one.
+
+    Raises:
+        Refusal: RANK_MISMATCH, INVALID_REQUEST or SIZE_IMPOSSIBLE.
+    """
+    if (told.rank, told.rank_pattern) != (place.rank, place.rank_pattern):
+        raise Refusal(
+            Code.RANK_MISMATCH,
+            f"This round assigned you rank {place.rank} with pattern {place.rank_pattern}; train and upload at exactly that.",
+            rank=place.rank,
+            rank_pattern=place.rank_pattern,
+        )
+    _check_trained(spec, told)
+    check_keys(spec, told.alpha_pattern)
+    ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)
+    least, most = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
+    if not least <= told.size <= most:
+        raise Refusal(
+            Code.SIZE_IMPOSSIBLE,
+            f"An adapter of these ranks takes {least} to {most} bytes, not {told.size}; send the trained slice as safetensors.",
+            least=least,
+            most=most,
+        )
+
+
+def _check_trained(spec: RunSpec, told: UploadCreate) -> None:
+    """Refuse an update of another kind than the run's: the tensors of a slice and of a fresh adapter look alike."""
+    asked = strategy(spec.strategy).agents_train
+    if told.trainable != asked:
+        raise Refusal(
+            Code.INVALID_REQUEST,
+            f"This run asks for updates that trained {asked!r} (`trainable` of the task), not {told.trainable!r}; "
+            f"train what the task asks and announce it as trainable {asked!r}.",
+            trainable=asked,
+        )

@@ -1,0 +1,1 @@
+"""Long polls: idle agents and event streams wait here without a thread or a database connection each."""

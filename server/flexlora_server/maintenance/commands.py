@@ -1,0 +1,74 @@
+"""`flexlora-server` verify, backup, restore."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from flexlora_server.database.transactions import Store
+from flexlora_server.errors import StartupError
+from flexlora_server.maintenance import backup as backups
+from flexlora_server.maintenance import verify_blobs
+from flexlora_server.settings import Settings, load_settings
+from flexlora_server.storage import open_blobs
+
+app = typer.Typer()
+FOLDER = typer.Argument(help="The folder of the backup.")
+
+
+def _opened() -> tuple[Settings, Store]:
+    settings = load_settings()
+    store = Store(settings.url)
+    store.check_head()
+    return settings, store
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Faults of the machine or the database as one sentence."""
+    try:
+        yield
+    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+        raise StartupError(f"{what}: {error}") from error
+
+
+@app.command()
+def verify() -> None:
+    """Hash every blob that the database names; exit code 1 and a list where one is missing or damaged. Safe while it serves."""
+    settings, store = _opened()
+    checked = wrong = 0
+    with _told("the blobs could not all be verified"):
+        for sha256, fault in verify_blobs.faults(store, settings):
+            checked += 1
+            if fault is not None:
+                wrong += 1
+                typer.echo(f"{sha256}: {fault}")
+    store.close()
+    typer.echo(f"{checked} blobs checked, {wrong} missing or damaged.")
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def backup(folder: Path = FOLDER) -> None:
+    """Copy the database and every blob it names into a new folder, also while the coordinator runs."""
+    settings, store = _opened()
+    with _told(f"the backup is not whole, delete {folder}"), verify_blobs.past_the_cache(settings) as blobs:
+        count = backups.backup(store, blobs, folder)
+    store.close()
+    typer.echo(f"The database and {count} blobs are in {folder}. The operator's key is not: keep it elsewhere.")
+
+
+@app.command()
+def restore(folder: Path = FOLDER) -> None:
+    """Put a backup into an empty place, with the coordinator stopped."""
+    settings = load_settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    store = Store(settings.url)
+    with _told("the backup was not restored"):
+        count = backups.restore(store, open_blobs(settings), folder)
+    store.close()
+    typer.echo(f"The database and {count} blobs are restored; `flexlora-server serve` goes on from there.")

@@ -1,0 +1,104 @@
+"""Copies a database while it is in use, and puts a copy back: SQLite by its backup interface, PostgreSQL by its programs."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+from sqlalchemy import URL, MetaData, create_engine, inspect, text
+
+from flexlora_server.database.queries.blobs import named
+from flexlora_server.database.transactions import Store
+from flexlora_server.errors import StartupError
+
+NAMES = {"sqlite": "flexlora.db", "postgresql": "database.dump"}  # of the copy in a backup
+
+
+def copy_out(store: Store, folder: Path) -> frozenset[str]:
+    """Copy the database into the folder; the blobs that this copy names.
+
+    Raises:
+        StartupError: SQLite cannot copy it, or PostgreSQL's programs are missing or fail.
+    """
+    kind = store.url.get_backend_name()
+    if kind == "postgresql":
+        return _dump(store, folder / NAMES[kind])
+    target = folder / NAMES[kind]
+    _copy(Path(str(store.url.database)), target)
+    copied = Store(store.url.set(database=str(target)))
+    try:
+        with copied.reading() as tx:
+            return named(tx)
+    finally:
+        copied.close()
+        with closing(sqlite3.connect(target)) as copy:
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file holds it all
+
+
+def _dump(store: Store, target: Path) -> frozenset[str]:
+    with store.reading() as tx:  # one snapshot for the dump and for the question which blobs it names
+        snapshot = tx.session.scalar(text("SELECT pg_export_snapshot()"))
+        _run("pg_dump", store.url, "--format=custom", f"--snapshot={snapshot}", f"--file={target}")
+        return named(tx)
+
+
+def copy_in(url: URL, folder: Path) -> None:
+    """Make the copy in the folder the database.
+
+    Raises:
+        StartupError: as `copy_out`.
+    """
+    kind = url.get_backend_name()
+    if kind == "postgresql":
+        _run("pg_restore", url, "--no-owner", "--exit-on-error", "--single-transaction", str(folder / NAMES[kind]))
+        return
+    target = Path(str(url.database))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _copy(folder / NAMES[kind], target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+            reading.backup(writing)
+    except sqlite3.Error as error:
+        raise StartupError(f"the database {source} cannot be copied to {target}: {error}") from error
+
+
+def is_empty(url: URL) -> bool:
+    """Whether the database holds no table; a SQLite file need not exist."""
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        return True
+    engine = create_engine(url)
+    try:
+        return not inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def clear(url: URL) -> None:
+    """Take out what `copy_in` put into an empty database."""
+    if url.get_backend_name() == "sqlite":
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{url.database}{suffix}").unlink(missing_ok=True)
+        return
+    engine, tables = create_engine(url), MetaData()
+    with engine.begin() as connection:
+        tables.reflect(connection)
+        tables.drop_all(connection)
+    engine.dispose()
+
+
+def _run(program: str, url: URL, *arguments: str) -> None:
+    if shutil.which(program) is None:
+        raise StartupError(
+            f"{program} is not on PATH: install PostgreSQL's client programs (Debian: postgresql-client)"
+        )
+    address = url.set(drivername="postgresql", password=None).render_as_string()
+    password = {} if url.password is None else {"PGPASSWORD": str(url.password)}
+    command = [program, f"--dbname={address}", *arguments]
+    done = subprocess.run(command, env=os.environ | password, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StartupError(f"{program} failed: {' '.join(done.stderr.split())[:1000]}")

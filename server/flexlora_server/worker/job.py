@@ -1,0 +1,63 @@
+"""What an aggregation is given: the frozen inputs of a leased round, and the blobs that hold them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
+from flexlora_server.database.queries import adapters, inputs, rounds, runs
+from flexlora_server.database.schema import Round
+from flexlora_server.database.transactions import Tx
+from flexlora_server.settings import Settings
+from flexlora_server.worker.aggregate_module import Work
+from flexlora_server.worker.leases import Lease
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.uploads import UploadCreate
+
+
+@dataclass(frozen=True)
+class Job:
+    """One aggregation under its lease.
+
+    work: None in round 0, which has no inputs; its paths are still bare SHA-256 names: see `Work.located`.
+    ranks: the slices that participants will ask for.
+    """
+
+    lease: Lease
+    spec: RunSpec
+    work: Work | None
+    ranks: tuple[tuple[int, dict[str, int]], ...]
+
+
+def read_job(tx: Tx, lease: Lease, settings: Settings) -> Job:
+    """The job of a leased round."""
+    spec = runs.spec_of(runs.get(tx, lease.run))
+    work = _work(tx, lease, spec, settings) if lease.number > 0 else None
+    return Job(lease, spec, work, adapters.wanted_slices(tx, lease.run, spec.largest_rank))
+
+
+def _work(tx: Tx, lease: Lease, spec: RunSpec, settings: Settings) -> Work:
+    frozen = inputs.counting(tx, tx.session.get_one(Round, lease.round_id))
+    return Work(
+        spec=spec,
+        inputs=weighted([_input(tx, lease, row) for row in frozen]),
+        previous=_published(tx, lease.run, lease.number - 1),
+        before=_published(tx, lease.run, lease.number - 2) if lease.number > 1 else None,
+        past_norms=rounds.change_norms(tx, lease.run, lease.number),
+        threads=settings.aggregation_threads,
+        device=settings.aggregation_device,
+    )
+
+
+def _input(tx: Tx, lease: Lease, row: inputs.Frozen) -> InputUpdate:
+    return InputUpdate(
+        path=Path(row.upload.sha256),
+        announced=UploadCreate.model_validate(row.upload.announced),
+        client_id=row.upload.client_id,
+        staleness=row.staleness,
+        base=_published(tx, lease.run, row.round - 1) if row.staleness else None,
+        upload_id=row.upload.id,
+    )
+
+
+def _published(tx: Tx, run: str, number: int) -> Path:
+    return Path(adapters.published(tx, run, number).sha256)

@@ -1,0 +1,50 @@
+"""The result of an aggregation, and the transaction that makes it the round's."""
+
+from dataclasses import dataclass
+
+from flexlora_server.database.queries import adapters, runs
+from flexlora_server.database.schema import Round, RoundModules
+from flexlora_server.database.transactions import Tx
+from flexlora_server.lifecycle import transitions
+from flexlora_server.storage import Blob
+from flexlora_server.worker import leases
+from flexlora_server.worker.leases import Lease
+from flexlora_server.worker.metrics import energy_over_modules, summary
+from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an aggregation made: the global update, its slices and its figures."""
+
+    adapter: Blob
+    slices: tuple[tuple[int, dict[str, int], Blob], ...]
+    modules: tuple[ModuleMetrics, ...]
+    updates: AggregationMetrics | None
+    seconds: float
+
+    @property
+    def digests(self) -> list[str]:
+        """Of every blob that it is made of."""
+        return [self.adapter.sha256, *(blob.sha256 for _, _, blob in self.slices)]
+
+
+def publish(tx: Tx, lease: Lease, result: Result) -> None:
+    """Make the result the leased round's, and move the run on.
+
+    Raises:
+        LeaseLost: the round is another worker's by now.
+    """
+    run = runs.lock(tx, lease.run)
+    leases.renew(tx, lease, 0)  # the fencing token, compared in the transaction that publishes
+    round_ = tx.session.get_one(Round, lease.round_id, populate_existing=True)
+    adapters.publish(tx, lease.run, lease.number, result.adapter)
+    for rank, pattern, blob in result.slices:
+        adapters.keep_cut(tx, lease.run, lease.number, rank, pattern, blob)
+    energy = [kept.model_dump(mode="json") for kept in energy_over_modules(result.modules)]
+    modules = [module.model_dump(mode="json") for module in result.modules]
+    updates = None if result.updates is None else result.updates.model_dump(mode="json")
+    told = None if result.updates is None else summary(result.modules, result.updates).model_dump(mode="json")
+    tx.session.add(RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates, summary=told))
+    round_.aggregation_seconds = result.seconds
+    transitions.published(tx, run, round_)
