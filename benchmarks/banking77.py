@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.federation import BenchmarkError, Federation, Participant
 from benchmarks.figures import Metrics, printer, show_people
 from benchmarks.options import definition, parser, run
-from flexlora_client.describe import describe, skeleton
+from flexlora_client.training.describe_model import describe, skeleton
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Labelled
 from flexlora_client.training.models import Models

@@ -13,7 +13,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.federation import BenchmarkError, Participant
-from flexlora_client.training.errors import TrainingError
+from flexlora_client.errors import TrainingError
 
 
 def parser(name: str, about: str, *, rounds: int, learning_rate: float, scaling: float) -> argparse.ArgumentParser:

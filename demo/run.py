@@ -22,9 +22,9 @@ from demo.cluster import Agent, Cluster, agents, cluster
 from demo.tasks import write_tasks
 from demo.texts import show_texts
 from demo.watch import AgentEndedError, Record, events
-from flexlora_client.describe import describe, skeleton
+from flexlora_client.errors import DataError, TrainingError
 from flexlora_client.training.data import load, split
-from flexlora_client.training.errors import DataError, TrainingError
+from flexlora_client.training.describe_model import describe, skeleton
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Example
 from flexlora_client.training.models import Models

@@ -6,11 +6,18 @@ ClientError
 ├── BadInput       data, model, credentials or local files that cannot be used
 ├── Corrupted      what arrived is not what the coordinator announced
 └── RunEnded       the run was cancelled or failed
+TrainingError      local training, for authors of training loops too
+├── DataError      the participant's data cannot be used
+├── ModelError     the base model or its tokenizer cannot be used for this run
+├── AdapterError   the slice served does not fit the run or the base model
+├── DeviceError    the device asked for is not there, or its memory is too small
+├── PluginError    a custom training loop cannot be loaded
+└── DivergedError  training produced numbers that are not finite
 """
 
+from enum import IntEnum
 from typing import ClassVar
 
-from flexlora_client.exits import Exit
 from flexlora_shared.problems import Code, Problem
 
 
@@ -20,6 +27,18 @@ def passes(status: int) -> bool:
     Also a 500, which a restart may cure; not 501 and 505, which say that the other side will never do this.
     """
     return status in (408, 429) or (status >= 500 and status not in (501, 505))
+
+
+class Exit(IntEnum):
+    """What the shell sees when the command ends; `docs/participating.md` shows the same table."""
+
+    OK = 0  # done; of `run`: the run completed
+    USAGE = 2  # the command line is wrong
+    REFUSED = 3  # the coordinator refused; the sentence on stderr is its reason
+    UNREACHABLE = 4  # no coordinator answered at that address
+    BAD_INPUT = 5  # data, model, credentials or files that cannot be used, or training failed on them
+    RUN_ENDED = 6  # the run was cancelled or failed
+    INTERRUPTED = 130  # Ctrl-C or SIGTERM; what was finished is kept for the next start
 
 
 class ClientError(Exception):
@@ -74,3 +93,31 @@ class RunEnded(ClientError):
     """The run ended without completing."""
 
     exit_code = Exit.RUN_ENDED
+
+
+class TrainingError(Exception):
+    """Base of what can go wrong in local training; each message is a sentence that says what to do."""
+
+
+class DataError(TrainingError):
+    """The participant's data cannot be used."""
+
+
+class ModelError(TrainingError):
+    """The base model or its tokenizer cannot be used for this run."""
+
+
+class AdapterError(TrainingError):
+    """The slice served does not fit the run or the base model."""
+
+
+class DeviceError(TrainingError):
+    """The device asked for is not there, or its memory is too small."""
+
+
+class PluginError(TrainingError):
+    """A custom training loop cannot be loaded."""
+
+
+class DivergedError(TrainingError):
+    """Training produced numbers that are not finite."""

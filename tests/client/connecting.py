@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from flexlora_client.api import Api
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.retry import Backoff, Retry
 from flexlora_client.errors import ClientError
-from flexlora_client.http import Http
-from flexlora_client.retry import Backoff, Retry
 
 
 @dataclass

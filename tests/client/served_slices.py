@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from flexlora_client.slices import Wanted, of_round
+from flexlora_client.agent.slice_cache import Wanted, of_round
 from flexlora_shared.messages.runs import RunSpec
 from tests.client.misbehaving import Planned, answer
 from tests.kit import encode, spec, tensors

@@ -8,14 +8,13 @@ from typing import NoReturn
 import pytest
 import torch
 
-from flexlora_client.agent import Agent
-from flexlora_client.errors import BadInput, Refused
-from flexlora_client.learner import Learner
-from flexlora_client.reporter import Reporter
-from flexlora_client.training.errors import DeviceError
+from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.loop import Agent
+from flexlora_client.agent.reporter import Reporter
+from flexlora_client.agent.work_folder import Work
+from flexlora_client.errors import BadInput, DeviceError, Refused
 from flexlora_client.training.examples import Example, Plain
 from flexlora_client.training.models import Models
-from flexlora_client.work import Work
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunDetail, RunStatus
 from flexlora_shared.messages.tasks import AdapterRef, Task

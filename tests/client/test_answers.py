@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from flexlora_client.answers import read
+from flexlora_client.coordinator_api.answers import read
+from flexlora_client.coordinator_api.http_messages import Answer
 from flexlora_client.errors import Unreachable
-from flexlora_client.exchange import Answer
 from flexlora_shared.messages.clients import ClientList
 from flexlora_shared.messages.runs import RunDetail, RunStatus
 from flexlora_shared.messages.tasks import Task

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.cli.agent_extra import LIBRARIES
-from flexlora_client.exits import Exit
+from flexlora_client.errors import Exit
 from tests.kit import OPERATOR_KEY, Served
 
 IN_TURN = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client.exits import Exit
+from flexlora_client.errors import Exit
 from flexlora_client.training.data import load
 from flexlora_client.training.examples import Labelled
 from flexlora_shared.messages.runs import RunSpec

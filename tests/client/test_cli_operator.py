@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flexlora_client import credentials, rendering
-from flexlora_client.exits import Exit
+from flexlora_client import credentials
+from flexlora_client.cli import rendering
+from flexlora_client.errors import Exit
 from flexlora_shared.messages.runs import RunDetail
 from flexlora_shared.messages.status import RoundDetail, RoundInput, RoundSummary
 from tests.client.command import Result, call

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from flexlora_client import credentials
-from flexlora_client.exits import Exit
+from flexlora_client.errors import Exit
 from flexlora_server.adapter_files.peft_config import adapter_config
 from tests.client.command import Result, call, start
 from tests.kit import OPERATOR_KEY, Served

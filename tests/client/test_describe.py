@@ -21,8 +21,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from flexlora_client.describe import describe, skeleton
-from flexlora_client.training.errors import ModelError
+from flexlora_client.errors import ModelError
+from flexlora_client.training.describe_model import describe, skeleton
 from flexlora_shared.messages.runs import RunSpec, TaskType
 
 pytestmark = [

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client.download import DAMAGED_ATTEMPTS, download
+from flexlora_client.agent.download import DAMAGED_ATTEMPTS, download
+from flexlora_client.agent.slice_cache import CONFIG, MODEL, Slice, Slices, Wanted, check_config
 from flexlora_client.errors import Corrupted, Refused, Unreachable
-from flexlora_client.slices import CONFIG, MODEL, Slice, Slices, Wanted, check_config
 from flexlora_shared.problems import Code
 from tests.client.connecting import Waits, connect
 from tests.client.misbehaving import Misbehaving, Planned, answer, cut, misbehaving, problem

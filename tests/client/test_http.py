@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flexlora_client.coordinator_api.http import Http
 from flexlora_client.errors import BadInput, Refused, Unreachable
-from flexlora_client.http import Http
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code
 from flexlora_shared.versions import PROTOCOL, version
 from tests.client.misbehaving import Asked, Planned, answer, cut, hang_up, misbehaving, problem

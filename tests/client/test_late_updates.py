@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client.agent import Agent
+from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.loop import Agent
+from flexlora_client.agent.work_folder import Work
 from flexlora_client.errors import Refused
-from flexlora_client.learner import Learner
 from flexlora_client.training.examples import Plain
 from flexlora_client.training.models import Models
-from flexlora_client.work import Work
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Receipt, UploadStatus
 from flexlora_shared.problems import Code

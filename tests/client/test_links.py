@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client import links
-from flexlora_client.download import DAMAGED_ATTEMPTS, download
+from flexlora_client.agent.download import DAMAGED_ATTEMPTS, download
+from flexlora_client.agent.slice_cache import MODEL, Slice, Slices
+from flexlora_client.coordinator_api import presigned
 from flexlora_client.errors import ClientError, Corrupted, Unreachable
-from flexlora_client.slices import MODEL, Slice, Slices
 from tests.client.connecting import Waits, connect
 from tests.client.misbehaving import Misbehaving, Planned, answer, cut, misbehaving
 from tests.client.served_slices import DATA, ETAG, SHA256, config, wanted
@@ -140,7 +140,7 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_coordinator_of_https_gives_no_link_in_the_clear() -> None:
     with misbehaving() as storage:
-        clear = links.follow(f"{storage.url}/slice?signature=first", 0, None, 5, encrypted=True)
+        clear = presigned.follow(f"{storage.url}/slice?signature=first", 0, None, 5, encrypted=True)
         with pytest.raises(Unreachable, match="must give the storage's public address with https") as caught, clear:
             pass
     assert not caught.value.transient

@@ -2,8 +2,8 @@
 
 import pytest
 
+from flexlora_client.coordinator_api.retry import BRIEF, LONGEST_RETRY_AFTER, PATIENT, Backoff, Retry
 from flexlora_client.errors import Refused, Unreachable
-from flexlora_client.retry import BRIEF, LONGEST_RETRY_AFTER, PATIENT, Backoff, Retry
 from flexlora_shared.problems import Code, Problem
 from tests.client.connecting import Waits
 

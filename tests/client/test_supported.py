@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from flexlora_client.errors import BadInput
-from flexlora_client.supported import check_supported, supported
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.training.trainer_support import check_supported, supported
 from flexlora_shared.messages.tasks import Trainable
 from tests.client.trainers import Nudge
 

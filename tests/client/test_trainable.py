@@ -8,19 +8,18 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from flexlora_client import credentials
-from flexlora_client.agent import Agent
-from flexlora_client.api import Api
+from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.loop import Agent
+from flexlora_client.agent.work_folder import Work
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.retry import BRIEF, Retry
 from flexlora_client.credentials import Identity
-from flexlora_client.errors import BadInput, Refused
-from flexlora_client.exits import Exit
-from flexlora_client.http import Http
-from flexlora_client.learner import Learner
-from flexlora_client.retry import BRIEF, Retry
+from flexlora_client.errors import BadInput, Exit, Refused
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
 from flexlora_client.training.examples import Example, Prompted
 from flexlora_client.training.models import Models
 from flexlora_client.training.standard import StandardTrainer
-from flexlora_client.work import Work
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable

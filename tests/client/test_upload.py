@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from flexlora_client.agent.upload import DAMAGED_ATTEMPTS, upload
+from flexlora_client.coordinator_api.upload_parts import FIRST, LONGEST, SHORTEST, Length, read_part
 from flexlora_client.errors import BadInput, Refused, Unreachable
-from flexlora_client.parts import FIRST, LONGEST, SHORTEST, Length, read_part
-from flexlora_client.upload import DAMAGED_ATTEMPTS, upload
 from flexlora_shared.messages.uploads import Receipt, UploadCreate, UploadStatus
 from flexlora_shared.problems import Code
 from tests.client.connecting import Waits, connect

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from flexlora_client.agent.work_folder import Trained, Work, basis_of
 from flexlora_client.errors import BadInput
 from flexlora_client.training.examples import Plain
-from flexlora_client.work import Trained, Work, basis_of
 from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.messages.uploads import UploadCreate
 

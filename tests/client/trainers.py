@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from flexlora_client import credentials
 from flexlora_client.cli.options import Place, as_participant
+from flexlora_client.errors import DivergedError
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
-from flexlora_client.training.errors import DivergedError
 
 PATIENCE = 60.0  # seconds that only something that hangs takes
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from flexlora_client.agent import Agent
-from flexlora_client.api import Api
+from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.loop import Agent
+from flexlora_client.agent.reporter import Reporter
+from flexlora_client.agent.work_folder import Work
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.retry import BRIEF, Retry
 from flexlora_client.errors import Refused
-from flexlora_client.http import Http
-from flexlora_client.learner import Learner
-from flexlora_client.reporter import Reporter
-from flexlora_client.retry import BRIEF, Retry
 from flexlora_client.training.examples import Plain
 from flexlora_client.training.models import Models
-from flexlora_client.work import Work
 from flexlora_shared.messages.clients import Declaration, Enrolment, Hardware, TokenRequest
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Evaluation

@@ -7,7 +7,7 @@ import json
 from rich.console import Console
 from sqlalchemy import select
 
-from flexlora_client.rendering import round_detail
+from flexlora_client.cli.rendering import round_detail
 from flexlora_server.database.schema import RoundModules
 from flexlora_shared.messages.status import RoundDetail
 from tests.databases import ON_SQLITE

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flexlora_client.api import Api
-from flexlora_client.download import download
-from flexlora_client.exchange import Body
+from flexlora_client.agent.download import download
+from flexlora_client.agent.slice_cache import MODEL, Slices, of_task
+from flexlora_client.agent.upload import upload
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.http_messages import Body
+from flexlora_client.coordinator_api.retry import Backoff, Retry
+from flexlora_client.coordinator_api.upload_parts import LONGEST, Part
 from flexlora_client.files import sha256_of
-from flexlora_client.http import Http
-from flexlora_client.parts import LONGEST, Part
-from flexlora_client.retry import Backoff, Retry
-from flexlora_client.slices import MODEL, Slices, of_task
-from flexlora_client.upload import upload
 from flexlora_server.api import receive_part
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.tasks import Task

@@ -10,8 +10,8 @@ import psutil
 from safetensors.torch import load_file
 
 from demo.cluster import Cluster, cluster
-from flexlora_client.describe import describe, skeleton
 from flexlora_client.training.data import load
+from flexlora_client.training.describe_model import describe, skeleton
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.models import Models
 from flexlora_shared.layout import adapter_shapes

@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexlora_client.download import download
-from flexlora_client.slices import Slices, of_round
+from flexlora_client.agent.download import download
+from flexlora_client.agent.slice_cache import Slices, of_round
 from flexlora_client.training.examples import Example, Labelled, Prompted
 from flexlora_client.training.models import Models
-from flexlora_client.training.slices import read_slice
+from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import Dtype, RunSpec, Scaling, TaskType
 from tests.client.command import call

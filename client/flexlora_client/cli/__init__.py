@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from flexlora_client.cli import describe, export, operator, participant, watch
-from flexlora_client.errors import ClientError
-from flexlora_client.exits import Exit
-from flexlora_client.training.errors import TrainingError
+from flexlora_client.errors import ClientError, Exit, TrainingError
 from flexlora_shared.versions import version_line
 
 app = typer.Typer(

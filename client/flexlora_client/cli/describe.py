@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client import rendering
+from flexlora_client.cli import rendering
 from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.options import message
 from flexlora_client.errors import BadInput
@@ -41,7 +41,7 @@ def describe(
     """Show the layers of a model that a run can train, from its configuration alone."""
     require_agent_extra()
     labels = _labels(labels_from) if labels_from else ()
-    from flexlora_client import describe as models  # takes seconds to import
+    from flexlora_client.training import describe_model as models  # takes seconds to import
 
     found = models.describe(model, task_type, target or models.ALL_LINEAR, labels, revision)
     spec = message(

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client.api import Api
+from flexlora_client.agent.download import download
+from flexlora_client.agent.reporter import Reporter
+from flexlora_client.agent.slice_cache import Slices, Wanted, of_round
 from flexlora_client.cli.options import (
     CaFileOption,
     HomeOption,
@@ -22,11 +24,9 @@ from flexlora_client.cli.options import (
     as_anyone,
     rank_pattern,
 )
-from flexlora_client.download import download
+from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder
-from flexlora_client.reporter import Reporter
-from flexlora_client.slices import Slices, Wanted, of_round
 
 
 def export(

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from flexlora_client import rendering
-from flexlora_client.api import Action
+from flexlora_client.cli import rendering
 from flexlora_client.cli.options import (
     CaFileOption,
     HomeOption,
@@ -21,6 +20,7 @@ from flexlora_client.cli.options import (
     message,
     sentence,
 )
+from flexlora_client.coordinator_api.calls import Action
 from flexlora_client.errors import BadInput
 from flexlora_shared.messages.clients import TokenRequest
 from flexlora_shared.messages.runs import RunSpec

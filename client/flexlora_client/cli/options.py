@@ -10,10 +10,10 @@ import typer
 from pydantic import ValidationError
 
 from flexlora_client import credentials
-from flexlora_client.api import Api
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.retry import BRIEF, Backoff, Retry
 from flexlora_client.errors import BadInput, ClientError
-from flexlora_client.http import Http
-from flexlora_client.retry import BRIEF, Backoff, Retry
 from flexlora_shared.messages.base import Message
 
 KEY_VARIABLE = "FLEXLORA_OPERATOR_KEY"

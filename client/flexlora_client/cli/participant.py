@@ -108,11 +108,11 @@ def run(
     if heldout is not None and heldout_fraction is not None:
         raise typer.BadParameter("give --heldout or --heldout-fraction, not both")
     require_agent_extra()
-    from flexlora_client import taking_part  # training libraries take seconds to import
+    from flexlora_client.agent import assemble  # training libraries take seconds to import
 
-    taking_part.take_part(
+    assemble.take_part(
         Place(home=home, ca_file=ca_file),
-        taking_part.Plan(
+        assemble.Plan(
             run=run,
             rank=rank,
             rank_pattern=rank_pattern(rank_pattern_),

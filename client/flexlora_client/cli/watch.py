@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client import rendering
+from flexlora_client.cli import rendering
 from flexlora_client.cli.options import (
     CaFileOption,
     HomeOption,

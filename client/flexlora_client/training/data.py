@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexlora_client.training.errors import DataError
+from flexlora_client.errors import DataError
 from flexlora_client.training.examples import Example
 from flexlora_client.training.formats import RowError, example_of
 from flexlora_client.training.rows import read_rows

@@ -2,7 +2,7 @@
 
 import torch
 
-from flexlora_client.training.errors import DeviceError
+from flexlora_client.errors import DeviceError
 
 
 def resolve(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from flexlora_client.training.errors import DataError, ModelError
+from flexlora_client.errors import DataError, ModelError
 from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
 
 IGNORED = -100  # torch's cross_entropy default for targets that do not count

@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flexlora_client.errors import ModelError
 from flexlora_client.training import devices
-from flexlora_client.training.errors import ModelError
 from flexlora_client.training.placing import Placed, place
-from flexlora_client.training.slices import Slice
+from flexlora_client.training.slice_files import Slice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
 UNBOUNDED = 2**31  # tokens: of a model that names no limit

@@ -15,9 +15,9 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flexlora_client.training.errors import AdapterError
+from flexlora_client.errors import AdapterError
 from flexlora_client.training.layers import ADAPTER, freeze_A, is_A, is_under, lora_layers, plain, put_under
-from flexlora_client.training.slices import Slice, SliceConfig
+from flexlora_client.training.slice_files import Slice, SliceConfig
 from flexlora_shared.messages.runs import RunSpec
 
 

@@ -3,8 +3,8 @@
 import importlib
 from typing import cast
 
+from flexlora_client.errors import PluginError
 from flexlora_client.training.contract import Trainer
-from flexlora_client.training.errors import PluginError
 from flexlora_shared.plugins import TRAINERS, PluginFault, load_plugin, plugin_names
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flexlora_client.training.errors import DataError
+from flexlora_client.errors import DataError
 
 
 @dataclass(frozen=True)

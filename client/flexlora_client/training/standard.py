@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import torch
 
+from flexlora_client.errors import DataError, DeviceError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.encoding import Encoded, Encoder
-from flexlora_client.training.errors import DataError, DeviceError
 from flexlora_client.training.examples import Example, Labelled
 from flexlora_client.training.fresh import fresh_adapter
-from flexlora_client.training.loop import Fitted, fit, plan
 from flexlora_client.training.models import Loaded, Models
 from flexlora_client.training.placing import trained_tensors
-from flexlora_client.training.slices import read_slice, write_slice
+from flexlora_client.training.slice_files import read_slice, write_slice
+from flexlora_client.training.training_loop import Fitted, fit, plan
 from flexlora_shared.messages.tasks import Trainable
 
 

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flexlora_client.describe import describe
 from flexlora_client.training.contract import Job
+from flexlora_client.training.describe_model import describe
 from flexlora_client.training.examples import Example
 from flexlora_shared.messages.runs import RunSpec, TaskType, TrainingSpec
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexlora_client.errors import DataError
 from flexlora_client.training.data import load, split
-from flexlora_client.training.errors import DataError
 from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
 from flexlora_shared.messages.runs import ModelSpec
 

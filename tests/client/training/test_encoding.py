@@ -3,8 +3,8 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from flexlora_client.errors import DataError, ModelError
 from flexlora_client.training.encoding import IGNORED, Encoder
-from flexlora_client.training.errors import DataError, ModelError
 from flexlora_client.training.examples import Chat, Labelled, Plain, Prompted, Turn
 from tests.client.training.making import make_tokenizer
 

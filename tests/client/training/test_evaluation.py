@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.encoding import IGNORED, Encoder
-from flexlora_client.training.errors import DataError, DivergedError
 from flexlora_client.training.evaluation import SPARE_TOKENS, evaluate, generate
 from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
 from flexlora_client.training.models import Models
-from flexlora_client.training.slices import read_slice
+from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import TrainingSpec
 from tests.client.training.making import load_peft, make_job, make_run, make_slice, make_tokenizer, scale_tensors

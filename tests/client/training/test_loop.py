@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_client.training.loop import plan
+from flexlora_client.training.training_loop import plan
 from flexlora_shared.messages.runs import TrainingSpec
 
 

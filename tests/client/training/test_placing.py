@@ -22,9 +22,9 @@ from transformers import (
     RobertaModel,
 )
 
-from flexlora_client.training.errors import AdapterError, DeviceError, ModelError
+from flexlora_client.errors import AdapterError, DeviceError, ModelError
 from flexlora_client.training.models import Models
-from flexlora_client.training.slices import read_slice
+from flexlora_client.training.slice_files import read_slice
 from flexlora_shared.messages.runs import ExtraTensor, RunSpec, TaskType
 from tests.client.training.making import edit_config, head_of, load_peft, make_run, make_slice, make_tokenizer
 

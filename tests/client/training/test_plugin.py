@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client.training.errors import PluginError
+from flexlora_client.errors import PluginError
 from flexlora_client.training.plugin import load_trainer
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.plugins import TRAINERS

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flexlora_client.training.errors import AdapterError, DivergedError
-from flexlora_client.training.slices import read_config, read_slice, write_slice
+from flexlora_client.errors import AdapterError, DivergedError
+from flexlora_client.training.slice_files import read_config, read_slice, write_slice
 from flexlora_shared.messages.runs import RunSpec
 from tests.client.training.making import edit_config, make_run, make_slice
 

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.encoding import Encoder
-from flexlora_client.training.errors import DataError, DivergedError
 from flexlora_client.training.examples import Example, Labelled, Plain, Prompted
 from flexlora_client.training.models import Models
-from flexlora_client.training.slices import read_config, read_slice, shapes_of
+from flexlora_client.training.slice_files import read_config, read_slice, shapes_of
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from tests.client.training.making import (

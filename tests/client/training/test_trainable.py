@@ -15,7 +15,7 @@ from flexlora_client.training.examples import Example, Labelled, Prompted
 from flexlora_client.training.fresh import fresh_adapter
 from flexlora_client.training.layers import UNDER, lora_layers
 from flexlora_client.training.models import Models
-from flexlora_client.training.slices import read_slice
+from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from tests.client.training.making import load_base, load_peft, make_job, make_run, make_slice

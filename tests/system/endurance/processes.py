@@ -21,7 +21,7 @@ from tests.system.processes import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 MAINS = {"flexlora-server": "flexlora_server.cli", "flexlora-client": "flexlora_client.cli"}
-PRELOADED = [*MAINS.values(), "flexlora_client.taking_part", "tests.system.endurance.trainer", __name__]
+PRELOADED = [*MAINS.values(), "flexlora_client.agent.assemble", "tests.system.endurance.trainer", __name__]
 GONE = 30.0  # seconds in which a killed process is gone
 
 _forks = get_context("forkserver")

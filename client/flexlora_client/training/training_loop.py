@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
+from flexlora_client.errors import DivergedError
 from flexlora_client.training.batches import collate, summed_loss
 from flexlora_client.training.contract import Progress
 from flexlora_client.training.encoding import Encoded
-from flexlora_client.training.errors import DivergedError
 from flexlora_client.training.models import Loaded
 from flexlora_shared.messages.runs import TrainingSpec
 

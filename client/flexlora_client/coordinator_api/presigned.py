@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx2
 
+from flexlora_client.coordinator_api.http_messages import CONNECT_TIMEOUT, Stream, reason_of, wait_of
+from flexlora_client.coordinator_api.tls import trust
 from flexlora_client.errors import Unreachable
-from flexlora_client.exchange import CONNECT_TIMEOUT, Stream, reason_of, wait_of
-from flexlora_client.tls import trust
 
 NOT_SATISFIABLE = 416  # passed on: the fetcher knows what it has
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import quote, urlencode
 
-from flexlora_client.answers import M, read
+from flexlora_client.coordinator_api.answers import M, read
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.http_messages import Answer, Body, wait_of
+from flexlora_client.coordinator_api.retry import Retry
+from flexlora_client.coordinator_api.upload_parts import Part
 from flexlora_client.errors import Unreachable
-from flexlora_client.exchange import Answer, Body, wait_of
-from flexlora_client.http import Http
-from flexlora_client.parts import Part
-from flexlora_client.retry import Retry
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrolment, Token, TokenRequest
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus

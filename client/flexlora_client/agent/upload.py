@@ -3,11 +3,10 @@
 import time
 from pathlib import Path
 
-from flexlora_client.api import Api
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.upload_parts import SHORTEST, Length, Part, Position, read_part
 from flexlora_client.errors import BadInput, ClientError, Refused, Unreachable
 from flexlora_client.files import sha256_of
-from flexlora_client.parts import SHORTEST, Length, Part, read_part
-from flexlora_client.reporter import Position
 from flexlora_shared.messages.uploads import Receipt, UploadCreate
 from flexlora_shared.problems import Code
 

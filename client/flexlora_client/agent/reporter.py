@@ -1,15 +1,16 @@
 """What the agent tells people and programs: a line per step on stderr, progress bars there, JSON events on stdout."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
 
+from flexlora_client.coordinator_api.upload_parts import Position
+
 Field = str | int | float | bool | None | Mapping[str, float]
-Position = Callable[[int, int], None]  # done so far, in all (0: not known)
 
 
 class Reporter:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from flexlora_client.errors import AdapterError, DivergedError
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
-from flexlora_client.training.errors import AdapterError, DivergedError
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.layout import adapter_shapes, key_extra
 from flexlora_shared.messages.base import Alpha, AlphaPattern, Message, Rank, RankPattern, TensorName, Tuple

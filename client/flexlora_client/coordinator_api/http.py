@@ -10,11 +10,19 @@ from typing import Self
 
 import httpx2
 
-from flexlora_client.answers import problem_of, reason_of_status
+from flexlora_client.coordinator_api.answers import problem_of, reason_of_status
+from flexlora_client.coordinator_api.http_messages import (
+    CONNECT_TIMEOUT,
+    IO_TIMEOUT,
+    Answer,
+    Body,
+    Stream,
+    reason_of,
+    wait_of,
+)
+from flexlora_client.coordinator_api.presigned import follow
+from flexlora_client.coordinator_api.tls import trust
 from flexlora_client.errors import BadInput, Refused, Unreachable, passes
-from flexlora_client.exchange import CONNECT_TIMEOUT, IO_TIMEOUT, Answer, Body, Stream, reason_of, wait_of
-from flexlora_client.links import follow
-from flexlora_client.tls import trust
 from flexlora_shared.versions import disagreement, version, version_headers
 
 ELSEWHERE = 307  # the body lies at `Location`, on another host

@@ -6,16 +6,15 @@ not assigned), or it ends the agent with a sentence.
 
 from dataclasses import dataclass
 
-from flexlora_client.api import Api, NoTask
-from flexlora_client.download import download
-from flexlora_client.errors import ClientError, Refused, RunEnded
+from flexlora_client.agent.download import download
+from flexlora_client.agent.local_trainer import Learner, sendable
+from flexlora_client.agent.reporter import Reporter, figures
+from flexlora_client.agent.sending import Sender
+from flexlora_client.agent.slice_cache import Slice, Wanted, of_round, of_task
+from flexlora_client.agent.work_folder import Trained, Work
+from flexlora_client.coordinator_api.calls import Api, NoTask
+from flexlora_client.errors import ClientError, Refused, RunEnded, TrainingError
 from flexlora_client.files import sha256_of
-from flexlora_client.learner import Learner, sendable
-from flexlora_client.reporter import Reporter, figures
-from flexlora_client.sending import Sender
-from flexlora_client.slices import Slice, Wanted, of_round, of_task
-from flexlora_client.training.errors import TrainingError
-from flexlora_client.work import Trained, Work
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task

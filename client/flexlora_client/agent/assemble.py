@@ -11,21 +11,21 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from flexlora_client import credentials
-from flexlora_client.agent import Agent
-from flexlora_client.api import Api
+from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.loop import Agent
+from flexlora_client.agent.reporter import Reporter
+from flexlora_client.agent.work_folder import Work, basis_of
 from flexlora_client.cli.options import Place, message
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.retry import PATIENT, Retry
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError
-from flexlora_client.http import Http
-from flexlora_client.learner import Learner
-from flexlora_client.reporter import Reporter
-from flexlora_client.retry import PATIENT, Retry
 from flexlora_client.training.data import Split, load, split
 from flexlora_client.training.devices import resolve
 from flexlora_client.training.models import Models
 from flexlora_client.training.plugin import load_trainer
 from flexlora_client.training.standard import StandardTrainer
-from flexlora_client.work import Work, basis_of
 from flexlora_shared.messages.clients import Declaration, Hardware
 from flexlora_shared.messages.runs import RunSpec
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from flexlora_client.agent.slice_cache import Slices
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, sha256_of, sync_file, write_whole
-from flexlora_client.slices import Slices
 from flexlora_client.training.examples import Example
 from flexlora_shared.messages.base import Message, RunName, Sha256
 from flexlora_shared.messages.tasks import Trainable

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from flexlora_client.coordinator_api.http_messages import Answer
 from flexlora_client.errors import Unreachable
-from flexlora_client.exchange import Answer
 from flexlora_shared.messages.base import Message
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Problem
 

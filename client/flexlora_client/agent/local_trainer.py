@@ -15,14 +15,13 @@ from pathlib import Path
 
 import torch
 
-from flexlora_client.errors import BadInput, ClientError
-from flexlora_client.slices import CONFIG, Wanted
-from flexlora_client.supported import check_supported
+from flexlora_client.agent.slice_cache import CONFIG, Wanted
+from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome, Progress, Trainer
-from flexlora_client.training.errors import DeviceError, TrainingError
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Example
 from flexlora_client.training.models import Models
+from flexlora_client.training.trainer_support import check_supported
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable

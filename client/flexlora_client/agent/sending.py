@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from flexlora_client.api import Api
+from flexlora_client.agent.reporter import Field, Reporter
+from flexlora_client.agent.upload import upload
+from flexlora_client.agent.work_folder import Trained, Work
+from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.errors import Refused
-from flexlora_client.reporter import Field, Reporter
-from flexlora_client.upload import upload
-from flexlora_client.work import Trained, Work
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Receipt
 from flexlora_shared.problems import Code

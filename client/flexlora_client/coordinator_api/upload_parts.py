@@ -5,18 +5,18 @@ behind a proxy that gathers whole requests nothing did, so a line that cuts gets
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from flexlora_client.errors import BadInput
-from flexlora_client.reporter import Position
 from flexlora_shared.digests import digest_field
 
 LONGEST = 8 << 20  # bytes; the protocol's limit
 FIRST = 1 << 20
 SHORTEST = 256 << 10
 LONG = 30.0  # seconds that a part should not take
+Position = Callable[[int, int], None]  # bytes or steps done so far, in all (0: not known)
 CHUNK = 64 << 10  # bytes handed to the connection at once
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flexlora_client.training.errors import ModelError
+from flexlora_client.errors import ModelError
 from flexlora_shared.messages.runs import ExtraTensor, ModelSpec, ModuleSpec, TaskType
 from flexlora_shared.ranks import matches, unmatched_keys
 

@@ -6,14 +6,14 @@ The bytes come from somebody else: digest, size bound and the strict header are 
 import shutil
 from pathlib import Path
 
-from flexlora_client.api import Api
+from flexlora_client.agent.slice_cache import CONFIG, MODEL, Slice, Slices, Wanted, check_config
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http import ELSEWHERE
+from flexlora_client.coordinator_api.http_messages import Stream
+from flexlora_client.coordinator_api.presigned import NOT_SATISFIABLE
+from flexlora_client.coordinator_api.upload_parts import Position
 from flexlora_client.errors import ClientError, Corrupted, Refused, Unreachable
-from flexlora_client.exchange import Stream
 from flexlora_client.files import make_folder, sha256_of, sync_file, sync_folder, write_whole
-from flexlora_client.http import ELSEWHERE
-from flexlora_client.links import NOT_SATISFIABLE
-from flexlora_client.reporter import Position
-from flexlora_client.slices import CONFIG, MODEL, Slice, Slices, Wanted, check_config
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.layout import size_bounds
 from flexlora_shared.problems import Code

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexlora_client.api import adapter_path
+from flexlora_client.coordinator_api.calls import adapter_path
 from flexlora_client.errors import Corrupted
 from flexlora_client.files import make_folder, sha256_of
 from flexlora_shared.layout import adapter_shapes
