@@ -16,11 +16,11 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks.comparing import Comparison
-from benchmarks.lines import Line, heading
-from benchmarks.measuring import one_thread
-from benchmarks.rounds import DATA, MIXED, SHARES
-from benchmarks.telling import clock
+from benchmarks.lib.progress import clock
+from benchmarks.lib.svd.comparing import Comparison
+from benchmarks.lib.svd.lines import Line, heading
+from benchmarks.lib.svd.measuring import one_thread
+from benchmarks.lib.svd.synthetic_rounds import DATA, MIXED, SHARES
 
 SHAPES = ("4096x4096", "4096x11008", "14336x4096")
 PARTICIPANTS = (10, 100, 1000)

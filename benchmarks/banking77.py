@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.federation import BenchmarkError, Federation, Participant
-from benchmarks.figures import Metrics, printer, show_people
-from benchmarks.options import definition, parser, run
+from benchmarks.lib.federation.federation import BenchmarkError, Federation, Participant
+from benchmarks.lib.federation.figures import Metrics, printer, show_people
+from benchmarks.lib.federation.options import definition, parser, run
 from flexlora_client.training.describe_model import describe, skeleton
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Labelled

@@ -20,11 +20,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.changing import changing
-from benchmarks.duels import duels, generator
-from benchmarks.peers import flwr
-from benchmarks.tables import show
-from benchmarks.telling import Tell, clock
+from benchmarks.lib.load.flwr_transport import flwr
+from benchmarks.lib.load.load_comparison import duels, generator
+from benchmarks.lib.load.state_changes import changing
+from benchmarks.lib.load.tables import show
+from benchmarks.lib.progress import Tell, clock
 
 Lines = Iterator[dict[str, Any]]
 

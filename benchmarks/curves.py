@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import plotting
-from benchmarks.contenders import BOUND, DENSE, ours, torch_sum
-from benchmarks.measuring import timed
-from benchmarks.rounds import CYCLE, Round, make
+from benchmarks.lib import plotting
+from benchmarks.lib.svd.measuring import timed
+from benchmarks.lib.svd.svd_baselines import BOUND, DENSE, ours, torch_sum
+from benchmarks.lib.svd.synthetic_rounds import CYCLE, Round, make
 
 METHODS = {"dense": "dense float32 SVD", "ours": "exact", "ours warm": "certified to 2 %, warm"}
 AXES = {

@@ -23,7 +23,7 @@ import httpx2
 import psutil
 from sqlalchemy import URL
 
-from benchmarks.idle_sockets import agents
+from benchmarks.lib.load.idle_sockets import agents
 from demo.cluster import Cluster, cluster
 from flexlora_server.database.queries import clients
 from flexlora_server.database.schema import ApiKey, Client, Participation

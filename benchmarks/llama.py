@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.llama_files import spec_of, write_round
-from benchmarks.memory import MIB, Peak
-from benchmarks.rounds import CYCLE
+from benchmarks.lib.svd.llama_files import spec_of, write_round
+from benchmarks.lib.svd.memory import MIB, Peak
+from benchmarks.lib.svd.synthetic_rounds import CYCLE
 from flexlora_server.worker.aggregate_round import Work, write_aggregate
 
 RANKS = (8, 16, 32, 48, 64) * 2

@@ -1,7 +1,7 @@
 """Rank collapse: what idle rounds leave of the global update, and how close each strategy comes to a planted matrix.
 
 Idle: participants of rank 4, 8 and 16 with shares .25, .25 and .5 send back what they were served, from other factors of
-the same product. Learning: benchmarks.planted, with exact labels and with noisy ones; the median over the seeds of
+the same product. Learning: benchmarks.lib.svd.synthetic_task, with exact labels and with noisy ones; the median over the seeds of
 |D - W*| / |W*|. The figure shows the learning rate at which `flexlora` ends lowest with exact labels.
 """
 
@@ -14,9 +14,9 @@ from statistics import median
 
 import torch
 
-from benchmarks.hostile import decaying
-from benchmarks.planted import EXAMPLES, SCALING, Planted, floor, learned, planted
-from benchmarks.plotting import Panel, draw
+from benchmarks.lib.plotting import Panel, draw
+from benchmarks.lib.svd.hostile import decaying
+from benchmarks.lib.svd.synthetic_task import EXAMPLES, SCALING, Planted, floor, learned, planted
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
 from flexlora_server.aggregation.strategies.registry import strategy
 

@@ -16,8 +16,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.hostile import ATTACKS, DTYPE, HOSTILE, RANKS, Task, attacked, decaying, task, trained
-from benchmarks.matrices import dense
+from benchmarks.lib.svd.hostile import ATTACKS, DTYPE, HOSTILE, RANKS, Task, attacked, decaying, task, trained
+from benchmarks.lib.svd.matrices import dense
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.filters.cosine import Cosine
 from flexlora_server.aggregation.filters.geometric_median import GeometricMedian

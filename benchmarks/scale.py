@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from benchmarks.payloads import RANK, Update, modules, payload
+from benchmarks.lib.load.payloads import RANK, Update, modules, payload
 
 PATIENCE = 120.0  # seconds for a round to begin, and for a container to be healthy
 

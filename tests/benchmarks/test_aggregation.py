@@ -7,11 +7,12 @@ import pytest
 import threadpoolctl
 import torch
 
-from benchmarks import aggregation, comparing, measuring, memory
-from benchmarks.contenders import Dense, by_torch, ours, torch_sum
-from benchmarks.lines import KEYS, REUSED, WHOLE, floor_operations
-from benchmarks.optimum import Optimum
-from benchmarks.rounds import CYCLE, SHARES, make, ranks_of
+from benchmarks import aggregation
+from benchmarks.lib.svd import comparing, measuring, memory
+from benchmarks.lib.svd.lines import KEYS, REUSED, WHOLE, floor_operations
+from benchmarks.lib.svd.reference_svd import Optimum
+from benchmarks.lib.svd.svd_baselines import Dense, by_torch, ours, torch_sum
+from benchmarks.lib.svd.synthetic_rounds import CYCLE, SHARES, make, ranks_of
 
 ROUND = make(96, 80, [4, 8, 16, 8], 16, "federation")
 AGAIN = Dense("again", by_torch, for_any_rank=False)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.banking77 import RANKS, SMALLEST, Question, deal, dirichlet_split, read_questions, sample
-from benchmarks.federation import BenchmarkError
+from benchmarks.lib.federation.federation import BenchmarkError
 from flexlora_client.training.data import load
 from flexlora_client.training.examples import Labelled
 from flexlora_shared.messages.runs import ModelSpec

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coordinator, transfers
-from benchmarks.duels import Load, default_repeats
-from benchmarks.naive import STATUS, naive
-from benchmarks.payloads import PART, RANK, modules, payload
-from benchmarks.transfers import Passed
-from benchmarks.watching import Seen, Watched, milliseconds, watching
+from benchmarks import coordinator
+from benchmarks.lib.load import transfers
+from benchmarks.lib.load.load_comparison import Load, default_repeats
+from benchmarks.lib.load.naive import STATUS, naive
+from benchmarks.lib.load.payloads import PART, RANK, modules, payload
+from benchmarks.lib.load.resource_sampler import Seen, Watched, milliseconds, watching
+from benchmarks.lib.load.transfers import Passed
 from flexlora_shared.header import read_header
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import ModuleSpec

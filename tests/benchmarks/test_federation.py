@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.federation import BenchmarkError, _end_together
+from benchmarks.lib.federation.federation import BenchmarkError, _end_together
 from demo.cluster import Agent, agents
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.figures import Row, Tally, printer
+from benchmarks.lib.federation.figures import Row, Tally, printer
 
 LINES = [
     ("a", {"event": "task", "round": 1}),

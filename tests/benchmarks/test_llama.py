@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import llama, llama_files
-from benchmarks.llama_files import spec_of, write_round
+from benchmarks import llama
+from benchmarks.lib.svd import llama_files
+from benchmarks.lib.svd.llama_files import spec_of, write_round
 from flexlora_server.adapter_files.round_uploads import Uploads
 
 LAYER = {"self_attn.q_proj": (48, 40), "mlp.up_proj": (96, 40)}

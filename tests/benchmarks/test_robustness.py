@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import robustness
-from benchmarks.hostile import ATTACKS, DTYPE, attacked, forged, multiplied, task, trained
-from benchmarks.matrices import dense
+from benchmarks.lib.svd.hostile import ATTACKS, DTYPE, attacked, forged, multiplied, task, trained
+from benchmarks.lib.svd.matrices import dense
 from benchmarks.robustness import NOBODY, STRATEGIES, against, calm, filters, main
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
 from flexlora_server.aggregation.strategies.registry import strategy

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.federation import BenchmarkError
+from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.sni import FILE, RANKS, Instance, Task, best_rouge, deal, read_tasks, row, shortened, weighted
 from flexlora_client.training.data import load
 from flexlora_client.training.examples import Prompted

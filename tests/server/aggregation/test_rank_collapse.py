@@ -1,6 +1,6 @@
 """Rank collapse: the paper's rule loses what low ranks cannot carry, the residual rule does not, and learns more for it.
 
-The learning problem is benchmarks.planted: a planted matrix of rank 16, participants of rank 2, 4, 8 and 16. Tried there, 40
+The learning problem is benchmarks.lib.svd.synthetic_task: a planted matrix of rank 16, participants of rank 2, 4, 8 and 16. Tried there, 40
 rounds, median error of five seeds after the last (scripts/bench rank-collapse prints it):
 
     learning rate              .001   .003    .01    .03
@@ -16,8 +16,8 @@ round it is below there as well (.274). With equal ranks both rules are one.
 import pytest
 import torch
 
-from benchmarks.hostile import decaying
-from benchmarks.planted import floor, learned, planted
+from benchmarks.lib.svd.hostile import decaying
+from benchmarks.lib.svd.synthetic_task import floor, learned, planted
 from benchmarks.rank_collapse import SHARES, idle_round
 from flexlora_server.aggregation.factors import GlobalFactors, rounded
 from tests.server.aggregation import oracle

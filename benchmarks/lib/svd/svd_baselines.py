@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.rounds import Round
+from benchmarks.lib.svd.synthetic_rounds import Round
 from flexlora_server.aggregation.svd import cost
 from flexlora_server.aggregation.svd.stack import Stack
 from flexlora_server.aggregation.svd.truncated_svd import decompose

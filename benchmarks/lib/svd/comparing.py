@@ -6,12 +6,12 @@ from functools import partial
 
 from torch import Tensor
 
-from benchmarks.contenders import BOUND, DENSE, LIBRARIES, Dense, Found, iterates, ours, torch_sum
-from benchmarks.lines import REUSED, WHOLE, Line, Where, finite, floor_operations
-from benchmarks.measuring import Spent, once, repeated
-from benchmarks.memory import MIB
-from benchmarks.optimum import Optimum
-from benchmarks.rounds import Round, largest, make, ranks_of
+from benchmarks.lib.svd.lines import REUSED, WHOLE, Line, Where, finite, floor_operations
+from benchmarks.lib.svd.measuring import Spent, once, repeated
+from benchmarks.lib.svd.memory import MIB
+from benchmarks.lib.svd.reference_svd import Optimum
+from benchmarks.lib.svd.svd_baselines import BOUND, DENSE, LIBRARIES, Dense, Found, iterates, ours, torch_sum
+from benchmarks.lib.svd.synthetic_rounds import Round, largest, make, ranks_of
 
 ATTENTION = (4096, 4096)  # every other shape is an MLP's
 Tell = Callable[[str], None]

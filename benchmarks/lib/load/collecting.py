@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.payloads import RANK, modules
-from benchmarks.transfers import Round
-from benchmarks.wire import connected
+from benchmarks.lib.load.payloads import RANK, modules
+from benchmarks.lib.load.transfers import Round
+from benchmarks.lib.load.wire import connected
 from demo.cluster import Cluster, cluster
 
 PATIENCE = 120.0  # seconds for a round to begin, and for a run's first adapter

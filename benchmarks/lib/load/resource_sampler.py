@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.wire import Connection, Unexpected, connected
+from benchmarks.lib.load.wire import Connection, Unexpected, connected
 
 LOOK = 0.02  # seconds between two looks at the memory
 CALL = 0.1  # seconds between two small calls

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.matrices import dense, geometric, orthonormal
+from benchmarks.lib.svd.matrices import dense, geometric, orthonormal
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors, slice_factors
 from flexlora_server.aggregation.strategies.registry import strategy
 

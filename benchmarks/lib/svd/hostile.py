@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.matrices import geometric, orthonormal
+from benchmarks.lib.svd.matrices import geometric, orthonormal
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
 
 D_OUT, D_IN = 256, 320

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.figures import Metrics, Row, Tally
+from benchmarks.lib.federation.figures import Metrics, Row, Tally
 from demo.cluster import Agent, Cluster, agents, cluster
 from demo.watch import Record, events
 from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary

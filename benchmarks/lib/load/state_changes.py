@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import transitions
-from benchmarks.collecting import Collecting, collecting
-from benchmarks.telling import Tell
-from benchmarks.transitions import Changes
-from benchmarks.watching import Watched, milliseconds, watching
+from benchmarks.lib.load import transitions
+from benchmarks.lib.load.collecting import Collecting, collecting
+from benchmarks.lib.load.resource_sampler import Watched, milliseconds, watching
+from benchmarks.lib.load.transitions import Changes
+from benchmarks.lib.progress import Tell
 from tests.databases import create_database, postgres_cluster, postgres_programs
 
 CLIENTS = 16

@@ -15,13 +15,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks import transfers
-from benchmarks.collecting import Collecting, collecting
-from benchmarks.naive import STATUS, Naive, naive
-from benchmarks.payloads import RANK
-from benchmarks.telling import Tell
-from benchmarks.transfers import MIB, Passed
-from benchmarks.watching import Seen, Watched, milliseconds, watching
+from benchmarks.lib.load import transfers
+from benchmarks.lib.load.collecting import Collecting, collecting
+from benchmarks.lib.load.naive import STATUS, Naive, naive
+from benchmarks.lib.load.payloads import RANK
+from benchmarks.lib.load.resource_sampler import Seen, Watched, milliseconds, watching
+from benchmarks.lib.load.transfers import MIB, Passed
+from benchmarks.lib.progress import Tell
 
 RAW_MIB = 2560  # hashed and written at most for one raw rate
 DURABLE_MIB = 2048  # above this the naive server is not measured a second time, with fsync

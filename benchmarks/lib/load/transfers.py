@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.payloads import RANK, Update, payload
-from benchmarks.wire import Connection, Unexpected, connected
+from benchmarks.lib.load.payloads import RANK, Update, payload
+from benchmarks.lib.load.wire import Connection, Unexpected, connected
 
 MIB = 2**20
 PATIENCE = 300.0  # seconds that a client waits in all; then it is an error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.matrices import geometric, orthonormal
+from benchmarks.lib.svd.matrices import geometric, orthonormal
 from flexlora_server.aggregation.svd.stack import Stack, Term
 
 MIXED = "mixed"

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.telling import Tell
-from benchmarks.watching import Watched, watching
+from benchmarks.lib.load.resource_sampler import Watched, watching
+from benchmarks.lib.progress import Tell
 
 PROGRAMS = Path(sys.prefix) / "peers" / "flwr" / "bin"
 APP = Path(__file__).with_name("flwr_app")

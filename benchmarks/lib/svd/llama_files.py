@@ -12,8 +12,8 @@ from random import Random
 import torch
 from torch import Tensor
 
-from benchmarks.matrices import geometric
-from benchmarks.rounds import DECAY, DRIFT, NOISE
+from benchmarks.lib.svd.matrices import geometric
+from benchmarks.lib.svd.synthetic_rounds import DECAY, DRIFT, NOISE
 from flexlora_server.adapter_files.dtypes import DTYPES, slice_dtype
 from flexlora_server.adapter_files.global_adapter_torch import StoredWriter, as_array, served_dtype
 from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted

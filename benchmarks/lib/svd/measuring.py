@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.memory import Peak
+from benchmarks.lib.svd.memory import Peak
 
 T = TypeVar("T")
 SIDE = 2048  # of the matrices whose product is the machine's rate

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.federation import BenchmarkError, Participant
+from benchmarks.lib.federation.federation import BenchmarkError, Participant
 from flexlora_client.errors import TrainingError
 
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from benchmarks.payloads import RANK, payload
-from benchmarks.transfers import Round
-from benchmarks.wire import Connection, Unexpected, connected
+from benchmarks.lib.load.payloads import RANK, payload
+from benchmarks.lib.load.transfers import Round
+from benchmarks.lib.load.wire import Connection, Unexpected, connected
 
 Step = Callable[[Connection, int], Awaitable[int]]  # makes the `number`-th changes; how many these were
 

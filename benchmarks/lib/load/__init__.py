@@ -1,0 +1,1 @@
+"""Load on a coordinator, and what is measured beside it."""

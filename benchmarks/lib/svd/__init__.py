@@ -1,0 +1,1 @@
+"""Rounds to aggregate, ways to aggregate them, and what each costs."""
