@@ -29,7 +29,7 @@ from flexlora_server.database.queries import clients
 from flexlora_server.database.schema import ApiKey, Client, Participation
 from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
-from tests.databases import create_database, postgres_cluster, postgres_programs
+from tests.support.databases import create_database, postgres_cluster, postgres_programs
 
 RUN = "idle"
 GAP = 0.25  # seconds between two status calls

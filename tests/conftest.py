@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import URL
 
 from flexlora_server.database.transactions import Store
-from tests.databases import create_database, drop_database, migrated_sqlite, postgres_cluster, postgres_programs
-from tests.kit import Clock, Served, served
+from tests.support.databases import create_database, drop_database, migrated_sqlite, postgres_cluster, postgres_programs
+from tests.support.kit import Clock, Served, served
 
 _databases = itertools.count()
 # an example may take as long as a busy machine needs

@@ -15,7 +15,7 @@ from tests.chaos.loop import Loops
 from tests.chaos.machine import Machine
 from tests.chaos.plain import Plain
 from tests.chaos.seams import Secrets
-from tests.kit import OPERATOR_KEY, Clock
+from tests.support.kit import OPERATOR_KEY, Clock
 
 
 @dataclass

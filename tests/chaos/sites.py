@@ -13,7 +13,7 @@ from sqlalchemy import URL
 
 from flexlora_server.database.transactions import Store
 from tests.chaos.site import Site, site
-from tests.databases import create_database, postgres_cluster, postgres_programs
+from tests.support.databases import create_database, postgres_cluster, postgres_programs
 
 _MEMORY = Path("/dev/shm")
 _databases = itertools.count()

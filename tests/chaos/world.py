@@ -27,7 +27,7 @@ from tests.chaos.oracle import Oracle
 from tests.chaos.run import spec
 from tests.chaos.seams import simulated
 from tests.chaos.site import Site
-from tests.kit import OPERATOR_KEY, Clock
+from tests.support.kit import OPERATOR_KEY, Clock
 
 
 class World:

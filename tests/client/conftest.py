@@ -10,7 +10,7 @@ import pytest
 
 from flexlora_server.storage import open_blobs
 from flexlora_server.worker.worker import Worker
-from tests.kit import Served, served_on_sqlite
+from tests.support.kit import Served, served_on_sqlite
 
 VARIABLES = ("FLEXLORA_HOME", "FLEXLORA_URL", "FLEXLORA_OPERATOR_KEY", "FLEXLORA_TOKEN", "FLEXLORA_CA_FILE")
 

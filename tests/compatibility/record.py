@@ -16,7 +16,7 @@ from unittest.mock import patch
 import httpx2
 
 from tests.compatibility.scenario import live
-from tests.kit import Served, served_on_sqlite
+from tests.support.kit import Served, served_on_sqlite
 
 # of the connection, not of the protocol
 LEFT_OUT = frozenset(

@@ -21,8 +21,8 @@ from flexlora_client.training.models import Models
 from flexlora_shared.messages.clients import Declaration, Enrolment, Hardware, TokenRequest
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Evaluation
-from tests.client.trainers import Nudge
-from tests.kit import OPERATOR_KEY, spec
+from tests.support.kit import OPERATOR_KEY, spec
+from tests.support.trainers import Nudge
 
 RUN: dict[str, Any] = spec(
     modules=[{"name": "q_proj", "out_features": 3, "in_features": 4}],

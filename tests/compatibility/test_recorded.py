@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.client.misbehaving import Asked, Planned, answer, misbehaving
 from tests.compatibility.record import body, working
 from tests.compatibility.scenario import live
-from tests.kit import served_on_sqlite
+from tests.support.kit import served_on_sqlite
+from tests.support.misbehaving import Asked, Planned, answer, misbehaving
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("*.jsonl"))
 GIVEN_OUT = {"token", "api_key", "client_id", "id", "upload_id"}  # what each coordinator gives out anew

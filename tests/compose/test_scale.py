@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.compose.script import passes
+from tests.support.container_scripts import passes
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ from flexlora_server.worker.aggregate_module import Opened
 from flexlora_server.worker.aggregate_round import Work, write_aggregate
 from flexlora_server.worker.executors.ray_cluster import RayPool
 from flexlora_shared.messages.runs import ModuleSpec
-from tests.kit import Clock, served
-from tests.server.late import Late, late_round, run_of
+from tests.support.kit import Clock, served
+from tests.support.late import Late, late_round, run_of
 
 R = TypeVar("R")
 MODULES = [{"name": f"layers.{i}.proj", "out_features": 512, "in_features": 384} for i in range(32)]

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import URL
 
 from flexlora_server.database import migrate
-from tests.databases import create_database
+from tests.support.databases import create_database
 
 _databases = itertools.count()
 

@@ -12,7 +12,7 @@ import pytest
 
 from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
-from tests.kit import OPERATOR_KEY, Clock, Served
+from tests.support.kit import OPERATOR_KEY, Clock, Served
 
 MAIN = "from flexlora_server.cli import main; main()"
 WITHOUT = f"import sys; sys.modules |= dict.fromkeys(('torch', 'safetensors')); {MAIN}"  # as if they were not installed

@@ -10,7 +10,7 @@ from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import Declaration, Enrolment, TokenRequest
 from flexlora_shared.messages.runs import RunSpec, Scaling
 from flexlora_shared.messages.uploads import Evaluation, UploadCreate
-from tests.kit import spec
+from tests.support.kit import spec
 
 WIDE = {"name": "m", "out_features": 1, "in_features": 1}
 HEAD: dict[str, Any] = {"name": "h.w", "shape": [2]}

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flexlora_shared.messages.robust import Cosine, Filter, GeometricMedian, MultiKrum, NormClip
 from flexlora_shared.messages.runs import RunSpec
-from tests.kit import spec
+from tests.support.kit import spec
 
 ONE: TypeAdapter[Filter] = TypeAdapter(Filter)
 

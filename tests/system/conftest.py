@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.client.training.making import make_bert, make_llama
+from tests.support.tiny_models import make_bert, make_llama
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -24,8 +24,8 @@ from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.ranks import module_ranks
-from tests.kit import Participant, Served, served_on_sqlite
-from tests.proxy import Fault, Proxy, proxy, scattered
+from tests.support.kit import Participant, Served, served_on_sqlite
+from tests.support.proxy import Fault, Proxy, proxy, scattered
 
 MIB = 1 << 20
 IDLE = 0.3  # seconds without a byte after which the client gives a connection up

@@ -17,8 +17,8 @@ from flexlora_client.training.models import Models
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
+from tests.support.processes import Watched, watching
 from tests.system.conftest import write_questions
-from tests.system.processes import Watched, watching
 
 RUN = "together"
 RANKS = (2, 4, 8)

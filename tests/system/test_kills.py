@@ -7,11 +7,11 @@ import torch
 from sqlalchemy import URL
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.client.training.making import make_tokenizer
-from tests.databases import create_database
-from tests.kit import part_head, raw_request
-from tests.system.processes import Watched, gone, until, watching, worker_of
-from tests.system.site import AGENTS, RUN, Site, enrol_everybody, site
+from tests.support.databases import create_database
+from tests.support.kit import part_head, raw_request
+from tests.support.processes import Watched, gone, until, watching, worker_of
+from tests.support.site import AGENTS, RUN, Site, enrol_everybody, site
+from tests.support.tiny_models import make_tokenizer
 
 pytestmark = pytest.mark.slow
 PUBLISHED = dict[int, str]  # digests of the global updates by round

@@ -9,11 +9,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.kit import part_head, raw_answer, raw_request
-from tests.objectstore import ObjectStore, object_store
-from tests.system.endurance.template import AGENTS, RUN, enrol_everybody
-from tests.system.mounts import Disk, small_disk
-from tests.system.outages import (
+from tests.support.kit import part_head, raw_answer, raw_request
+from tests.support.mounts import Disk, small_disk
+from tests.support.objectstore import ObjectStore, object_store
+from tests.support.outages import (
     HANDS,
     REAL,
     ROUNDS,
@@ -25,7 +24,8 @@ from tests.system.outages import (
     send,
     suspend_aggregation,
 )
-from tests.system.postgres import Postgres, postgres
+from tests.support.postgres import Postgres, postgres
+from tests.system.endurance.template import AGENTS, RUN, enrol_everybody
 
 pytestmark = pytest.mark.slow
 PUBLISHED = dict[int, str]

@@ -18,10 +18,10 @@ from flexlora_client.training.models import Models
 from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import Dtype, RunSpec, Scaling, TaskType
-from tests.client.command import call
-from tests.client.connecting import Waits, connect
-from tests.client.training.making import LABELS, load_base, load_peft, make_job, make_run
-from tests.kit import OPERATOR_KEY, Participant, Served, served_on_sqlite
+from tests.support.command import call
+from tests.support.connecting import Waits, connect
+from tests.support.kit import OPERATOR_KEY, Participant, Served, served_on_sqlite
+from tests.support.tiny_models import LABELS, load_base, load_peft, make_job, make_run
 
 RUN = "test"
 LARGEST = 8

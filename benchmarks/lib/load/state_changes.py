@@ -11,7 +11,7 @@ from benchmarks.lib.load.collecting import Collecting, collecting
 from benchmarks.lib.load.resource_sampler import Watched, milliseconds, watching
 from benchmarks.lib.load.transitions import Changes
 from benchmarks.lib.progress import Tell
-from tests.databases import create_database, postgres_cluster, postgres_programs
+from tests.support.databases import create_database, postgres_cluster, postgres_programs
 
 CLIENTS = 16
 

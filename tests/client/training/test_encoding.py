@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from flexlora_client.errors import DataError, ModelError
 from flexlora_client.training.encoding import IGNORED, Encoder
 from flexlora_client.training.examples import Chat, Labelled, Plain, Prompted, Turn
-from tests.client.training.making import make_tokenizer
+from tests.support.tiny_models import make_tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}"

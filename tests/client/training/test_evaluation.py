@@ -14,7 +14,7 @@ from flexlora_client.training.models import Models
 from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import TrainingSpec
-from tests.client.training.making import load_peft, make_job, make_run, make_slice, make_tokenizer, scale_tensors
+from tests.support.tiny_models import load_peft, make_job, make_run, make_slice, make_tokenizer, scale_tensors
 
 QUESTIONS: list[Example] = [
     Prompted("Who sings? ", "The bird."),

@@ -26,7 +26,7 @@ from flexlora_client.errors import AdapterError, DeviceError, ModelError
 from flexlora_client.training.models import Models
 from flexlora_client.training.slice_files import read_slice
 from flexlora_shared.messages.runs import ExtraTensor, RunSpec, TaskType
-from tests.client.training.making import edit_config, head_of, load_peft, make_run, make_slice, make_tokenizer
+from tests.support.tiny_models import edit_config, head_of, load_peft, make_run, make_slice, make_tokenizer
 
 IDS = torch.arange(2, 42).reshape(2, 20)
 SMALL: dict[str, Any] = {

@@ -8,7 +8,7 @@ from flexlora_client.errors import PluginError
 from flexlora_client.training.plugin import load_trainer
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.plugins import TRAINERS
-from tests.plugins import install
+from tests.support.plugins import install
 
 CODE = """
 class Good:

@@ -16,7 +16,7 @@ from flexlora_client.training.models import Models
 from flexlora_client.training.slice_files import read_config, read_slice, shapes_of
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
-from tests.client.training.making import (
+from tests.support.tiny_models import (
     load_base,
     load_peft,
     make_job,

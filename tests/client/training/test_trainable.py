@@ -18,7 +18,7 @@ from flexlora_client.training.models import Models
 from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
-from tests.client.training.making import load_base, load_peft, make_job, make_run, make_slice
+from tests.support.tiny_models import load_base, load_peft, make_job, make_run, make_slice
 
 QUESTIONS: list[Example] = [Prompted(f"What is {n} plus one? ", f"It is {n + 1}.") for n in range(8)]
 ANIMALS: list[Example] = [

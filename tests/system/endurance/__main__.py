@@ -13,12 +13,12 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
+from tests.support.postgres import postgres
 from tests.system.endurance.kills import Killer, Tally
 from tests.system.endurance.place import place
 from tests.system.endurance.schedule import Plan
 from tests.system.endurance.template import AGENTS, enrol_everybody
 from tests.system.endurance.verdict import judge
-from tests.system.postgres import postgres
 
 EVERY = 25  # kills between lines of progress
 PER_ROUND = 5  # kills

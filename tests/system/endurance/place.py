@@ -16,11 +16,11 @@ from flexlora_server.database.queries import rounds, uploads
 from flexlora_server.database.schema import Adapter, Round, Run
 from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
+from tests.support.processes import until
+from tests.support.site import copy_rows
 from tests.system.endurance.gates import FOLDER, Gates, gates
 from tests.system.endurance.processes import Program, wait_for_an_end
 from tests.system.endurance.template import AGENTS, RUN, definition
-from tests.system.processes import until
-from tests.system.site import copy_rows
 
 LAST = "large"  # the participant whose training waits for the gate, where no other is named
 LEASE = 2.0  # seconds

@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from demo.cluster import ENVIRONMENT
-from tests.system.processes import PATIENCE
+from tests.support.processes import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 MAINS = {"flexlora-server": "flexlora_server.cli", "flexlora-client": "flexlora_client.cli"}

@@ -8,7 +8,7 @@ import httpx2
 from demo.cluster import cluster
 from flexlora_client import credentials
 from flexlora_client.credentials import Identity
-from tests.kit import Api, spec
+from tests.support.kit import Api, spec
 from tests.system.conftest import write_questions
 
 RUN = "endurance"

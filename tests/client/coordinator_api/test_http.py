@@ -1,0 +1,249 @@
+"""One exchange: refusals, transport faults, and answers of something that is no coordinator."""
+
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from flexlora_client.coordinator_api.http import Http
+from flexlora_client.errors import BadInput, Refused, Unreachable
+from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code
+from flexlora_shared.versions import PROTOCOL, version
+from tests.support.misbehaving import Asked, Planned, answer, cut, hang_up, misbehaving, problem
+
+
+def refused_by(planned: Planned) -> Refused | Unreachable:
+    with (
+        misbehaving(planned) as server,
+        Http(server.url, "a-key") as http,
+        pytest.raises((Refused, Unreachable)) as caught,
+    ):
+        http.request("GET", "/v1/runs")
+    assert isinstance(caught.value, Refused | Unreachable)
+    return caught.value
+
+
+def test_the_key_is_sent_and_the_answer_returned() -> None:
+    with misbehaving(answer(200, b"hello", X_Found="yes")) as server, Http(server.url + "/", "a-key") as http:
+        found = http.request("GET", "/v1/runs")
+        assert (found.status, found.body, found.headers["x-found"]) == (200, b"hello", "yes")
+        assert server.asked[0].headers["authorization"] == "Bearer a-key"
+        assert server.asked[0].path == "/v1/runs"
+
+
+def test_every_request_says_its_version() -> None:
+    with misbehaving(answer(200), answer(200)) as server, Http(server.url, "a-key") as http:
+        http.request("POST", "/v1/runs", headers={"Content-Type": "application/json"}, body=b"{}")
+        with http.stream("/v1/slice"):
+            pass
+        for asked in server.asked:
+            assert asked.headers["flexlora-protocol"] == str(PROTOCOL)
+            assert asked.headers["flexlora-version"] == version()
+            assert asked.headers["user-agent"] == f"flexlora-client/{version()}"
+
+
+@pytest.mark.parametrize("status", [200, 204, 410, 503])
+@pytest.mark.parametrize(("protocol", "older"), [(PROTOCOL + 1, "this program"), (PROTOCOL - 1, "the coordinator at")])
+def test_a_coordinator_of_another_protocol_is_not_asked_again(status: int, protocol: int, older: str) -> None:
+    other = answer(status, FlexLoRA_Protocol=str(protocol), FlexLoRA_Version="9.9.9")
+    with misbehaving(other, other) as server, Http(server.url, "a-key") as http:
+        sentence = rf"the coordinator at {server.url} \(FlexLoRA 9.9.9\) speaks protocol {protocol}, .*; update {older}"
+        with pytest.raises(Unreachable, match=sentence) as caught:
+            http.request("GET", "/v1/runs")
+        assert not caught.value.transient
+        with pytest.raises(Unreachable, match=sentence), http.stream("/v1/slice"):
+            pass
+
+
+def test_a_coordinator_behind_a_path_prefix() -> None:
+    with misbehaving(answer(200)) as server, Http(server.url + "/flexlora/", "a-key") as http:
+        http.request("GET", "/v1/runs")
+        assert server.asked[0].path == "/flexlora/v1/runs"
+
+
+def test_a_problem_becomes_a_refusal() -> None:
+    error = refused_by(problem(Code.OFFSET_MISMATCH, offset=7))
+    assert isinstance(error, Refused)
+    assert (error.code, error.problem.context, error.transient) == (Code.OFFSET_MISMATCH, {"offset": 7}, False)
+    assert str(error) == "Planned offset-mismatch. (offset-mismatch)"
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 507])
+def test_a_proxy_whose_coordinator_is_away_is_asked_again(status: int) -> None:
+    error = refused_by(answer(status, b"<html>", Retry_After="7"))
+    assert isinstance(error, Unreachable)
+    assert error.transient
+    assert error.retry_after == 7
+
+
+def test_a_web_server_that_is_no_coordinator_is_not_asked_again() -> None:
+    error = refused_by(answer(404, b"<html>"))
+    assert not error.transient
+    assert "no answer of a FlexLoRA coordinator" in str(error)
+
+
+@pytest.mark.parametrize(("status", "transient"), [(400, False), (409, False), (429, True), (408, True), (503, True)])
+def test_a_problem_this_version_does_not_know(status: int, transient: bool) -> None:
+    """Its sentence is shown; its status, not the one in the body, says whether to try again."""
+    told = {
+        "type": "x",
+        "title": "New",
+        "status": 418,
+        "detail": "Wait.",
+        "code": "brand-new",
+        "hint": {"of": "tomorrow"},
+    }
+    error = refused_by(answer(status, json.dumps(told).encode(), Content_Type=PROBLEM_MEDIA_TYPE, Retry_After="9"))
+    assert isinstance(error, Refused)
+    assert (str(error), error.code, error.problem.title) == ("Wait. (brand-new)", "brand-new", "New")
+    assert (error.problem.status, error.transient, error.retry_after) == (status, transient, 9)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b'{"title": "Quota", "status": 429}', b'{"code": "brand-new"}', b"[]"]
+)
+def test_the_problem_of_something_else(body: bytes) -> None:
+    error = refused_by(answer(429, body, Content_Type=PROBLEM_MEDIA_TYPE))
+    assert isinstance(error, Unreachable)
+    assert "refused with 429 Too Many Requests and gave no reason" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (502, "answered 502 Bad Gateway: the coordinator behind it does not answer"),
+        (503, "answered 503 Service Unavailable: the coordinator behind it does not answer"),
+        (504, "answered 504 Gateway Timeout: the coordinator behind it does not answer"),
+        (522, "answered 522: the coordinator behind it does not answer"),
+        (413, "it takes no body as long as this one; its operator must let bodies of up to 8 MiB through"),
+        (403, "answered 403 Forbidden: it does not let this call through"),
+        (429, "answered 429 Too Many Requests: it takes no more calls just now"),
+        (501, "answered 501 Not Implemented"),
+    ],
+)
+def test_what_a_proxy_answers_is_said_as_what_it_is(status: int, sentence: str) -> None:
+    error = refused_by(answer(status, b"<html>", Content_Type="text/html"))
+    assert isinstance(error, Unreachable)
+    assert str(error).startswith("the proxy in front of http://127.0.0.1:")
+    assert str(error).endswith(sentence)
+    assert error.status == status
+    assert error.transient == (status in {429, 502, 503, 504, 522})
+
+
+def test_a_redirect_names_the_address_to_use() -> None:
+    error = refused_by(answer(301, Location="https://elsewhere.example/"))
+    assert not error.transient
+    assert "points to https://elsewhere.example/" in str(error)
+
+
+def test_retry_after_as_a_date() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
+    waited = refused_by(answer(503, Retry_After=soon)).retry_after
+    assert waited is not None
+    assert 7000 < waited <= 7200
+    past = format_datetime(datetime.now(UTC) - timedelta(hours=2), usegmt=True)
+    assert refused_by(answer(503, Retry_After=past)).retry_after == 0
+    assert refused_by(answer(503, Retry_After="soon")).retry_after is None
+
+
+@pytest.mark.parametrize("planned", [hang_up, cut(b"x" * 100, after=10)])
+def test_a_cut_connection_is_a_passing_trouble(planned: Planned) -> None:
+    error = refused_by(planned)
+    assert isinstance(error, Unreachable)
+    assert error.transient
+
+
+def test_nobody_listens() -> None:
+    with misbehaving() as server:
+        pass
+    with Http(server.url) as http, pytest.raises(Unreachable, match="no answer from http://127") as caught:
+        http.request("GET", "/")
+    assert caught.value.transient
+
+
+def test_a_silent_coordinator_times_out() -> None:
+    released = threading.Event()
+
+    def silent(handler: BaseHTTPRequestHandler, asked: Asked) -> None:
+        released.wait()
+        handler.close_connection = True
+
+    with misbehaving(silent) as server, Http(server.url, io_timeout=0.05) as http:
+        with pytest.raises(Unreachable) as caught:
+            http.request("GET", "/")
+        released.set()
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("path", ["//elsewhere.example/v1", "https://elsewhere.example/v1", "v1"])
+def test_the_key_never_goes_to_another_host(path: str) -> None:
+    with misbehaving() as server, Http(server.url, "a-key") as http:
+        with pytest.raises(Unreachable, match="no path on itself"):
+            http.request("GET", path)
+        assert server.asked == []
+
+
+@pytest.mark.parametrize("url", ["coordinator", "ftp://host", "http://", "http://[::1", ""])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(BadInput, match="no address"):
+        Http(url)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel", ""])
+def test_a_key_that_is_none(key: str) -> None:
+    with pytest.raises(BadInput, match="API key"):
+        Http("http://localhost", key)
+
+
+def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot read certificates"):
+        Http("https://localhost", ca_file=tmp_path / "missing.pem")
+    (tmp_path / "empty.pem").write_text("nothing\n")
+    with pytest.raises(BadInput, match="cannot read certificates"):
+        Http("https://localhost", ca_file=tmp_path / "empty.pem")
+
+
+def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *new.split(), *names], check=True, capture_output=True)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the tests' output clean."""
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    url = f"https://localhost:{server.server_address[1]}"
+    try:
+        with Http(url, ca_file=certificate) as trusting:
+            assert trusting.request("GET", "/").status == 204
+            with trusting.follow(f"{url}/link", 0) as found:
+                assert found.status == 204
+        with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"):
+            doubting.request("GET", "/")
+        with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"), doubting.follow(f"{url}/link", 0):
+            pass
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,97 @@
+"""A round's figures over REST, on the page and in the terminal: who sees what."""
+
+import base64
+import io
+import json
+
+from rich.console import Console
+from sqlalchemy import select
+
+from flexlora_client.cli.rendering import round_detail
+from flexlora_server.database.schema import RoundModules
+from flexlora_shared.messages.status import RoundDetail
+from tests.support.databases import ON_SQLITE
+from tests.support.kit import OPERATOR_KEY, Api, Participant, Served, encode, tensors
+
+pytestmark = ON_SQLITE  # figures of an aggregation, kept as JSON
+
+KRUM = {"kind": "multi-krum", "byzantine_share": 0.15}
+
+
+def filtered_round(coordinator: Served) -> list[Participant]:
+    """Six participants of which the last sends a hundredfold update, in a run that drops such."""
+    run = coordinator.run(min_clients=6, min_updates=6, rounds=1, robust=[KRUM], ranks=[4, 8], norm_bound=1e6)
+    members = [coordinator.enrol(f"clinic {index}") for index in range(6)]
+    for member in members:
+        member.declare("run", 4)
+    for index, member in enumerate(members):
+        made = tensors(run, 4, seed=index)
+        factor = 100.0 if index == 5 else 1.0
+        member.upload(member.task("run"), encode({k: t if "lora_A" in k else factor * t for k, t in made.items()}))
+    assert coordinator.work() == 1
+    return members
+
+
+def test_the_operator_sees_who_was_dropped_and_why(coordinator: Served) -> None:
+    members = filtered_round(coordinator)
+    told = coordinator.round("run", 1)
+    became = {one["name"]: one["update"] for one in told["participants"]}
+    assert became["clinic 5"]["weight"] == 0
+    assert "dropped by multi-krum" in became["clinic 5"]["notes"][0]
+    assert all(became[f"clinic {index}"]["weight"] == 0.2 for index in range(5))
+    assert all(became[f"clinic {index}"]["notes"] == [] for index in range(5))
+    assert became["clinic 5"]["change_norm"] > 50 * became["clinic 0"]["change_norm"]
+    assert len(told["cosines"]) == 6
+    assert {one["client_id"] for one in told["participants"]} == {member.client_id for member in members}
+    assert {one["declared_at"] for one in told["participants"]} == {
+        told["summary"]["opened_at"]
+    }  # the clock stands still
+
+
+def test_everybody_sees_the_rounds_figures_and_nobody_elses(coordinator: Served) -> None:
+    member = filtered_round(coordinator)[0]
+    told = member.expect(200, "GET", "/v1/runs/run/rounds/1")
+    assert told["participants"] is None
+    assert told["cosines"] is None
+    summary = told["summary"]
+    assert summary["aggregation"]["filtered"] == 1
+    assert summary["aggregation"]["certificate"] == 1.0
+    assert summary["aggregation"]["change_norm"] > 0
+    least, median, most = (summary["aggregation"]["pairwise_cosine"][name] for name in ("least", "median", "most"))
+    assert -1 <= least <= median <= most <= 1
+    assert abs(summary["energy_above_smallest_rank"] - (1 - summary["energy_kept"][0]["share"])) < 1e-12
+    for module in told["modules"]:
+        assert module["route"] in {"svd", "qr", "eigh", "gram", "subspace"}
+        assert module["fell_back"] == []
+        assert module["bytes_read"] > 0
+        assert module["pairwise_cosine"] is not None
+
+
+def test_the_page_and_the_terminal_show_them(coordinator: Served) -> None:
+    filtered_round(coordinator)
+    password = base64.b64encode(f"anybody:{OPERATOR_KEY}".encode()).decode()
+    page = Api(coordinator.http).call("GET", "/", headers={"Authorization": f"Basic {password}"}).text
+    summary = coordinator.round("run", 1)["summary"]
+    assert f"{summary['aggregation']['pairwise_cosine']['median']:.2f}" in page
+    assert f"{100 * summary['energy_above_smallest_rank']:.1f} %" in page
+    detail = RoundDetail.model_validate_json(json.dumps(coordinator.round("run", 1)))
+    console = Console(file=io.StringIO(), width=200)
+    console.print(round_detail(detail))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert "dropped by multi-krum" in shown
+    assert "energy above the smallest rank" in shown
+    assert "the smallest possible" in shown
+
+
+def test_a_round_published_before_there_were_such_figures_still_shows(coordinator: Served) -> None:
+    """What an earlier version wrote lacks them."""
+    filtered_round(coordinator)
+    with coordinator.store.transaction() as tx:
+        for row in tx.session.scalars(select(RoundModules)):
+            old = ("name", "singular_values", "total_energy", "effective_rank", "energy_kept")
+            row.modules = [{key: module[key] for key in old} for module in row.modules]
+            row.updates = row.summary = None
+    told = coordinator.round("run", 1)
+    assert told["summary"]["aggregation"] is None
+    assert told["modules"][0]["route"] == ""
+    assert told["participants"][0]["update"] is None

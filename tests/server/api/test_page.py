@@ -1,0 +1,48 @@
+"""The status page and the figures for Prometheus."""
+
+import base64
+
+from tests.support.kit import OPERATOR_KEY, Api, Served, encode, tensors
+
+
+def _password(key: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"anybody:{key}".encode()).decode()}
+
+
+def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
+    run = coordinator.run(rounds=1, model={"id": "<script>alert(1)</script>"})
+    participant = coordinator.enrol()
+    participant.declare("run", 4)
+    task = participant.task("run")
+    participant.upload(task, encode(tensors(run, 4)), metrics={"train_loss": 1.25})
+    coordinator.work()
+    told = {"rank": 4, "examples": 5, "metrics": {"loss": 2.125}}
+    participant.expect(204, "POST", "/v1/runs/run/rounds/1/evaluations", json=told)
+    page = Api(coordinator.http).call("GET", "/", headers=_password(OPERATOR_KEY)).text
+    assert "COMPLETED" in page
+    assert "1 at rank 4" in page
+    assert "1.250" in page
+    assert "4: 2.125" in page
+    assert "8: 100.0 %" in page
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+
+
+def test_the_page_asks_for_the_operators_key(coordinator: Served) -> None:
+    participant = coordinator.enrol()
+    stranger = Api(coordinator.http)
+    asked = stranger.call("GET", "/")
+    assert asked.status_code == 401
+    assert asked.headers["WWW-Authenticate"].startswith("Basic ")
+    assert stranger.call("GET", "/", headers=_password("wrong")).status_code == 401
+    assert participant.problem("forbidden", "GET", "/")
+    assert participant.problem("forbidden", "GET", "/metrics")
+
+
+def test_metrics_count_by_state(coordinator: Served) -> None:
+    coordinator.run()
+    coordinator.enrol()
+    lines = coordinator.operator.call("GET", "/metrics").text.splitlines()
+    assert 'flexlora_runs{state="RUNNING"} 1.0' in lines
+    assert 'flexlora_round_attempts{state="PUBLISHED"} 1.0' in lines
+    assert "flexlora_clients 1.0" in lines
