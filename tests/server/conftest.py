@@ -47,6 +47,6 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         shutil.copytree(Path(migrate.configuration().get_main_option("script_location") or ""), package / "migrations")
         script = package / "migrations" / "versions" / "next.py"
         script.write_text(_MIGRATION.format(before=migrate.head(), what=what))
-        monkeypatch.setattr(migrate, "__file__", str(package / "schema.py"))
+        monkeypatch.setattr(migrate, "__file__", str(package / "database" / "migrate.py"))
 
     return add

@@ -22,8 +22,8 @@ CLIENT_ONLY = {"transformers", "peft", "accelerate", "httpx2", "pyarrow", "flexl
 COMPUTING = {"torch", "numpy", "safetensors"}
 
 RAY = "flexlora_server.worker.executors.ray_cluster"  # needs an extra of its own
-APPLICATION = {"app", "auth", "cli", "coordinator", "error_handlers", "routes"}
-DATABASE = ("records", "store", "tables", "connections", "notices", "errors")
+APPLICATION = {"api", "app", "cli", "console"}
+DATABASE = ("database", "errors")
 
 
 def within(names: set[str] | tuple[str, ...]) -> str:

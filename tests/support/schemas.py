@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import psycopg
 from sqlalchemy import URL, MetaData, create_engine, select
 
-FOLDER = Path(__file__).parent / "fixtures" / "schemas"
+FOLDER = Path(__file__).parents[1] / "fixtures" / "schemas"
 NAMES = sorted({path.name.partition(".")[0] for path in FOLDER.glob("*.sql")})
 
 

@@ -204,7 +204,7 @@ def test_migrations_in_any_folder(part: str, tmp_path: Path, monkeypatch: pytest
     """As where the package is installed: the migrations are within it."""
     package = tmp_path / part / "flexlora_server"
     shutil.copytree(Path(SCRIPTS[0].path).parents[1], package / "migrations")
-    monkeypatch.setattr(schema, "__file__", str(package / "schema.py"))
+    monkeypatch.setattr(schema, "__file__", str(package / "database" / "migrate.py"))
     assert Config.get_main_option(schema.configuration(), "script_location") == str(package / "migrations")
     migrate(URL.create("sqlite", database=str(tmp_path / part / "flexlora.db")))
     assert (tmp_path / part / "flexlora.db").exists()

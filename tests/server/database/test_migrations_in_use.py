@@ -103,9 +103,9 @@ def test_nobody_starts_while_it_is_migrated(
 MIGRATE = """
 import sys
 from sqlalchemy import make_url
-from flexlora_server import schema
-from flexlora_server.store import Store
-schema.__file__ = sys.argv[1]
+from flexlora_server.database import migrate
+from flexlora_server.database.transactions import Store
+migrate.__file__ = sys.argv[1]
 Store(make_url(sys.argv[2])).migrate()
 """
 

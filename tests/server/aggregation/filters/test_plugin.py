@@ -14,7 +14,7 @@ from tests.support.kit import Served, encode, spec, tensors
 from tests.support.plugins import install
 
 OFFER = """
-from flexlora_server.aggregation.robust.plugin import FilterPlugin
+from flexlora_server.aggregation.filters.plugin import FilterPlugin
 from flexlora_shared.messages.base import Message
 
 class Options(Message):
@@ -24,7 +24,7 @@ lightest = FilterPlugin("drop-light", module="drop_light", options=Options)
 elsewhere = FilterPlugin("elsewhere", module="nowhere_at_all", options=Options)
 """
 RULE = """
-from flexlora_server.aggregation.robust.rule import keeping
+from flexlora_server.aggregation.filters.rule import keeping
 
 class DropLight:
     name = "drop-light"

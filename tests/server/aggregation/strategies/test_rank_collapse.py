@@ -1,7 +1,7 @@
 """Rank collapse: the paper's rule loses what low ranks cannot carry, the residual rule does not, and learns more for it.
 
-The learning problem is benchmarks.lib.svd.synthetic_task: a planted matrix of rank 16, participants of rank 2, 4, 8 and 16. Tried there, 40
-rounds, median error of five seeds after the last (scripts/bench rank-collapse prints it):
+The learning problem is benchmarks.lib.svd.synthetic_task: a planted matrix of rank 16, participants of rank 2 to 16. Tried
+there, 40 rounds, median error of five seeds after the last (scripts/bench rank-collapse prints it):
 
     learning rate              .001   .003    .01    .03
     flexlora                   .574   .376   .254   .264
