@@ -4,6 +4,7 @@ ClientError
 ├── Refused        the coordinator said no; carries its problem
 ├── Unreachable    nobody answered, or not a coordinator did
 ├── BadInput       data, model, credentials or local files that cannot be used
+├── UsageError     options of the command line that do not fit the protocol's messages
 ├── Corrupted      what arrived is not what the coordinator announced
 └── RunEnded       the run was cancelled or failed
 TrainingError      local training, for authors of training loops too
@@ -17,6 +18,8 @@ TrainingError      local training, for authors of training loops too
 
 from enum import IntEnum
 from typing import ClassVar
+
+from pydantic import ValidationError
 
 from flexlora_shared.problems import Code, Problem
 
@@ -47,6 +50,14 @@ class ClientError(Exception):
     exit_code: ClassVar[Exit] = Exit.BAD_INPUT
     transient = False
     retry_after: float | None = None  # seconds the other side asked for
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """The first three faults of a message, each after the path of its field."""
+    faults = error.errors(include_url=False)
+    parts = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:3]]
+    more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    return "; ".join(parts) + more
 
 
 class Refused(ClientError):
@@ -81,6 +92,12 @@ class Unreachable(ClientError):
 
 class BadInput(ClientError):
     """Something given on this side cannot be used."""
+
+
+class UsageError(ClientError):
+    """An option's value is not one that the protocol's messages allow."""
+
+    exit_code = Exit.USAGE
 
 
 class Corrupted(ClientError):

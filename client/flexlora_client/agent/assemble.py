@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from flexlora_client import credentials
@@ -15,12 +16,11 @@ from flexlora_client.agent.local_trainer import Learner
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import Work, basis_of
-from flexlora_client.cli.options import Place, message
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import PATIENT, Retry
 from flexlora_client.credentials import Identity
-from flexlora_client.errors import BadInput, ClientError
+from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
 from flexlora_client.training.data import Split, load, split
 from flexlora_client.training.devices import resolve
 from flexlora_client.training.models import Models
@@ -48,8 +48,8 @@ class Plan:
     max_rounds: int | None
 
 
-def take_part(place: Place, plan: Plan, *, as_json: bool) -> None:
-    """Run an agent until its run is over.
+def take_part(home: Path, ca_file: Path | None, plan: Plan, *, as_json: bool) -> None:
+    """Run an agent until its run is over; `home` is the folder of the participant's credentials and of its work.
 
     Raises:
         ClientError, TrainingError: what ends it, as a sentence.
@@ -58,28 +58,22 @@ def take_part(place: Place, plan: Plan, *, as_json: bool) -> None:
         disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
     reporter = Reporter(plan.run, as_json=as_json)
     try:
-        identity = credentials.load(place.folder)
-        with _patient(place, identity, reporter) as api:
-            _agent(place, plan, api, reporter, identity.client_id)
+        identity = credentials.load(home)
+        with _patient(home, ca_file, identity, reporter) as api:
+            _agent(home, plan, api, reporter, identity.client_id)
     except KeyboardInterrupt:
         reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
         raise
 
 
-def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter, client_id: str) -> None:
+def _agent(home: Path, plan: Plan, api: Api, reporter: Reporter, client_id: str) -> None:
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     device = resolve(plan.device)
     spec = api.run(plan.run).spec
     learner = _learner(plan, spec, str(device), client_id)
-    declaration = message(
-        Declaration,
-        rank=plan.rank,
-        rank_pattern=dict(plan.rank_pattern),
-        examples=len(learner.train),
-        hardware=hardware(device),
-    )
-    work = Work(place.folder, spec.name, basis_of(client_id, learner.train))
+    declaration = _declaration(plan, len(learner.train), device)
+    work = Work(home, spec.name, basis_of(client_id, learner.train))
     work.lock()
     try:
         Agent(api, spec, work, learner, declaration, reporter, plan.max_rounds).run()
@@ -87,17 +81,26 @@ def _agent(place: Place, plan: Plan, api: Api, reporter: Reporter, client_id: st
         work.release()
 
 
-def _patient(place: Place, identity: Identity, reporter: Reporter) -> Api:
+def _patient(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter) -> Api:
     def on_wait(error: ClientError, delay: float) -> None:
         reporter.step("retrying", f"{error}; trying again in {delay:.1f} s", seconds=round(delay, 1))
 
     def renewed() -> str:
-        now = credentials.load(place.folder)
+        now = credentials.load(home)
         same = (now.url, now.client_id) == (identity.url, identity.client_id)
         return now.api_key if same else identity.api_key
 
-    http = Http(identity.url, identity.api_key, place.ca_file, renewed)
+    http = Http(identity.url, identity.api_key, ca_file, renewed)
     return Api(http, Retry(PATIENT, on_wait=on_wait))
+
+
+def _declaration(plan: Plan, examples: int, device: torch.device) -> Declaration:
+    try:
+        return Declaration(
+            rank=plan.rank, rank_pattern=dict(plan.rank_pattern), examples=examples, hardware=hardware(device)
+        )
+    except ValidationError as error:
+        raise UsageError(describe_validation_error(error)) from None
 
 
 def _learner(plan: Plan, spec: RunSpec, device: str, client_id: str) -> Learner:

@@ -18,10 +18,9 @@ from flexlora_client.cli.options import (
     as_anyone,
     as_operator,
     message,
-    sentence,
 )
 from flexlora_client.coordinator_api.calls import Action
-from flexlora_client.errors import BadInput
+from flexlora_client.errors import BadInput, describe_validation_error
 from flexlora_shared.messages.clients import TokenRequest
 from flexlora_shared.messages.runs import RunSpec
 
@@ -169,4 +168,4 @@ def _spec(file: Path) -> RunSpec:
     except OSError as error:
         raise BadInput(f"cannot read {file}: {error.strerror}") from None
     except ValidationError as error:
-        raise BadInput(f"{file} defines no run: {sentence(error)}") from None
+        raise BadInput(f"{file} defines no run: {describe_validation_error(error)}") from None

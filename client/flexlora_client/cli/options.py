@@ -13,7 +13,7 @@ from flexlora_client import credentials
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import BRIEF, Backoff, Retry
-from flexlora_client.errors import BadInput, ClientError
+from flexlora_client.errors import BadInput, ClientError, describe_validation_error
 from flexlora_shared.messages.base import Message
 
 KEY_VARIABLE = "FLEXLORA_OPERATOR_KEY"
@@ -130,12 +130,4 @@ def message(kind: type[M], **fields: object) -> M:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise typer.BadParameter(sentence(error)) from None
-
-
-def sentence(error: ValidationError) -> str:
-    """The first things wrong, each with its place."""
-    found = error.errors(include_url=False)
-    parts = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in found[:3]]
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return "; ".join(parts) + more
+        raise typer.BadParameter(describe_validation_error(error)) from None

@@ -111,7 +111,8 @@ def run(
     from flexlora_client.agent import assemble  # training libraries take seconds to import
 
     assemble.take_part(
-        Place(home=home, ca_file=ca_file),
+        home or credentials.default_home(),
+        ca_file,
         assemble.Plan(
             run=run,
             rank=rank,
