@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from flexlora_client import credentials
-from flexlora_client.cli.options import Place, as_participant
+from flexlora_client.cli.options import ConnectionOptions, as_participant
 from flexlora_client.errors import DivergedError
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
 
@@ -107,11 +107,11 @@ class Rotates(Nudge):
 
     def train(self, job: Job) -> Outcome:
         if not self.jobs:
-            place = Place()
-            identity = credentials.load(place.folder)
-            with as_participant(place) as api:
+            connection = ConnectionOptions()
+            identity = credentials.load(connection.folder)
+            with as_participant(connection) as api:
                 key = api.rotate_key().api_key
-            credentials.save(place.folder, identity.model_copy(update={"api_key": key}))
-            with as_participant(place) as api:
+            credentials.save(connection.folder, identity.model_copy(update={"api_key": key}))
+            with as_participant(connection) as api:
                 api.runs()
         return super().train(job)

@@ -12,39 +12,35 @@ from flexlora_client.agent.download import download
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.slice_cache import Slices, Wanted, of_round
 from flexlora_client.cli.options import (
-    CaFileOption,
-    HomeOption,
+    ConnectionOptions,
     JsonOption,
-    KeyFileOption,
-    Place,
     RankOption,
     RankPatternOption,
     RunArgument,
-    UrlOption,
     as_anyone,
     rank_pattern,
+    with_connection,
 )
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder
 
 
+@with_connection
 def export(
     run: RunArgument,
     rank: RankOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; it must not hold anything yet.")],
     number: Annotated[int | None, typer.Option("--round", min=0, help="Round. [the last published]")] = None,
     rank_pattern_: RankPatternOption = None,
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Save a published adapter as an ordinary PEFT folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{output} exists and is not an empty folder; name another one")
-    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+    with as_anyone(connection) as api:
         detail = api.run(run)
         chosen = detail.status.rounds_published if number is None else number
         wanted = of_round(detail.spec, chosen, rank, rank_pattern(rank_pattern_))

@@ -8,16 +8,13 @@ from pydantic import ValidationError
 
 from flexlora_client.cli import rendering
 from flexlora_client.cli.options import (
-    CaFileOption,
-    HomeOption,
+    ConnectionOptions,
     JsonOption,
-    KeyFileOption,
-    Place,
     RunArgument,
-    UrlOption,
     as_anyone,
     as_operator,
     message,
+    with_connection,
 )
 from flexlora_client.coordinator_api.calls import Action
 from flexlora_client.errors import BadInput, describe_validation_error
@@ -30,17 +27,16 @@ clients = typer.Typer(help="Enrolled clients.", no_args_is_help=True)
 
 
 @runs.command("create")
+@with_connection
 def create(
     file: Annotated[Path, typer.Argument(help="The run's definition, JSON; `describe` prints a start.")],
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Define a run; it waits in DRAFT until it is started."""
     spec = _spec(file)
-    with as_operator(Place(url, key_file, home, ca_file)) as api:
+    with as_operator(connection) as api:
         detail = api.create_run(spec)
     rendering.show(
         detail, f"run {detail.status.name} is defined; start it: flexlora-client runs start {spec.name}", as_json
@@ -48,15 +44,14 @@ def create(
 
 
 def _change(action: Action) -> None:
+    @with_connection
     def command(
         run: RunArgument,
-        url: UrlOption = None,
-        key_file: KeyFileOption = None,
-        home: HomeOption = None,
-        ca_file: CaFileOption = None,
+        *,
+        connection: ConnectionOptions,
         as_json: JsonOption = False,
     ) -> None:
-        with as_operator(Place(url, key_file, home, ca_file)) as api:
+        with as_operator(connection) as api:
             status = api.change_run(run, action)
         rendering.show(status, f"run {status.name} is {status.state}", as_json)
 
@@ -70,34 +65,33 @@ _change("cancel")
 
 
 @runs.command("list")
+@with_connection
 def list_runs(
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Every run, newest first."""
-    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+    with as_anyone(connection) as api:
         found = api.runs()
     rendering.show(found, rendering.run_list(found), as_json)
 
 
 @runs.command("show")
+@with_connection
 def show(
     run: RunArgument,
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """A run's status and definition."""
-    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+    with as_anyone(connection) as api:
         found = api.run(run)
     rendering.show(found, rendering.run_detail(found), as_json)
 
 
+@with_connection
 def retry(
     run: RunArgument,
     number: Annotated[int, typer.Argument(min=1, help="The failed round.", metavar="ROUND")],
@@ -105,59 +99,54 @@ def retry(
         list[str] | None,
         typer.Option("--exclude", metavar="UPLOAD", help="Leave this upload out for good; repeatable."),
     ] = None,
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Aggregate a failed round again, without the uploads that break it."""
-    with as_operator(Place(url, key_file, home, ca_file)) as api:
+    with as_operator(connection) as api:
         summary = api.retry_round(run, number, tuple(exclude or ()))
     rendering.show(summary, f"round {summary.number} of run {run} is {summary.state}: {summary.waiting_for}", as_json)
 
 
 @tokens.command("create")
+@with_connection
 def create_token(
     expires_in: Annotated[int, typer.Option("--expires-in", min=1, help="Seconds the token is good for.")] = 86_400,
     note: Annotated[str, typer.Option("--note", help="Who it is for, in your own words.")] = "",
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """A token that enrols one participant; shown once."""
     request = message(TokenRequest, expires_in=expires_in, note=note)
-    with as_operator(Place(url, key_file, home, ca_file)) as api:
+    with as_operator(connection) as api:
         token = api.create_token(request)
     rendering.show(token, token.token, as_json)
 
 
 @clients.command("list")
+@with_connection
 def list_clients(
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Every client ever enrolled."""
-    with as_operator(Place(url, key_file, home, ca_file)) as api:
+    with as_operator(connection) as api:
         found = api.clients()
     rendering.show(found, rendering.client_list(found), as_json)
 
 
 @clients.command("revoke")
+@with_connection
 def revoke(
     client: Annotated[str, typer.Argument(help="The client's id.", metavar="CLIENT")],
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
 ) -> None:
     """End a client's key at once."""
-    with as_operator(Place(url, key_file, home, ca_file)) as api:
+    with as_operator(connection) as api:
         api.revoke(client)
     print(f"client {client} is revoked")
 

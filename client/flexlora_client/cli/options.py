@@ -1,10 +1,13 @@
 """Options that several commands share, and the connection they lead to."""
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -47,18 +50,37 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 
 @dataclass(frozen=True)
-class Place:
-    """The options that say which coordinator, as given."""
+class ConnectionOptions:
+    """The options that say which coordinator to call, and with which key; see `with_connection`."""
 
-    url: str | None = None
-    key_file: Path | None = None
-    home: Path | None = None
-    ca_file: Path | None = None
+    url: UrlOption = None
+    key_file: KeyFileOption = None
+    home: HomeOption = None
+    ca_file: CaFileOption = None
 
     @property
     def folder(self) -> Path:
         """The home folder."""
         return self.home or credentials.default_home()
+
+
+def with_connection(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `ConnectionOptions`, in the place of its parameter `connection`."""
+    options = list(inspect.signature(ConnectionOptions).parameters.values())
+
+    @wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        connection = ConnectionOptions(**{option.name: arguments.pop(option.name) for option in options})
+        command(connection=connection, **arguments)
+
+    signature = inspect.signature(command)
+    expanded = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for declared in signature.parameters.values()
+        for parameter in (options if declared.name == "connection" else [declared])
+    ]
+    wrapper.__signature__ = signature.replace(parameters=expanded)  # type: ignore[attr-defined]  # typer reads it
+    return wrapper
 
 
 def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = BRIEF) -> Api:
@@ -70,47 +92,48 @@ def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = 
     return Api(Http(url, key, ca_file), Retry(backoff, on_wait=on_wait))
 
 
-def as_participant(place: Place) -> Api:
+def as_participant(connection: ConnectionOptions) -> Api:
     """Under the key this home was enrolled with."""
-    identity = credentials.load(place.folder)
-    if place.url and place.url.rstrip("/") != identity.url:
+    identity = credentials.load(connection.folder)
+    if connection.url and connection.url.rstrip("/") != identity.url:
         raise BadInput(
-            f"{place.folder} is enrolled at {identity.url}, not at {place.url}; name another --home, or the operator's key"
+            f"{connection.folder} is enrolled at {identity.url}, not at {connection.url}; "
+            "name another --home, or the operator's key"
         )
-    return connect(identity.url, identity.api_key, place.ca_file)
+    return connect(identity.url, identity.api_key, connection.ca_file)
 
 
-def as_operator(place: Place) -> Api:
+def as_operator(connection: ConnectionOptions) -> Api:
     """Under the operator's key.
 
     Raises:
         BadInput: no key is given, or no address.
     """
-    key = _operator_key(place)
+    key = _operator_key(connection)
     if key is None:
         raise BadInput(f"no operator key; set {KEY_VARIABLE} or name its file with --key-file")
-    return connect(_url(place), key, place.ca_file)
+    return connect(_url(connection), key, connection.ca_file)
 
 
-def as_anyone(place: Place) -> Api:
+def as_anyone(connection: ConnectionOptions) -> Api:
     """Under the operator's key where one is given, else as the participant."""
-    key = _operator_key(place)
-    return as_participant(place) if key is None else connect(_url(place), key, place.ca_file)
+    key = _operator_key(connection)
+    return as_participant(connection) if key is None else connect(_url(connection), key, connection.ca_file)
 
 
-def _operator_key(place: Place) -> str | None:
-    if place.key_file is None:
+def _operator_key(connection: ConnectionOptions) -> str | None:
+    if connection.key_file is None:
         return os.environ.get(KEY_VARIABLE, "").strip() or None
     try:
-        return place.key_file.read_text().strip()
+        return connection.key_file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the key in {place.key_file}: {error}") from None
+        raise BadInput(f"cannot read the key in {connection.key_file}: {error}") from None
 
 
-def _url(place: Place) -> str:
+def _url(connection: ConnectionOptions) -> str:
     """The operator's coordinator; never the one a participant of this machine is enrolled at: it must not get the key."""
-    if place.url:
-        return place.url
+    if connection.url:
+        return connection.url
     raise BadInput("which coordinator? give its address with --url or in FLEXLORA_URL")
 
 

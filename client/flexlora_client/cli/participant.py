@@ -13,9 +13,9 @@ from flexlora_client import credentials
 from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.options import (
     CaFileOption,
+    ConnectionOptions,
     HomeOption,
     JsonOption,
-    Place,
     RankOption,
     RankPatternOption,
     RunArgument,
@@ -45,29 +45,31 @@ def enroll(
     ca_file: CaFileOption = None,
 ) -> None:
     """Enrol at a coordinator: redeem a token, keep the key in the home folder."""
-    place = Place(home=home, ca_file=ca_file)
-    if credentials.is_enrolled(place.folder) and not replace:
-        raise BadInput(f"{place.folder} holds credentials already; use another --home, or --replace to give them up")
+    connection = ConnectionOptions(home=home, ca_file=ca_file)
+    if credentials.is_enrolled(connection.folder) and not replace:
+        raise BadInput(
+            f"{connection.folder} holds credentials already; use another --home, or --replace to give them up"
+        )
     if urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
         print("warning: without https the key travels where others can read it", file=sys.stderr)
     enrolment = message(Enrolment, token=token, name=name or _machine_name())
-    credentials.see_writable(place.folder)  # the token can be redeemed only once
+    credentials.see_writable(connection.folder)  # the token can be redeemed only once
     with connect(url, None, ca_file) as api:
         given = api.enrol(enrolment)
     identity = Identity(url=url.rstrip("/"), client_id=given.client_id, name=given.name, api_key=given.api_key)
-    path = credentials.save(place.folder, identity)
+    path = credentials.save(connection.folder, identity)
     print(f"enrolled as {given.name} ({given.client_id}); credentials in {path}")
 
 
 @keys.command("rotate")
 def rotate(home: HomeOption = None, ca_file: CaFileOption = None) -> None:
     """Replace this participant's API key; the old one ends when the new one is first used."""
-    place = Place(home=home, ca_file=ca_file)
-    identity = credentials.load(place.folder)
-    credentials.see_writable(place.folder)
-    with as_participant(place) as api:
+    connection = ConnectionOptions(home=home, ca_file=ca_file)
+    identity = credentials.load(connection.folder)
+    credentials.see_writable(connection.folder)
+    with as_participant(connection) as api:
         given = api.rotate_key()
-    path = credentials.save(place.folder, identity.model_copy(update={"api_key": given.api_key}))
+    path = credentials.save(connection.folder, identity.model_copy(update={"api_key": given.api_key}))
     print(f"new key for {given.name} in {path}")
 
 

@@ -6,29 +6,25 @@ import typer
 
 from flexlora_client.cli import rendering
 from flexlora_client.cli.options import (
-    CaFileOption,
-    HomeOption,
+    ConnectionOptions,
     JsonOption,
-    KeyFileOption,
-    Place,
     RunArgument,
-    UrlOption,
     as_anyone,
+    with_connection,
 )
 
 
+@with_connection
 def status(
     run: Annotated[
         str | None, typer.Argument(help="Name of the run; without it, all are listed.", metavar="RUN")
     ] = None,
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Where the runs stand."""
-    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+    with as_anyone(connection) as api:
         if run is None:
             found = api.runs()
             rendering.show(found, rendering.run_list(found), as_json)
@@ -37,17 +33,16 @@ def status(
             rendering.show(told, rendering.run_status(told), as_json)
 
 
+@with_connection
 def rounds(
     run: RunArgument,
     number: Annotated[int | None, typer.Argument(help="One round; without it, all are listed.", metavar="N")] = None,
-    url: UrlOption = None,
-    key_file: KeyFileOption = None,
-    home: HomeOption = None,
-    ca_file: CaFileOption = None,
+    *,
+    connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """A run's rounds: participants, losses, energy kept."""
-    with as_anyone(Place(url, key_file, home, ca_file)) as api:
+    with as_anyone(connection) as api:
         if number is None:
             found = api.rounds(run)
             rendering.show(found, rendering.round_list(found), as_json)
