@@ -2,7 +2,7 @@
 
 The agents are sockets in another process than the coordinator; each polls with `wait`, reads the answer, polls again. They arrive
 over `--ramp` seconds and wait through one `--wait` before anything is measured. Their keys and declarations are written straight
-into the database: how fast they enrol is not measured here.
+into the database: how fast they enroll is not measured here.
 """
 
 import argparse
@@ -54,8 +54,8 @@ class Asked:
     database: str
 
 
-def enrol(store: Store, count: int) -> list[str]:
-    """Enrol and declare `count` participants; their keys."""
+def enroll(store: Store, count: int) -> list[str]:
+    """Enroll and declare `count` participants; their keys."""
     now, keys = datetime.now(UTC), [clients.new_secret(clients.CLIENT_PREFIX) for _ in range(count)]
     with store.transaction() as tx:
         ids = [f"{number:016x}" for number in range(count)]
@@ -142,7 +142,7 @@ def measure(asked: Asked, folder: Path, url: URL | None) -> dict[str, object]:
     with cluster(folder, FLEXLORA_WORKERS="1", **settings) as made:
         made.create_run(SPEC)
         store = Store(url or Settings(data_dir=folder / "coordinator").url)
-        keys = enrol(store, asked.agents)
+        keys = enroll(store, asked.agents)
         store.close()
         return {"database": asked.database, "agents": asked.agents, "wait_seconds": asked.wait} | watch(
             made, asked, keys

@@ -109,8 +109,8 @@ class Cluster:
         self.client("runs", "create", str(path))
         self.client("runs", "start", str(spec["name"]))
 
-    def enrol(self, name: str) -> Path:
-        """Enrol a participant; the home of its credentials."""
+    def enroll(self, name: str) -> Path:
+        """Enroll a participant; the home of its credentials."""
         home = self.folder / name
         token = json.loads(self.client("tokens", "create", "--json"))["token"]
         self.client("enroll", self.url, "--token", token, "--name", name, home=home)

@@ -82,8 +82,8 @@ def participants(folder: Path, data: Sequence[Path]) -> list[Participant]:
 
 
 def start(made: Cluster, participant: Participant) -> Agent:
-    """Enrol a participant and start its agent."""
-    made.enrol(participant.name)
+    """Enroll a participant and start its agent."""
+    made.enroll(participant.name)
     heldout = ["--heldout", str(participant.heldout)] if participant.heldout else ["--heldout-fraction", str(HELD_OUT)]
     rank, data = str(participant.rank), str(participant.data)
     return made.agent(participant.name, RUN, "--rank", rank, "--data", data, *heldout, "--threads", "1")

@@ -51,11 +51,11 @@ def load(home: Path) -> Identity:
     try:
         return Identity.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise BadInput(f"{home} holds no credentials; enrol first: flexlora-client enroll URL --token TOKEN") from None
+        raise BadInput(f"{home} holds no credentials; enroll first: flexlora-client enroll URL --token TOKEN") from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}") from None
     except ValidationError:
-        raise BadInput(f"{path} is damaged; enrol again with a new token and --replace") from None
+        raise BadInput(f"{path} is damaged; enroll again with a new token and --replace") from None
 
 
 def see_writable(home: Path) -> None:

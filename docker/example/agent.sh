@@ -1,6 +1,6 @@
 #!/bin/sh
-# One of the example's agents: enrols at its first start, then takes part until the run completes.
-# NAME, RANK and TASK say who it is; its enrolment token and its data lie where the operator's job left them.
+# One of the example's agents: enrolls at its first start, then takes part until the run completes.
+# NAME, RANK and TASK say who it is; its enrollment token and its data lie where the operator's job left them.
 set -eu
 if [ ! -f "$FLEXLORA_HOME/credentials.json" ]; then
   FLEXLORA_TOKEN=$(cat "/example/tokens/$NAME") flexlora-client enroll "$FLEXLORA_URL" --name "$NAME"

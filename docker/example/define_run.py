@@ -1,6 +1,6 @@
 """The example's operator, by the commands a person would give: defines and starts the run, lets two agents in.
 
-Leaves in its volume what each agent starts from: the tasks' files in `data/`, an enrolment token in `tokens/NAME`.
+Leaves in its volume what each agent starts from: the tasks' files in `data/`, an enrollment token in `tokens/NAME`.
 Started again it finds everything done.
 """
 
@@ -48,7 +48,7 @@ def define() -> None:
 
 
 def let_in(name: str) -> None:
-    """Leave an enrolment token for an agent, unless it got one."""
+    """Leave an enrollment token for an agent, unless it got one."""
     path = STATE / "tokens" / name
     if path.exists():
         return

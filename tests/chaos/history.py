@@ -14,7 +14,7 @@ AGENT = ("go",) * 12 + (
 )  # fmt: skip
 AROUND = (
     "tick", "tick", "tick", "work", "work", "work", "clock", "clock", "deadline", "deadline", "sweep", "sweep", "stall", "kill",
-    "cut-power", "enrol", "revoke", "pause-resume", "retry", "cancel",
+    "cut-power", "enroll", "revoke", "pause-resume", "retry", "cancel",
 )  # fmt: skip
 INSIDE = ("stall",) * 6 + (
     "break",

@@ -80,7 +80,7 @@ def _turn(world: World, state: str, turn: int) -> None:
     if state == "FAILED":
         world.retry()
     while sum(not agent.revoked for agent in world.agents) < 2:
-        world.enrol()
+        world.enroll()
     for agent in world.agents:
         for _ in range(CALLS):
             if not agent.revoked and not agent.over:

@@ -167,9 +167,9 @@ def _revoke(world: World, step: Step) -> None:
         world.command("DELETE", f"/v1/clients/{agent.client_id}", number=step.who, lost=step.lost, during=step.during)
 
 
-def _enrol(world: World, step: Step) -> None:
+def _enroll(world: World, step: Step) -> None:
     if len(world.agents) < 5 and not world.machine.frames:
-        world.enrol()
+        world.enroll()
 
 
 def _pause(world: World, step: Step) -> None:
@@ -210,7 +210,7 @@ _AROUND: dict[str, Callable[[World, Step], None]] = {
     "kill": _kill,
     "cut-power": lambda world, step: world.cut_power(),
     "revoke": _revoke,
-    "enrol": _enrol,
+    "enroll": _enroll,
     "pause-resume": _pause,
     "cancel": _cancel,
     "retry": _retry,

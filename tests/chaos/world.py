@@ -17,7 +17,7 @@ from flexlora_server.long_polling.waiting_room import Lobby
 from flexlora_server.storage import open_blobs
 from flexlora_server.worker.garbage_collector import sweep
 from flexlora_server.worker.worker import Worker
-from flexlora_shared.messages.clients import Enrolment, TokenRequest
+from flexlora_shared.messages.clients import Enrollment, TokenRequest
 from tests.chaos.agent import Agent
 from tests.chaos.history import Interruption, Plan
 from tests.chaos.loop import Answer, Request, exchange
@@ -179,13 +179,13 @@ class World:
 
     # -- beginnings
 
-    def enrol(self) -> Agent:
+    def enroll(self) -> Agent:
         """A new participant."""
         self.enrolled += 1
         name = f"agent {self.enrolled}"
         with self.here.store.transaction() as tx:
             token = clients.create_token(tx, TokenRequest())
-            told = clients.enrol(tx, Enrolment(token=token.token, name=name))
+            told = clients.enroll(tx, Enrollment(token=token.token, name=name))
         agent = Agent(name, told.client_id, told.api_key, self.oracle)
         agent.rank = RANKS[self.enrolled % 3]
         self.agents.append(agent)
@@ -194,7 +194,7 @@ class World:
     def begin(self) -> None:
         """Define and start the run, publish round 0."""
         for _ in range(self.plan.agents):
-            self.enrol()
+            self.enroll()
         self.must("POST", "/v1/runs", spec(self.plan))
         self.must("POST", "/v1/runs/run/start")
         self.work(0)

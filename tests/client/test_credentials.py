@@ -27,7 +27,7 @@ def test_saving_again_replaces_the_file_and_leaves_nothing_beside_it(tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_home_without_credentials_says_how_to_enrol(tmp_path: Path) -> None:
+def test_a_home_without_credentials_says_how_to_enroll(tmp_path: Path) -> None:
     assert not credentials.is_enrolled(tmp_path)
     with pytest.raises(BadInput, match="flexlora-client enroll"):
         credentials.load(tmp_path)

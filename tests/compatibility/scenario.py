@@ -1,4 +1,4 @@
-"""A whole small run through the client's own code: operator, enrolment, one agent, and what people look at afterwards."""
+"""A whole small run through the client's own code: operator, enrollment, one agent, and what people look at afterwards."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from flexlora_client.coordinator_api.retry import BRIEF, Retry
 from flexlora_client.errors import Refused
 from flexlora_client.training.examples import Plain
 from flexlora_client.training.models import Models
-from flexlora_shared.messages.clients import Declaration, Enrolment, Hardware, TokenRequest
+from flexlora_shared.messages.clients import Declaration, Enrollment, Hardware, TokenRequest
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Evaluation
 from tests.support.kit import OPERATOR_KEY, spec
@@ -52,7 +52,7 @@ def live(url: str, home: Path) -> list[str]:
         for action in ("start", "pause", "resume"):
             operator.change_run("run", action)
         token = operator.create_token(TokenRequest(note="ward 3")).token
-        given = stranger.enrol(Enrolment(token=token, name="ward 3"))
+        given = stranger.enroll(Enrollment(token=token, name="ward 3"))
         with _calls(url, given.api_key) as participant:
             kinds = _take_part(participant, home)
             participant.rotate_key()

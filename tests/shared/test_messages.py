@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from flexlora_shared.messages.base import Message
-from flexlora_shared.messages.clients import Declaration, Enrolment, TokenRequest
+from flexlora_shared.messages.clients import Declaration, Enrollment, TokenRequest
 from flexlora_shared.messages.runs import RunSpec, Scaling
 from flexlora_shared.messages.uploads import Evaluation, UploadCreate
 from tests.support.kit import spec
@@ -21,7 +21,7 @@ VALID: dict[type[Message], dict[str, Any]] = {
     Declaration: {"rank": 8, "examples": 10, "hardware": {"device": "cpu", "memory_bytes": 0}},
     Evaluation: {"rank": 8, "examples": 10, "metrics": {"loss": 0.1}},
     TokenRequest: {"expires_in": 60, "note": "ward 3"},
-    Enrolment: {"token": "flt_1_2", "name": "St. Mary's"[:3]},
+    Enrollment: {"token": "flt_1_2", "name": "St. Mary's"[:3]},
     Scaling: {"alpha": 16.0},
 }
 
@@ -81,8 +81,8 @@ BAD: list[tuple[type[Message], str, list[Any]]] = [
     (Declaration, "hardware", [{"memory_bytes": 2**63}, {"memory_bytes": -1}, {"device": "x" * 101}, {"gpu": 1}]),
     (TokenRequest, "expires_in", [1.0, 0, 31_536_001]),
     (TokenRequest, "note", ["x" * 201, "a\0b", "two\nlines", None]),
-    (Enrolment, "name", ["", " a", "a\n", "a/b", "<b>", "é", "x" * 65, "a\0"]),
-    (Enrolment, "token", ["x" * 201, "a\0"]),
+    (Enrollment, "name", ["", " a", "a\n", "a/b", "<b>", "é", "x" * 65, "a\0"]),
+    (Enrollment, "token", ["x" * 201, "a\0"]),
     (Scaling, "alpha", [float("inf"), 0.0]),
     (RunSpec, "name", ["", "A", "-a", "a-", "a_b", "a/b", "..", "a" * 64, "a\n", "é"]),
     (RunSpec, "modules", [[], [{"name": "m", "out_features": 1}], [WIDE | {"name": "a b"}]]),

@@ -212,7 +212,7 @@ class Served:
         self.blobs = open_blobs(self.settings)
         self.worker = Worker(self.store, self.blobs, self.settings)
 
-    def enrol(self, name: str = "participant") -> Participant:
+    def enroll(self, name: str = "participant") -> Participant:
         token = self.operator.expect(201, "POST", "/v1/enrolment-tokens", json={})["token"]
         given = Api(self.http).expect(201, "POST", "/v1/clients", json={"token": token, "name": name})
         return Participant(self.http, given["api_key"], given["client_id"])
@@ -231,7 +231,7 @@ class Served:
     def working(self, rank: int = 8, **changes: Any) -> tuple[Participant, dict[str, Any], bytes]:
         """A run with one participant in its first round: the participant, its task, and an update it may upload."""
         run = self.run(**changes)
-        participant = self.enrol()
+        participant = self.enroll()
         participant.declare("run", rank)
         return participant, participant.task("run"), encode(tensors(run, rank))
 

@@ -42,7 +42,7 @@ def _(c: Served) -> Answer:
 @provokes(Code.FORBIDDEN)
 def _(c: Served) -> Answer:
     c.operator.problem("forbidden", "GET", "/v1/runs/run/task")
-    return answer(c.enrol().call("GET", "/v1/clients"))
+    return answer(c.enroll().call("GET", "/v1/clients"))
 
 
 @provokes(Code.PROTOCOL_MISMATCH)
@@ -62,9 +62,9 @@ def _(c: Served) -> Answer:
     for bad in (token, token + "x", "flt__", "", "flt_0_0"):
         Api(c.http).problem("token-invalid", "POST", "/v1/clients", json={"token": bad, "name": "x"})
     fresh = c.operator.expect(201, "POST", "/v1/enrolment-tokens", json={})["token"]
-    enrolment = {"token": fresh, "name": "x"}
-    Api(c.http).expect(201, "POST", "/v1/clients", json=enrolment)
-    return answer(Api(c.http).call("POST", "/v1/clients", json=enrolment))
+    enrollment = {"token": fresh, "name": "x"}
+    Api(c.http).expect(201, "POST", "/v1/clients", json=enrollment)
+    return answer(Api(c.http).call("POST", "/v1/clients", json=enrollment))
 
 
 @provokes(Code.NOT_FOUND)
@@ -90,7 +90,7 @@ def _(c: Served) -> Answer:
 
 @provokes(Code.UPLOAD_NOT_FOUND)
 def _(c: Served) -> Answer:
-    return answer(c.enrol().call("PUT", f"/v1/uploads/{NOBODY}/commit"))
+    return answer(c.enroll().call("PUT", f"/v1/uploads/{NOBODY}/commit"))
 
 
 @provokes(Code.ADAPTER_NOT_PUBLISHED)
@@ -127,7 +127,7 @@ def _(c: Served) -> Answer:
 @provokes(Code.NOT_DECLARED)
 def _(c: Served) -> Answer:
     c.run()
-    return answer(c.enrol().call("GET", "/v1/runs/run/task"))
+    return answer(c.enroll().call("GET", "/v1/runs/run/task"))
 
 
 def announced(c: Served, data: bytes = b"", **changes: Any) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def announced(c: Served, data: bytes = b"", **changes: Any) -> dict[str, Any]:
 @provokes(Code.NOT_ASSIGNED)
 def _(c: Served) -> Answer:
     c.working()
-    return answer(c.enrol("late").call("POST", "/v1/runs/run/rounds/1/uploads", json=announced(c)))
+    return answer(c.enroll("late").call("POST", "/v1/runs/run/rounds/1/uploads", json=announced(c)))
 
 
 @provokes(Code.RANK_MISMATCH)
@@ -158,7 +158,7 @@ def _(c: Served) -> Answer:
 @provokes(Code.ROUND_NOT_COLLECTING)
 def _(c: Served) -> Answer:
     c.run(min_clients=2)
-    participant = c.enrol()
+    participant = c.enroll()
     participant.declare("run", 8)
     return answer(participant.call("POST", "/v1/runs/run/rounds/1/uploads", json=announced(c)))
 
@@ -166,7 +166,7 @@ def _(c: Served) -> Answer:
 @provokes(Code.ROUND_CLOSED)
 def _(c: Served) -> Answer:
     run = c.run(min_clients=2)
-    participant, other = c.enrol(), c.enrol()
+    participant, other = c.enroll(), c.enroll()
     for one in (participant, other):
         one.declare("run", 8)
     task, data = participant.task("run"), encode(tensors(run, 8))
@@ -253,7 +253,7 @@ def _(c: Served) -> Answer:
 def _(c: Served) -> Answer:
     c.run()
     told = {"rank": 2, "examples": 1, "rank_pattern": {"q_proj": 3}}
-    body = c.enrol().problem("rank-not-allowed", "PUT", "/v1/runs/run/declaration", json=told)
+    body = c.enroll().problem("rank-not-allowed", "PUT", "/v1/runs/run/declaration", json=told)
     assert body["context"] == {"allowed": [2, 4, 8]}
     return answer(c.operator.call("GET", "/v1/runs/run/rounds/0/adapter?rank=3"))
 

@@ -34,11 +34,11 @@ LEASE = 2.0  # seconds
 SETTINGS = {"FLEXLORA_LEASE_SECONDS": str(LEASE), "FLEXLORA_AGGREGATION_THREADS": "1"}
 
 
-def enrol_everybody(folder: Path, model: Path) -> Path:
+def enroll_everybody(folder: Path, model: Path) -> Path:
     """A stopped coordinator's folder with three enrolled participants, and the agents' data."""
     with cluster(folder) as made:
         for name in (*AGENTS, HAND):
-            made.enrol(name)
+            made.enroll(name)
             write_questions(folder / name / "data.jsonl", name)
     (folder / "model").symlink_to(model)
     return folder

@@ -107,7 +107,7 @@ class Assigned:
 def assigned(coordinator: Served, *ranks: int, **run: Any) -> list[Assigned]:
     """Participants of these ranks in a run's first round."""
     coordinator.run(gather_timeout=0.0, min_clients=len(ranks), **run)
-    found = [coordinator.enrol(f"rank-{rank}") for rank in ranks]
+    found = [coordinator.enroll(f"rank-{rank}") for rank in ranks]
     for participant, rank in zip(found, ranks, strict=True):
         participant.declare("run", rank)
     for participant in found:

@@ -44,7 +44,7 @@ def taking_part(made: Cluster, folder: Path) -> Iterator[list[Watched]]:
     started = []
     for rank, word in zip(RANKS, ("Paris", "bird", "day"), strict=True):
         name = f"rank-{rank}"
-        made.enrol(name)
+        made.enroll(name)
         data = write_questions(folder / f"{name}.jsonl", word)
         given = ("--rank", str(rank), "--data", str(data), "--heldout-fraction", "0.25", "--answers", "2")
         started.append(made.agent(name, RUN, *given))

@@ -9,7 +9,7 @@ from tests.system.endurance.gates import FOLDER, gates, wait_at_gate
 from tests.system.endurance.kills import Killer
 from tests.system.endurance.place import place
 from tests.system.endurance.schedule import KINDS, LATER, Plan, Stroke
-from tests.system.endurance.template import enrol_everybody
+from tests.system.endurance.template import enroll_everybody
 from tests.system.endurance.verdict import judge
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ STROKES = [
 
 
 def test_six_kills(tmp_path: Path) -> None:
-    template = enrol_everybody(tmp_path / "enrolled")
+    template = enroll_everybody(tmp_path / "enrolled")
     with place(template, tmp_path / "undisturbed", len(STROKES)) as running:
         Killer(running).run([[] for _ in STROKES])
         undisturbed = running.published()

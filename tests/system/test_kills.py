@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.databases import create_database
 from tests.support.kit import part_head, raw_request
 from tests.support.processes import Watched, gone, until, watching, worker_of
-from tests.support.site import AGENTS, RUN, Site, enrol_everybody, site
+from tests.support.site import AGENTS, RUN, Site, enroll_everybody, site
 from tests.support.tiny_models import make_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder / "base")
     make_tokenizer().save_pretrained(folder / "base")
-    return enrol_everybody(folder / "enrolled", folder / "base")
+    return enroll_everybody(folder / "enrolled", folder / "base")
 
 
 def begin(running: Site) -> None:

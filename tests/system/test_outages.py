@@ -25,7 +25,7 @@ from tests.support.outages import (
     suspend_aggregation,
 )
 from tests.support.postgres import Postgres, postgres
-from tests.system.endurance.template import AGENTS, RUN, enrol_everybody
+from tests.system.endurance.template import AGENTS, RUN, enroll_everybody
 
 pytestmark = pytest.mark.slow
 PUBLISHED = dict[int, str]
@@ -36,7 +36,7 @@ TRIES = 6  # more than an aggregation may fail
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return enrol_everybody(tmp_path_factory.mktemp("template") / "enrolled")
+    return enroll_everybody(tmp_path_factory.mktemp("template") / "enrolled")
 
 
 @pytest.fixture(scope="module")

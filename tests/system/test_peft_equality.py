@@ -107,7 +107,7 @@ def test_plain_peft_computes_what_the_agent_does(
     site.operator.expect(200, "POST", f"/v1/runs/{RUN}/start")
     site.work()
     largest = Case(case.task, LARGEST, rslora=case.rslora, dtype=case.dtype)
-    train(site, spec, [(site.enrol("one"), case), (site.enrol("other"), largest)], tmp_path)
+    train(site, spec, [(site.enroll("one"), case), (site.enroll("other"), largest)], tmp_path)
 
     agents = fetched(site, OPERATOR_KEY, spec, 1, case, tmp_path / "agents")
     expected = logits(Models().with_slice(read_slice(agents, spec), spec, "cpu").model)

@@ -57,7 +57,7 @@ class Federation:
             with cluster(folder) as made:
                 made.create_run(self.definition)
                 for person in self.people:
-                    made.enrol(person.name)
+                    made.enroll(person.name)
                 with agents([self._start(made, person) for person in self.people]) as started:
                     figures = self._follow(made, started)
         except RuntimeError as error:  # what a command said

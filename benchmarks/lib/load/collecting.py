@@ -15,7 +15,7 @@ from benchmarks.lib.load.wire import connected
 from demo.cluster import Cluster, cluster
 
 PATIENCE = 120.0  # seconds for a round to begin, and for a run's first adapter
-AT_ONCE = 16  # clients that enrol side by side
+AT_ONCE = 16  # clients that enroll side by side
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ async def _enrolled(made: Cluster, clients: int) -> list[str]:
     left = iter(range(clients))
     keys = []
 
-    async def enrol() -> None:
+    async def enroll() -> None:
         async with connected(made.url, made.operator_key) as link:
             for number in left:
                 token = (await link.say(201, "POST", "/v1/enrolment-tokens", {})).json()["token"]
                 told = {"token": token, "name": f"client-{number}"}
                 keys.append((await link.say(201, "POST", "/v1/clients", told)).json()["api_key"])
 
-    await asyncio.gather(*(enrol() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(enroll() for _ in range(AT_ONCE)))
     return keys
 
 

@@ -1,4 +1,4 @@
-"""The operator's commands over REST: runs, enrolment tokens, clients."""
+"""The operator's commands over REST: runs, enrollment tokens, clients."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ from flexlora_shared.messages.clients import TokenRequest
 from flexlora_shared.messages.runs import RunSpec
 
 runs = typer.Typer(help="Define and steer runs.", no_args_is_help=True)
-tokens = typer.Typer(help="Enrolment tokens.", no_args_is_help=True)
+tokens = typer.Typer(help="Enrollment tokens.", no_args_is_help=True)
 clients = typer.Typer(help="Enrolled clients.", no_args_is_help=True)
 
 
@@ -118,7 +118,7 @@ def create_token(
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """A token that enrols one participant; shown once."""
+    """A token that enrolls one participant; shown once."""
     request = message(TokenRequest, expires_in=expires_in, note=note)
     with as_operator(connection) as api:
         token = api.create_token(request)

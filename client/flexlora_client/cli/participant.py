@@ -1,4 +1,4 @@
-"""The participant's commands: enrol, describe a model, take part, change the key."""
+"""The participant's commands: enroll, describe a model, take part, change the key."""
 
 import platform
 import re
@@ -26,7 +26,7 @@ from flexlora_client.cli.options import (
 )
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput
-from flexlora_shared.messages.clients import Enrolment
+from flexlora_shared.messages.clients import Enrollment
 
 keys = typer.Typer(help="The participant's own API key.", no_args_is_help=True)
 
@@ -38,13 +38,13 @@ def _keys() -> None:
 
 def enroll(
     url: Annotated[str, typer.Argument(help="Address of the coordinator.", metavar="URL")],
-    token: Annotated[str, typer.Option("--token", envvar="FLEXLORA_TOKEN", help="One-time enrolment token.")],
+    token: Annotated[str, typer.Option("--token", envvar="FLEXLORA_TOKEN", help="One-time enrollment token.")],
     name: Annotated[str | None, typer.Option("--name", help="Name the operator sees. [this machine's name]")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Give up the credentials this home holds.")] = False,
     home: HomeOption = None,
     ca_file: CaFileOption = None,
 ) -> None:
-    """Enrol at a coordinator: redeem a token, keep the key in the home folder."""
+    """Enroll at a coordinator: redeem a token, keep the key in the home folder."""
     connection = ConnectionOptions(home=home, ca_file=ca_file)
     if credentials.is_enrolled(connection.folder) and not replace:
         raise BadInput(
@@ -52,10 +52,10 @@ def enroll(
         )
     if urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
         print("warning: without https the key travels where others can read it", file=sys.stderr)
-    enrolment = message(Enrolment, token=token, name=name or _machine_name())
+    enrollment = message(Enrollment, token=token, name=name or _machine_name())
     credentials.see_writable(connection.folder)  # the token can be redeemed only once
     with connect(url, None, ca_file) as api:
-        given = api.enrol(enrolment)
+        given = api.enroll(enrollment)
     identity = Identity(url=url.rstrip("/"), client_id=given.client_id, name=given.name, api_key=given.api_key)
     path = credentials.save(connection.folder, identity)
     print(f"enrolled as {given.name} ({given.client_id}); credentials in {path}")

@@ -18,7 +18,7 @@ from flexlora_client.coordinator_api.retry import Retry
 from flexlora_client.coordinator_api.upload_parts import Part
 from flexlora_client.errors import Unreachable
 from flexlora_shared.messages.base import Message
-from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrolment, Token, TokenRequest
+from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrollment, Token, TokenRequest
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
 from flexlora_shared.messages.status import Retry as RetriedRound
 from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary
@@ -132,16 +132,16 @@ class Api:
     # keys and clients
 
     def create_token(self, request: TokenRequest) -> Token:
-        """A one-time enrolment token; one attempt, because each that arrives makes a token."""
+        """A one-time enrollment token; one attempt, because each that arrives makes a token."""
         advice = "a token may have been made that nobody holds, it expires by itself; ask for another one"
         return self._once(Token, "/v1/enrolment-tokens", request, advice)
 
-    def enrol(self, enrolment: Enrolment) -> Credentials:
+    def enroll(self, enrollment: Enrollment) -> Credentials:
         """Redeem a token; one attempt, because the first that arrives spends it."""
         advice = (
-            "enrol again; if the token is refused as used, ask the operator to revoke this client and for a new token"
+            "enroll again; if the token is refused as used, ask the operator to revoke this client and for a new token"
         )
-        return self._once(Credentials, "/v1/clients", enrolment, advice)
+        return self._once(Credentials, "/v1/clients", enrollment, advice)
 
     def clients(self) -> ClientList:
         """Every client ever enrolled."""

@@ -1,4 +1,4 @@
-"""Enrolment, keys, and the operator's list of clients."""
+"""Enrollment, keys, and the operator's list of clients."""
 
 from typing import Annotated
 
@@ -9,12 +9,12 @@ from flexlora_server.api.services import of
 from flexlora_server.api.strict_json import ClientPath, problems, router
 from flexlora_server.database.queries import clients
 from flexlora_server.database.timestamps import rfc3339, rfc3339_or_none
-from flexlora_shared.messages.clients import ClientInfo, ClientList, Credentials, Enrolment, Token, TokenRequest
+from flexlora_shared.messages.clients import ClientInfo, ClientList, Credentials, Enrollment, Token, TokenRequest
 from flexlora_shared.problems import Code
 
 routes = router("clients")
 _TOKEN = {"expires_in": 86400, "note": "St. Mary's, radiology"}
-_ENROLMENT = {"token": "flt_0123456789abcdef_…", "name": "st-marys"}
+_ENROLLMENT = {"token": "flt_0123456789abcdef_…", "name": "st-marys"}
 
 
 @routes.post("/v1/enrolment-tokens", status_code=201, responses=problems(Code.FORBIDDEN))
@@ -25,10 +25,10 @@ def create_token(request: Request, asked: Annotated[TokenRequest, Body(examples=
 
 
 @routes.post("/v1/clients", status_code=201, responses=problems(Code.TOKEN_INVALID))
-def enrol(request: Request, enrolment: Annotated[Enrolment, Body(examples=[_ENROLMENT])]) -> Credentials:
+def enroll(request: Request, enrollment: Annotated[Enrollment, Body(examples=[_ENROLLMENT])]) -> Credentials:
     """Redeem a token; the answer holds the API key, once."""
     with of(request).store.transaction() as tx:
-        return clients.enrol(tx, enrolment)
+        return clients.enroll(tx, enrollment)
 
 
 @routes.get("/v1/clients", responses=problems(Code.FORBIDDEN))

@@ -118,7 +118,7 @@ class ApiKey(Table):
     revoked_at: Mapped[datetime | None]
 
 
-class EnrolmentToken(Table):
+class EnrollmentToken(Table):
     """A one-time token: its public id and the SHA-256 of its secret."""
 
     __tablename__ = "enrolment_tokens"

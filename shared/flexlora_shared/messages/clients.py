@@ -1,4 +1,4 @@
-"""Enrolment, keys and the rank a participant declares."""
+"""Enrollment, keys and the rank a participant declares."""
 
 from typing import Annotated
 
@@ -10,20 +10,20 @@ ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
 
 
 class TokenRequest(Message):
-    """Ask for a one-time enrolment token."""
+    """Ask for a one-time enrollment token."""
 
     expires_in: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400  # seconds
     note: Annotated[Line, Field(max_length=200)] = ""  # who it is for; the operator's own words
 
 
 class Token(Message):
-    """A one-time enrolment token; shown once."""
+    """A one-time enrollment token; shown once."""
 
     token: str
     expires_at: str  # RFC 3339, UTC
 
 
-class Enrolment(Message):
+class Enrollment(Message):
     """Redeem a token."""
 
     token: Annotated[Line, Field(max_length=200)]

@@ -54,7 +54,7 @@ def agent(
     """An agent of rank 4 with an identity of its own, or under `key`."""
     learner = Learner(trainer, Models(), EXAMPLES, (), 0, "cpu", None)
     declaration = Declaration.model_validate({"rank": 4, "examples": len(EXAMPLES), **changes})
-    with Api(Http(site.url, key or site.enrol().key), Retry(BRIEF)) as api:
+    with Api(Http(site.url, key or site.enroll().key), Retry(BRIEF)) as api:
         yield Agent(api, run, Work(home, run.name), learner, declaration, reporter)
 
 
@@ -111,7 +111,7 @@ def test_a_cancelled_run_ends_the_agent(site: Served, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("late_updates", "kind"), [("discard", "lost"), ("next-round", "late")])
 def test_a_late_update_costs_the_round_at_most(site: Served, tmp_path: Path, late_updates: str, kind: str) -> None:
     run = site.run(rounds=2, round_timeout=100.0, min_clients=2, late_updates=late_updates)
-    other, trained = site.enrol("other"), iter([1, 2])
+    other, trained = site.enroll("other"), iter([1, 2])
     other.declare("run", 4)
 
     def come(wait: float = 0) -> Any:
@@ -159,7 +159,7 @@ class Interrupted(Exception):
 
 
 def test_what_was_trained_before_the_end_is_sent_after_the_start(site: Served, tmp_path: Path) -> None:
-    run, trainer, key = site.run(rounds=1), Nudge(), site.enrol().key
+    run, trainer, key = site.run(rounds=1), Nudge(), site.enroll().key
 
     class DiesBeforeTheUpload(Listening):
         """The first upload finds the process gone."""
@@ -182,7 +182,7 @@ def test_what_was_trained_before_the_end_is_sent_after_the_start(site: Served, t
 
 
 def test_an_agent_that_ended_while_training_trains_again(site: Served, tmp_path: Path) -> None:
-    run, key = site.run(rounds=1), site.enrol().key
+    run, key = site.run(rounds=1), site.enroll().key
 
     class Dies(Nudge):
         """Ends in the middle."""
@@ -257,7 +257,7 @@ def test_a_rank_the_run_does_not_allow(site: Served, tmp_path: Path) -> None:
 
 
 def test_a_revoked_participant_stops(site: Served, tmp_path: Path) -> None:
-    participant = site.enrol()
+    participant = site.enroll()
     run = site.run(rounds=2)
 
     def revoke(kind: str) -> None:

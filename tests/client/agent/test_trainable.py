@@ -49,7 +49,7 @@ def test_what_an_agent_measures_after_training_is_what_it_is_served_next(
     models, reporter = Models(), Listening("run")
     learner = Learner(StandardTrainer(models), models, QUESTIONS, QUESTIONS, 0, "cpu", None, "me")
     declaration = Declaration(rank=4, examples=len(QUESTIONS))
-    with Api(Http(site.url, site.enrol().key), Retry(BRIEF)) as api:
+    with Api(Http(site.url, site.enroll().key), Retry(BRIEF)) as api:
         Agent(api, run, Work(tmp_path / "home", "run"), learner, declaration, reporter).run()
     after = [event["metrics"]["heldout_loss"] for event in reporter.events if event["event"] == "trained"]
     before = [event["metrics"]["loss"] for event in reporter.events if event["event"] == "evaluated"]

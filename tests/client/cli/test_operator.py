@@ -64,7 +64,7 @@ def test_runs_are_listed_and_shown(site: Served, operator: dict[str, str]) -> No
 
 
 def test_rounds_show_losses_energy_and_participants(site: Served, operator: dict[str, str]) -> None:
-    run, participant = site.run("one", rounds=1), site.enrol("St. Marys")
+    run, participant = site.run("one", rounds=1), site.enroll("St. Marys")
     participant.declare("one", 4)
     participant.upload(participant.task("one"), encode(tensors(run, 4)), metrics={"train_loss": 1.25})
     while participant.call("GET", "/v1/runs/one/task", params={"wait": 30}).status_code == 204:
@@ -111,7 +111,7 @@ def test_what_is_missing_is_named(site: Served, tmp_path: Path) -> None:
     home = {"FLEXLORA_HOME": str(tmp_path)}
     no_key = call("tokens", "create", "--url", site.url, env=home)
     ended(no_key, Exit.BAD_INPUT, "FLEXLORA_OPERATOR_KEY", "--key-file")
-    ended(call("status", env=home), Exit.BAD_INPUT, "enrol first")
+    ended(call("status", env=home), Exit.BAD_INPUT, "enroll first")
     no_url = call("tokens", "create", env=home | {"FLEXLORA_OPERATOR_KEY": OPERATOR_KEY})
     ended(no_url, Exit.BAD_INPUT, "--url", "FLEXLORA_URL")
     wrong = call("tokens", "create", "--url", site.url, env=home | {"FLEXLORA_OPERATOR_KEY": "wrong"})
@@ -154,7 +154,7 @@ def test_what_gives_out_a_secret_is_asked_for_once(tmp_path: Path) -> None:
         operator = {"FLEXLORA_URL": server.url, "FLEXLORA_OPERATOR_KEY": OPERATOR_KEY}
         ended(call("tokens", "create", env=operator), Exit.UNREACHABLE, "ask for another one")
         home = {"FLEXLORA_HOME": str(tmp_path / "home")}
-        ended(call("enroll", server.url, "--token", "t", env=home), Exit.UNREACHABLE, "enrol again")
+        ended(call("enroll", server.url, "--token", "t", env=home), Exit.UNREACHABLE, "enroll again")
         assert server.calls == ["POST /v1/enrolment-tokens", "POST /v1/clients"]
 
 

@@ -42,7 +42,7 @@ def test_a_key_of_no_form_is_unknown(coordinator: Served, secret: str) -> None:
 
 
 def test_a_new_key_ends_the_old_one_when_it_is_used(coordinator: Served) -> None:
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     lost = participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"]  # an answer that never arrived
     given = participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"]
     participant.expect(200, "GET", "/v1/runs")  # the old key still opens
@@ -84,7 +84,7 @@ def test_who_queues_behind_a_database_that_hangs_is_told_so(
     path: str, threads: int, coordinator: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coordinator.run()
-    participant, asked, answered = coordinator.enrol(), threading.Semaphore(0), threading.Event()
+    participant, asked, answered = coordinator.enroll(), threading.Semaphore(0), threading.Event()
     participant.declare("run", 8)
     look_up = auth._look_up
 
@@ -115,9 +115,9 @@ def test_new_keys_that_wait_for_their_turn_to_write_hold_up_no_other(
     coordinator: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their first use ends the client's other keys."""
-    known, writing = coordinator.enrol(), threading.Semaphore(0)
+    known, writing = coordinator.enroll(), threading.Semaphore(0)
     known.expect(200, "GET", "/v1/runs")
-    new = [coordinator.enrol(f"new-{number}") for number in range(FEW)]
+    new = [coordinator.enroll(f"new-{number}") for number in range(FEW)]
     first_use = auth._first_use
 
     def told(*given: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_rotated_key_ends_when_the_new_one_is_used(coordinator: Served) -> Non
 
 
 def test_the_operator_sees_when_a_key_was_issued(coordinator: Served) -> None:
-    participant, _ = coordinator.enrol("one"), coordinator.enrol("two")
+    participant, _ = coordinator.enroll("one"), coordinator.enroll("two")
     coordinator.clock.advance(3600)
     participant.expect(201, "POST", "/v1/clients/me/keys")
     one, two = coordinator.operator.expect(200, "GET", "/v1/clients")["clients"]
@@ -171,7 +171,7 @@ def test_the_operator_sees_when_a_key_was_issued(coordinator: Served) -> None:
 
 
 def test_revoking_ends_every_key(coordinator: Served) -> None:
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     unused = participant.expect(201, "POST", "/v1/clients/me/keys")["api_key"]
     coordinator.operator.expect(204, "DELETE", f"/v1/clients/{participant.client_id}")
     for ended in (participant.key, unused):

@@ -21,7 +21,7 @@ KRUM = {"kind": "multi-krum", "byzantine_share": 0.15}
 def filtered_round(coordinator: Served) -> list[Participant]:
     """Six participants of which the last sends a hundredfold update, in a run that drops such."""
     run = coordinator.run(min_clients=6, min_updates=6, rounds=1, robust=[KRUM], ranks=[4, 8], norm_bound=1e6)
-    members = [coordinator.enrol(f"clinic {index}") for index in range(6)]
+    members = [coordinator.enroll(f"clinic {index}") for index in range(6)]
     for member in members:
         member.declare("run", 4)
     for index, member in enumerate(members):

@@ -12,7 +12,7 @@ from tests.support.kit import Participant, Served, encode, part, tensors
 def two(coordinator: Served, **changes: Any) -> tuple[list[Participant], list[dict[str, Any]], list[bytes]]:
     """A run of two participants in its first round, their tasks, and an update of each."""
     run = coordinator.run(**{"min_clients": 2, "rounds": 3} | changes)
-    pair = [coordinator.enrol(name) for name in ("quick", "slow")]
+    pair = [coordinator.enroll(name) for name in ("quick", "slow")]
     for one in pair:
         one.declare("run", 4)
     tasks = [one.task("run") for one in pair]
@@ -173,7 +173,7 @@ def test_in_grace_the_same_announcement_finds_its_upload_and_the_task_is_still_g
 
 def test_only_who_was_drawn_for_this_attempt_is_given_its_task(coordinator: Served) -> None:
     coordinator.run(clients_per_round=1, min_updates=1)
-    several = {one.client_id: one for one in (coordinator.enrol(str(n)) for n in range(4))}
+    several = {one.client_id: one for one in (coordinator.enroll(str(n)) for n in range(4))}
     for attempt in range(1, 4):
         for one in several.values():
             one.declare("run", 2)

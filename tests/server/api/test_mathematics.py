@@ -66,7 +66,7 @@ def assemble(coordinator: Served, people: list[Person], **changes: Any) -> list[
     coordinator.run(min_clients=len(people), min_updates=len(people), **RUN | changes)
     members = []
     for person in people:
-        member = coordinator.enrol()
+        member = coordinator.enroll()
         member.declare("run", person.rank, person.examples, person.pattern)
         members.append(member)
     return members
@@ -247,7 +247,7 @@ def three_rounds(coordinator: Served, name: str, strategy: str, people: list[Per
     coordinator.run(
         name, min_clients=3, min_updates=3, **RUN | {"strategy": strategy, "ranks": [5], "scaling": {"alpha": 7.0}}
     )
-    members = [coordinator.enrol() for _ in people]
+    members = [coordinator.enroll() for _ in people]
     for member, person in zip(members, people, strict=True):
         member.declare(name, person.rank, person.examples)
     found = []

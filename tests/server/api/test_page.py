@@ -11,7 +11,7 @@ def _password(key: str) -> dict[str, str]:
 
 def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
     run = coordinator.run(rounds=1, model={"id": "<script>alert(1)</script>"})
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     participant.declare("run", 4)
     task = participant.task("run")
     participant.upload(task, encode(tensors(run, 4)), metrics={"train_loss": 1.25})
@@ -29,7 +29,7 @@ def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
 
 
 def test_the_page_asks_for_the_operators_key(coordinator: Served) -> None:
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     stranger = Api(coordinator.http)
     asked = stranger.call("GET", "/")
     assert asked.status_code == 401
@@ -41,7 +41,7 @@ def test_the_page_asks_for_the_operators_key(coordinator: Served) -> None:
 
 def test_metrics_count_by_state(coordinator: Served) -> None:
     coordinator.run()
-    coordinator.enrol()
+    coordinator.enroll()
     lines = coordinator.operator.call("GET", "/metrics").text.splitlines()
     assert 'flexlora_runs{state="RUNNING"} 1.0' in lines
     assert 'flexlora_round_attempts{state="PUBLISHED"} 1.0' in lines

@@ -55,7 +55,7 @@ def test_a_full_disk(store: Store, clock: Clock, tmp_path: Path) -> None:
         with served(store, disk, clock) as coordinator:
             module = {"name": "wide", "out_features": 16_000, "in_features": 16_000}
             run = coordinator.run(modules=[module], norm_bound=1e9)
-            participant = coordinator.enrol()
+            participant = coordinator.enroll()
             participant.declare("run", 8)
             task, data = participant.task("run"), encode(tensors(run, 8))
             upload = participant.announce(task, data)["id"]

@@ -14,7 +14,7 @@ from tests.support.kit import Clock, Participant, Served, encode, part, served, 
 
 def joined(coordinator: Served, count: int, rank: int = 2, **told: Any) -> list[Participant]:
     """This many participants that have declared."""
-    made = [coordinator.enrol(f"p{n}") for n in range(count)]
+    made = [coordinator.enroll(f"p{n}") for n in range(count)]
     for participant in made:
         participant.declare("run", rank, **told)
     return made
@@ -206,7 +206,7 @@ def in_state(coordinator: Served, name: str, state: str) -> None:
         coordinator.operator.expect(200, "POST", f"/v1/runs/{run}/{action}")
     if state == "COMPLETED":
         coordinator.work()
-        participant = coordinator.enrol()
+        participant = coordinator.enroll()
         participant.declare(name, 2)
         task = participant.task(name)
         participant.upload(task, encode(tensors(coordinator.spec(name), 2)))
@@ -263,7 +263,7 @@ def test_evaluations_are_weighted_and_the_latest_counts(coordinator: Served) -> 
         for e in coordinator.round("run", 0)["summary"]["evaluations"]
     }
     assert found == {("loss", 2): (1.75, 2), ("loss", 8): (0.0, 2), ("f1", 8): (0.5, 1)}
-    stranger = coordinator.enrol("stranger")
+    stranger = coordinator.enroll("stranger")
     body = {"rank": 2, "examples": 1, "metrics": {"loss": 1.0}}
     stranger.problem("not-declared", "POST", path, json=body)
     one.problem("rank-not-allowed", "POST", path, json=body | {"rank": 3})

@@ -5,7 +5,7 @@ from tests.support.kit import Served, encode, tensors
 
 def test_a_run_completes(coordinator: Served) -> None:
     run = coordinator.run(rounds=2, min_clients=2, min_updates=2, ranks=[1, 8])
-    participants = [coordinator.enrol(name) for name in ("small", "large")]
+    participants = [coordinator.enroll(name) for name in ("small", "large")]
     for participant, rank in zip(participants, (1, 8), strict=True):
         participant.declare("run", rank)
     for number in (1, 2):

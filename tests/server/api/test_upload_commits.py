@@ -19,7 +19,7 @@ def test_cancel(coordinator: Served) -> None:
 
 def test_an_accepted_update_is_final(coordinator: Served) -> None:
     participant, task, data = coordinator.working(min_updates=1)
-    other = coordinator.enrol("other")
+    other = coordinator.enroll("other")
     receipt = participant.upload(task, data)
     upload = receipt["upload_id"]
     assert put(participant, upload, b"", len(data))[0] == 409
@@ -36,7 +36,7 @@ def test_an_accepted_update_is_final(coordinator: Served) -> None:
 def test_late_uploads_are_gone(coordinator: Served) -> None:
     """Late is late on each path, once the round aggregates without it."""
     run = coordinator.run(min_clients=2)
-    participant, other = coordinator.enrol(), coordinator.enrol()
+    participant, other = coordinator.enroll(), coordinator.enroll()
     for one in (participant, other):
         one.declare("run", 8)
     task, data = participant.task("run"), encode(tensors(run, 8))
@@ -109,7 +109,7 @@ def test_a_commit_and_a_cancellation_race(coordinator: Served) -> None:
 
 def test_two_participants_may_send_the_same_bytes(coordinator: Served) -> None:
     run = coordinator.run(min_clients=2, min_updates=2)
-    both = [coordinator.enrol(name) for name in ("one", "two")]
+    both = [coordinator.enroll(name) for name in ("one", "two")]
     for participant in both:
         participant.declare("run", 8)
     data = encode(tensors(run, 8))

@@ -143,7 +143,7 @@ def cancelling(named: Named, size: float) -> Named:
 def test_a_negligible_participant_cannot_erase_the_update_of_the_others(coordinator: Served) -> None:
     """The noise floor of the decomposition lies above everybody's singular values where huge terms cancel."""
     run = coordinator.run(min_clients=2)
-    honest, attacker = coordinator.enrol("honest"), coordinator.enrol("attacker")
+    honest, attacker = coordinator.enroll("honest"), coordinator.enroll("attacker")
     for participant, examples in ((honest, 1_000_000), (attacker, 1)):
         participant.declare("run", 8, examples=examples)
     task, other = honest.task("run"), attacker.task("run")

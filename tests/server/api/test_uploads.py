@@ -126,7 +126,7 @@ def test_somebody_elses_upload_does_not_exist(coordinator: Served) -> None:
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
     participant.send(upload, data)
-    other = coordinator.enrol("other")
+    other = coordinator.enroll("other")
     path = f"/v1/uploads/{upload}"
     assert other.call("HEAD", path).status_code == 404
     other.problem("upload-not-found", "PATCH", path, headers=part(b"x", 0), content=b"x")

@@ -39,7 +39,7 @@ def says_the_version(response: httpx2.Response) -> bool:
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_every_answer_says_the_version(coordinator: Served) -> None:
     coordinator.run(min_clients=2)
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     participant.declare("run", 2)
     for name, (status, ask) in ANSWERS.items():
         response = ask(coordinator, participant)

@@ -8,7 +8,7 @@ def test_a_run_that_began_and_ended_between_two_looks_is_news_to_whoever_waits_i
     """Nobody had looked before it was over; without news its agents would wait to the end of their polls."""
     lookout = Lookout(coordinator.store, 15.0)
     coordinator.run(min_clients=2)
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     participant.declare("run", 2)
     coordinator.operator.expect(200, "POST", "/v1/runs/run/cancel")
     found = lookout.look(Task({"run": (participant.client_id,)}, frozenset({"run"}), frozenset()))

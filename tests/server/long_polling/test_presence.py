@@ -29,7 +29,7 @@ def waiting(coordinator: Served) -> bool:
 
 def test_an_agent_that_died_is_no_longer_present(coordinator: Served) -> None:
     coordinator.run(min_clients=2, min_updates=2)
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     participant.declare("run", 4)
     coordinator.clock.advance(60)  # its declaration is no sign of life any more
     assert present(coordinator) == 0
@@ -46,7 +46,7 @@ def test_an_agent_that_died_is_no_longer_present(coordinator: Served) -> None:
 def test_a_round_waits_for_everyone_who_declared(coordinator: Served) -> None:
     coordinator.run(gather_timeout=30.0)
     coordinator.operator.expect(200, "POST", "/v1/runs/run/pause")
-    early, late = coordinator.enrol("early"), coordinator.enrol("late")
+    early, late = coordinator.enroll("early"), coordinator.enroll("late")
     for participant in (early, late):
         participant.declare("run", 4)
     coordinator.clock.advance(16)  # a declaration is no sign of life any more
@@ -60,7 +60,7 @@ def test_a_round_waits_for_everyone_who_declared(coordinator: Served) -> None:
 
 def test_a_pattern_is_cut_for_those_who_declared_it(coordinator: Served) -> None:
     coordinator.run()
-    participant = coordinator.enrol()
+    participant = coordinator.enroll()
     adapter = "/v1/runs/run/rounds/0/adapter"
     asked = {"rank": 2, "pattern": '{"q_proj": 8}'}
     participant.problem("rank-not-allowed", "GET", adapter, params=asked)

@@ -92,7 +92,7 @@ def collecting(a: Served, b: Served) -> tuple[Participant, Participant]:
     """A paused run of two participants: it goes on as soon as it is resumed."""
     a.run(min_clients=2, min_updates=2)
     a.operator.expect(200, "POST", "/v1/runs/run/pause")
-    first, second = a.enrol("first"), b.enrol("second")
+    first, second = a.enroll("first"), b.enroll("second")
     for participant in (first, second):
         participant.declare("run", 4)
     return first, second
@@ -176,7 +176,7 @@ def test_a_round_at_two_coordinators(pair: PAIR) -> None:
     """Each participant does every step at another coordinator than the one before."""
     a, b = pair
     run = a.run(min_clients=2, min_updates=2, rounds=1)
-    people = a.enrol("first"), b.enrol("second")
+    people = a.enroll("first"), b.enroll("second")
     for participant, coordinator in zip(people, (b, a), strict=True):
         at(coordinator, participant).declare("run", 4)
     with ThreadPoolExecutor(2) as pool:

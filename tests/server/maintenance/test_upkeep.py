@@ -106,7 +106,7 @@ def test_a_backup_of_a_running_coordinator_goes_on_elsewhere(
 
 def _two(coordinator: Served) -> tuple[list[Participant], list[dict[str, object]], bytes]:
     run = coordinator.run(min_clients=2, min_updates=2, rounds=1)
-    both = [coordinator.enrol(name) for name in ("one", "two")]
+    both = [coordinator.enroll(name) for name in ("one", "two")]
     for participant in both:
         participant.declare("run", 8)
     return both, [participant.task("run") for participant in both], encode(tensors(run, 8))

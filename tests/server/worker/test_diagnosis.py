@@ -17,7 +17,7 @@ pytestmark = ON_SQLITE  # of files
 def frozen(coordinator: Served) -> Job:
     """A round of three uploads that aggregates."""
     run = coordinator.run(min_clients=3)
-    three = [coordinator.enrol() for _ in "abc"]
+    three = [coordinator.enroll() for _ in "abc"]
     for one in three:
         one.declare("run", 2)
     for seed, one in enumerate(three):

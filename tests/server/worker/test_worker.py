@@ -229,7 +229,7 @@ def test_a_worker_that_is_asked_to_stop_gives_its_round_back(coordinator: Served
 def broken(coordinator: Served) -> tuple[str, str]:
     """A run FAILED by one of its two uploads, which was damaged on the disk: its id and the other's."""
     coordinator.run(rounds=1, min_clients=2)
-    pair = [coordinator.enrol(name) for name in ("sound", "poison")]
+    pair = [coordinator.enroll(name) for name in ("sound", "poison")]
     for one in pair:
         one.declare("run", 2)
     tasks = [one.task("run") for one in pair]
@@ -265,7 +265,7 @@ def test_the_upload_that_breaks_the_aggregation_is_named_and_can_be_left_out(coo
 
 def test_a_failed_run_keeps_its_agents_waiting_and_can_be_cancelled(coordinator: Served) -> None:
     broken(coordinator)
-    waiting = coordinator.enrol("waiting")
+    waiting = coordinator.enroll("waiting")
     waiting.declare("run", 2)
     assert waiting.call("GET", "/v1/runs/run/task").status_code == 204
     coordinator.operator.expect(200, "POST", "/v1/runs/run/cancel")
@@ -325,7 +325,7 @@ def test_a_failure_that_cannot_be_explained_counts_still(coordinator: Served, mo
 
 def test_a_decision_to_begin_is_void_once_the_run_is_paused(coordinator: Served) -> None:
     coordinator.run(min_clients=2)
-    coordinator.enrol().declare("run", 2)
+    coordinator.enroll().declare("run", 2)
     with coordinator.store.transaction() as tx:
         run, round_ = runs.lock(tx, "run"), rounds.latest(tx, "run", 1)
         found = transitions.Due(machine.Begin((), tx.now), round_.id, round_.version)
@@ -337,7 +337,7 @@ def test_a_decision_to_begin_is_void_once_the_run_is_paused(coordinator: Served)
 def test_a_decision_on_what_has_changed_since_is_void(coordinator: Served) -> None:
     """Two decide at once that the quorum is missed; meanwhile an update was accepted."""
     coordinator.run(min_clients=2)
-    pair = [coordinator.enrol() for _ in "ab"]
+    pair = [coordinator.enroll() for _ in "ab"]
     for one in pair:
         one.declare("run", 2)
     task = pair[0].task("run")

@@ -17,7 +17,7 @@ from tests.support.postgres import postgres
 from tests.system.endurance.kills import Killer, Tally
 from tests.system.endurance.place import place
 from tests.system.endurance.schedule import Plan
-from tests.system.endurance.template import AGENTS, enrol_everybody
+from tests.system.endurance.template import AGENTS, enroll_everybody
 from tests.system.endurance.verdict import judge
 
 EVERY = 25  # kills between lines of progress
@@ -30,7 +30,7 @@ def main() -> int:
     plan = Plan(options.kills, options.rounds or max(2, options.kills // PER_ROUND), options.seed)
     folder = Path(tempfile.mkdtemp(prefix="flexlora-kills-"))
     started = time.monotonic()
-    template = enrol_everybody(folder / "enrolled")
+    template = enroll_everybody(folder / "enrolled")
     with place(template, folder / "undisturbed", plan.rounds) as running:
         Killer(running).run([[] for _ in range(plan.rounds)])
         undisturbed = running.published()

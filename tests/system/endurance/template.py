@@ -16,7 +16,7 @@ AGENTS = {"tiny": 4, "small": 8, "middle": 16, "large": 64}  # ranks
 MODULE = {"out_features": 384, "in_features": 384}
 
 
-def enrol_everybody(folder: Path) -> Path:
+def enroll_everybody(folder: Path) -> Path:
     """A stopped coordinator's folder with its participants enrolled: what every place begins as a copy of."""
     with cluster(folder, FLEXLORA_WORKERS="0") as made, httpx2.Client(base_url=made.url, timeout=60) as http:
         for name in AGENTS:

@@ -14,11 +14,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select, update
 
 from flexlora_server.database.queries import uploads
-from flexlora_server.database.schema import ApiKey, Client, EnrolmentToken
+from flexlora_server.database.schema import ApiKey, Client, EnrollmentToken
 from flexlora_server.database.timestamps import rfc3339
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Refusal
-from flexlora_shared.messages.clients import Credentials, Enrolment, Token, TokenRequest
+from flexlora_shared.messages.clients import Credentials, Enrollment, Token, TokenRequest
 from flexlora_shared.problems import Code
 
 _SECRET = re.compile(r"(?P<prefix>[a-z]{3})_(?P<id>[0-9a-f]{16})_")
@@ -43,27 +43,27 @@ def _public_id(secret: str, prefix: str) -> str | None:
 
 
 def create_token(tx: Tx, request: TokenRequest) -> Token:
-    """A token that enrols one client, once."""
+    """A token that enrolls one client, once."""
     public, secret = new_secret(TOKEN_PREFIX)
     expires = tx.now + timedelta(seconds=request.expires_in)
-    tx.session.add(EnrolmentToken(id=public, sha256=sha256(secret), note=request.note, expires_at=expires))
+    tx.session.add(EnrollmentToken(id=public, sha256=sha256(secret), note=request.note, expires_at=expires))
     return Token(token=secret, expires_at=rfc3339(expires))
 
 
-def enrol(tx: Tx, enrolment: Enrolment) -> Credentials:
+def enroll(tx: Tx, enrollment: Enrollment) -> Credentials:
     """Redeem a token.
 
     Raises:
         Refusal: TOKEN_INVALID, without telling an unknown token from a used one.
     """
-    public = _public_id(enrolment.token, TOKEN_PREFIX)
-    row = tx.session.get(EnrolmentToken, public, with_for_update=True) if public else None
-    known = row is not None and hmac.compare_digest(row.sha256, sha256(enrolment.token))
+    public = _public_id(enrollment.token, TOKEN_PREFIX)
+    row = tx.session.get(EnrollmentToken, public, with_for_update=True) if public else None
+    known = row is not None and hmac.compare_digest(row.sha256, sha256(enrollment.token))
     if row is None or not known or row.used_by is not None or row.expires_at <= tx.now:
         raise Refusal(
-            Code.TOKEN_INVALID, "This enrolment token is unknown, used or expired; ask the operator for a new one."
+            Code.TOKEN_INVALID, "This enrollment token is unknown, used or expired; ask the operator for a new one."
         )
-    client = Client(id=secrets.token_hex(8), name=enrolment.name, enrolled_at=tx.now)
+    client = Client(id=secrets.token_hex(8), name=enrollment.name, enrolled_at=tx.now)
     tx.session.add(client)
     tx.session.flush()
     row.used_by = client.id
@@ -84,7 +84,7 @@ def rotate(tx: Tx, client_id: str) -> Credentials:
     """
     client = get(tx, client_id, lock=True)
     if client.revoked_at is not None:
-        raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enrol it again.")
+        raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enroll it again.")
     return _issue(tx, client)
 
 
@@ -129,7 +129,7 @@ def require_enrolled(tx: Tx, client_id: str) -> None:
     """
     client = tx.session.get(Client, client_id, with_for_update={"read": True}, populate_existing=True)
     if client is None or client.revoked_at is not None:
-        raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enrol it again.")
+        raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enroll it again.")
 
 
 def every(tx: Tx) -> Sequence[Client]:

@@ -59,7 +59,7 @@ def defined(kind: str, **options: Any) -> CustomFilter:
 def test_a_round_is_filtered_by_it(coordinator: Served) -> None:
     robust = [{"kind": "drop-light", "options": {"minimum": 0.2}}]
     run = coordinator.run(min_clients=2, min_updates=2, robust=robust)
-    two = [coordinator.enrol() for _ in "ab"]
+    two = [coordinator.enroll() for _ in "ab"]
     for participant in two:
         participant.declare("run", 2)
     for seed, (participant, examples) in enumerate(zip(two, (90, 10), strict=True)):
