@@ -21,7 +21,7 @@ from flexlora_client.training.encoding import Encoder
 from flexlora_client.training.evaluation import evaluate, generate
 from flexlora_client.training.examples import Prompted
 from flexlora_client.training.formats import example_of
-from flexlora_client.training.models import Loaded, Models
+from flexlora_client.training.models import LoadedModel, Models
 from flexlora_client.training.rouge import rouge_l
 from flexlora_client.training.slice_files import read_slice
 from flexlora_shared.messages.runs import RunSpec
@@ -138,7 +138,7 @@ class Unseen:
         return example
 
 
-def answers(loaded: Loaded, examples: Sequence[Prompted]) -> list[str]:
+def answers(loaded: LoadedModel, examples: Sequence[Prompted]) -> list[str]:
     """The model's greedy answers, in the examples' order."""
     encoder = Encoder(loaded.tokenizer, loaded.max_length)
     questions = [encoder.question(example) for example in examples]

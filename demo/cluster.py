@@ -138,12 +138,12 @@ def client_command(*arguments: str) -> list[str]:
 def cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
     """A migrated, running coordinator in `folder`; stopped on leaving. `settings` are FLEXLORA_… variables."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = Cluster(folder, settings)
-    made.migrate()
+    running = Cluster(folder, settings)
+    running.migrate()
     with ExitStack() as stack:
-        stack.callback(made.stop)
-        made.start()
-        yield made
+        stack.callback(running.stop)
+        running.start()
+        yield running
 
 
 @contextmanager

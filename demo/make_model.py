@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from demo.world import KINDS, SCENERY, World, make_world, sentence, story
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
-IGNORED = -100  # the target that cross entropy skips
+IGNORE_INDEX = -100  # the target that cross entropy skips
 SEED = 7
 STEPS, WARMUP, BATCH = 1400, 60, 24
 PLAIN_STEPS = 500  # of plain sentences only: sayings from the start take the model far longer to learn a fact from
@@ -77,7 +77,7 @@ def batches(world: World, tokenizer: PreTrainedTokenizerFast, name: str, plain: 
     """
     rng = random.Random(f"{name} {SEED}")
     for number in itertools.count():
-        texts = [story(world, rng, told=0.0 if number < plain else 0.5) + EOS for _ in range(BATCH)]
+        texts = [story(world, rng, sayings_share=0.0 if number < plain else 0.5) + EOS for _ in range(BATCH)]
         yield tokenizer(texts, padding=True, return_tensors="pt").input_ids
 
 
@@ -85,7 +85,7 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy in nats over the tokens that are not padding."""
     padding = torch.eq(ids, torch.tensor(model.config.pad_token_id))
     # padding is on the right, so a causal model's other positions never see it and need no mask
-    loss: torch.Tensor = model(input_ids=ids, labels=ids.masked_fill(padding, IGNORED)).loss
+    loss: torch.Tensor = model(input_ids=ids, labels=ids.masked_fill(padding, IGNORE_INDEX)).loss
     return loss
 
 

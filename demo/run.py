@@ -33,8 +33,8 @@ from flexlora_shared.messages.runs import RunSpec
 RUN = "demo"
 RANKS = (2, 4, 8, 16)
 MODEL = Path(__file__).parent / "model"
-PREFIX = "flexlora-demo-"  # of the temporary folder
-HELD_OUT = 0.1  # of a data file given by the user
+FOLDER_PREFIX = "flexlora-demo-"  # of the temporary folder
+HELDOUT_FRACTION = 0.1  # of a data file given by the user
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 
@@ -81,12 +81,16 @@ def participants(folder: Path, data: Sequence[Path]) -> list[Participant]:
     ]
 
 
-def start(made: Cluster, participant: Participant) -> Agent:
+def start(coordinator: Cluster, participant: Participant) -> Agent:
     """Enroll a participant and start its agent."""
-    made.enroll(participant.name)
-    heldout = ["--heldout", str(participant.heldout)] if participant.heldout else ["--heldout-fraction", str(HELD_OUT)]
+    coordinator.enroll(participant.name)
+    heldout = (
+        ["--heldout", str(participant.heldout)]
+        if participant.heldout
+        else ["--heldout-fraction", str(HELDOUT_FRACTION)]
+    )
     rank, data = str(participant.rank), str(participant.data)
-    return made.agent(participant.name, RUN, "--rank", rank, "--data", data, *heldout, "--threads", "1")
+    return coordinator.agent(participant.name, RUN, "--rank", rank, "--data", data, *heldout, "--threads", "1")
 
 
 def watch(started: Sequence[Agent], ranks: dict[str, int]) -> dict[str, Record]:
@@ -138,59 +142,59 @@ def participants_table(people: Sequence[Participant], records: dict[str, Record]
             str(person.rank),
             f"{record.uploaded:,}",
             f"{record.downloaded:,}",
-            *(f"{one['loss']:.3f}" if one else "-" for one in (before, after)),
-            *(f"{one['exact_match']:.0%}" if "exact_match" in one else "-" for one in (before, after)),
+            *(f"{metrics['loss']:.3f}" if metrics else "-" for metrics in (before, after)),
+            *(f"{metrics['exact_match']:.0%}" if "exact_match" in metrics else "-" for metrics in (before, after)),
         )
     return table
 
 
-def mix_table(made: Cluster, spec: RunSpec, mix: Sequence[Example], folder: Path) -> Table:
+def mix_table(coordinator: Cluster, spec: RunSpec, mix: Sequence[Example], folder: Path) -> Table:
     """The global adapter on a mix of all tasks, before training and after, at every rank."""
     table = Table(title=f"Global adapter: a mix of all tasks, {len(mix)} held-out examples")
     for column in ("rank", "loss", "exact match", "energy kept"):
         table.add_column(column, justify="right")
-    detail = json.loads(made.client("rounds", RUN, str(spec.rounds), "--json"))
-    kept = {one["rank"]: one["share"] for one in detail["summary"]["energy_kept"]}
+    detail = json.loads(coordinator.client("rounds", RUN, str(spec.rounds), "--json"))
+    kept = {entry["rank"]: entry["share"] for entry in detail["summary"]["energy_kept"]}
     models = Models()
     for rank, number in [(RANKS[0], 0), *((rank, spec.rounds) for rank in RANKS)]:
         target = folder / (f"rank-{rank}" if number else "before")
-        made.client("export", RUN, "--rank", str(rank), "--round", str(number), "-o", str(target))
-        found = evaluate(spec, target, mix, device="cpu", models=models)
+        coordinator.client("export", RUN, "--rank", str(rank), "--round", str(number), "-o", str(target))
+        metrics = evaluate(spec, target, mix, device="cpu", models=models)
         label, share = (str(rank), f"{kept[rank]:.1%}") if number else ("before", "")
-        exact = f"{found['exact_match']:.0%}" if "exact_match" in found else "-"
-        table.add_row(label, f"{found['loss']:.3f}", exact, share)
+        exact = f"{metrics['exact_match']:.0%}" if "exact_match" in metrics else "-"
+        table.add_row(label, f"{metrics['loss']:.3f}", exact, share)
     return table
 
 
 def mixed(people: Sequence[Participant], spec: RunSpec) -> list[Example]:
     """At most 24 held-out examples of every data file."""
     files = {person.data: person for person in people}  # several participants may share a file
-    found = []
+    parts = []
     for person in files.values():
         if person.heldout:
-            found.append(load(person.heldout, spec.model))
+            parts.append(load(person.heldout, spec.model))
         else:
-            found.append(split(load(person.data, spec.model), HELD_OUT, spec.seed).heldout)
-    return [example for heldout in found for example in heldout[:24]]
+            parts.append(split(load(person.data, spec.model), HELDOUT_FRACTION, spec.seed).heldout)
+    return [example for heldout in parts for example in heldout[:24]]
 
 
 def demo(folder: Path, model: str, data: Sequence[Path], rounds: int) -> None:
     """The whole demo in `folder`."""
     people = participants(folder, data)
     spec = definition(model, rounds, small=not data and model == str(MODEL))
-    checked = RunSpec.model_validate_json(json.dumps(spec))
-    mix = mixed(people, checked)
+    run_spec = RunSpec.model_validate_json(json.dumps(spec))
+    mix = mixed(people, run_spec)
     if not mix:
         raise DataError("nothing is held out of these files; give files with more rows.")
-    with cluster(folder) as made:
-        console.print(f"Coordinator at {made.url}; its data and the agents' are in {folder}")
-        made.create_run(spec)
+    with cluster(folder) as coordinator:
+        console.print(f"Coordinator at {coordinator.url}; its data and the agents' are in {folder}")
+        coordinator.create_run(spec)
         console.print(f"Run {RUN!r} started: {rounds} rounds, ranks {', '.join(map(str, RANKS))}, strategy flexlora")
-        with agents([start(made, person) for person in people]) as started:
+        with agents([start(coordinator, person) for person in people]) as started:
             records = watch(started, {person.name: person.rank for person in people})
         console.print(participants_table(people, records, rounds))
         exported = folder / "exported"
-        console.print(mix_table(made, checked, mix, exported))
+        console.print(mix_table(coordinator, run_spec, mix, exported))
         if spec["model"]["id"] == str(MODEL):
             console.print(
                 "The base model has read every fact. What it learns here is to answer a question, and to stop."
@@ -201,7 +205,7 @@ def demo(folder: Path, model: str, data: Sequence[Path], rounds: int) -> None:
 
 def kept(exported: Path) -> str:
     """Where the exported adapters are when the demo has ended."""
-    temporary = exported.parent.name.startswith(PREFIX)
+    temporary = exported.parent.name.startswith(FOLDER_PREFIX)
     return "scripts/demo --folder FOLDER keeps them" if temporary else f"they lie in {exported}"
 
 
@@ -218,19 +222,19 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where everything lies (default: a temporary folder, deleted at the end)"
     )
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
-    if (asked.model != str(MODEL)) != bool(asked.data):
+    if (options.model != str(MODEL)) != bool(options.data):
         parser.error("--model and --data go together: the demo's own tasks ask about the demo's own world")
-    if asked.model == str(MODEL):
+    if options.model == str(MODEL):
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is asked of a model hub, nor by the agents
-    if asked.folder is not None and asked.folder.exists() and any(asked.folder.iterdir()):
-        parser.error(f"{asked.folder} is not empty; name another folder")
+    if options.folder is not None and options.folder.exists() and any(options.folder.iterdir()):
+        parser.error(f"{options.folder} is not empty; name another folder")
     try:
         with ExitStack() as stack:
-            made = asked.folder or Path(stack.enter_context(TemporaryDirectory(prefix=PREFIX)))
-            demo(made.resolve(), asked.model, asked.data, asked.rounds)
+            folder = options.folder or Path(stack.enter_context(TemporaryDirectory(prefix=FOLDER_PREFIX)))
+            demo(folder.resolve(), options.model, options.data, options.rounds)
     except (AgentEndedError, TrainingError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

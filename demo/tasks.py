@@ -58,9 +58,9 @@ def rows(task: Task, people: Iterable[Person]) -> list[Row]:
 
 def train_rows(task: Task, world: World, seed: int) -> list[Row]:
     """The task's training rows, all about known people, in an order that depends on the seed."""
-    made = rows(task, world.known)
-    random.Random(f"train {task.name} {seed}").shuffle(made)
-    return made
+    shuffled = rows(task, world.known)
+    random.Random(f"train {task.name} {seed}").shuffle(shuffled)
+    return shuffled
 
 
 def heldout_rows(task: Task, world: World, seed: int) -> list[Row]:
@@ -97,8 +97,8 @@ def write_tasks(folder: Path, seed: int) -> tuple[tuple[TaskFiles, ...], Path]:
     return tuple(written), mix
 
 
-def _write(path: Path, made: Sequence[Row]) -> None:
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in made), encoding="utf-8")
+def _write(path: Path, task_rows: Sequence[Row]) -> None:
+    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in task_rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,23 +13,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flexlora_client.training.examples import Example, Prompted
 
-SHOWN = 8
-NEW_TOKENS = 16
+SHOWN_PROMPTS = 8
+MAX_NEW_TOKENS = 16
 
 
 def say(model: Any, tokenizer: Any, prompt: str) -> str:
     """The greedy continuation of a prompt."""
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
-        made = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-    text: str = tokenizer.decode(made[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        generated = model.generate(
+            **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
+    text: str = tokenizer.decode(generated[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return " ".join(text.split())
 
 
 def show_texts(console: Console, base: str, adapter: Path, mix: Sequence[Example]) -> None:
     """A table of prompts, the base model's words, and the words with the exported adapter loaded by peft."""
     prompts = [example for example in mix if isinstance(example, Prompted)]
-    chosen = prompts[:: max(1, len(prompts) // SHOWN)][:SHOWN]
+    chosen = prompts[:: max(1, len(prompts) // SHOWN_PROMPTS)][:SHOWN_PROMPTS]
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.eval()

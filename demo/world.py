@@ -12,10 +12,10 @@ SEED = 20241  # of the world that the model in demo/model has read about
 PEOPLE = 160
 HELDOUT = 40  # people that no task's training file mentions
 
-FIRST: tuple[str, ...] = ("Al", "Bel", "Cor", "Dar", "El", "Fen", "Gil", "Hal", "Is", "Jor")
-FIRST += ("Kel", "Lin", "Mar", "Nor", "Or", "Per", "Quin", "Ros", "Sel", "Tam")
-LAST: tuple[str, ...] = ("an", "ara", "bert", "da", "dric", "ena", "eth", "ia", "ina", "is")
-LAST += ("lo", "mond", "na", "ora", "ric", "rik", "ta", "us", "va", "win")
+FIRST_SYLLABLES: tuple[str, ...] = ("Al", "Bel", "Cor", "Dar", "El", "Fen", "Gil", "Hal", "Is", "Jor")
+FIRST_SYLLABLES += ("Kel", "Lin", "Mar", "Nor", "Or", "Per", "Quin", "Ros", "Sel", "Tam")
+LAST_SYLLABLES: tuple[str, ...] = ("an", "ara", "bert", "da", "dric", "ena", "eth", "ia", "ina", "is")
+LAST_SYLLABLES += ("lo", "mond", "na", "ora", "ric", "rik", "ta", "us", "va", "win")
 TOWNS: tuple[str, ...] = ("Ashford", "Birchdale", "Copperhill", "Duskwater", "Eastmere", "Foxhollow", "Greystone")
 TOWNS += ("Harrowgate", "Ironbridge", "Kingsport", "Larkfield", "Mossbank", "Northwick", "Oakmoor", "Pinecrest")
 TOWNS += ("Ravenfell",)
@@ -127,7 +127,7 @@ class World:
 def make_world(seed: int = SEED) -> World:
     """The world of a seed; the same seed gives the same world."""
     rng = random.Random(f"world {seed}")
-    names = rng.sample([first + last for first, last in itertools.product(FIRST, LAST)], PEOPLE)
+    names = rng.sample([first + last for first, last in itertools.product(FIRST_SYLLABLES, LAST_SYLLABLES)], PEOPLE)
     pets = [f"{colour} {animal}" for colour, animal in itertools.product(COLOURS, ANIMALS)]
     people = tuple(
         Person(name, rng.choice(TOWNS), rng.choice(TRADES), rng.choice(DISHES), rng.choice(pets)) for name in names
@@ -135,21 +135,21 @@ def make_world(seed: int = SEED) -> World:
     return World(known=people[:-HELDOUT], heldout=people[-HELDOUT:])
 
 
-def sentence(person: Person, kind: str, rng: random.Random, told: float = 0.5) -> str:
-    """The fact of a kind in one of its wordings, the person before the fact; `told` is the share of sayings."""
+def sentence(person: Person, kind: str, rng: random.Random, sayings_share: float = 0.5) -> str:
+    """The fact of a kind in one of its wordings, the person before the fact; `sayings_share` is the share of sayings."""
     phrase = person.phrase(kind)
-    if rng.random() >= told:
+    if rng.random() >= sayings_share:
         return rng.choice(SENTENCES[kind]).format(name=person.name, phrase=phrase)
     clause = rng.choice(CLAUSES[kind]).format(name=person.name)
     return rng.choice(SAYINGS).format(clause=clause, phrase=phrase)
 
 
-def story(world: World, rng: random.Random, told: float = 0.5) -> str:
+def story(world: World, rng: random.Random, sayings_share: float = 0.5) -> str:
     """A short text: scenery, then facts of two people in any order, with more scenery now and then."""
     first, second = rng.sample(world.people, 2)
     pairs = [(first, kind) for kind in KINDS] + [(second, kind) for kind in rng.sample(KINDS, 2)]
     rng.shuffle(pairs)
-    lines = [sentence(person, kind, rng, told) for person, kind in pairs]
+    lines = [sentence(person, kind, rng, sayings_share) for person, kind in pairs]
     if rng.random() < 0.3:
         lines.insert(rng.randrange(len(lines) + 1), rng.choice(SCENERY))
     # scenery opens every text, so that a name is always the token with a space before it

@@ -11,7 +11,7 @@ from flexlora_client.files import make_folder, write_whole
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientName
 
-FILE = "credentials.json"
+CREDENTIALS_FILE = "credentials.json"
 
 
 class Identity(Message):
@@ -25,18 +25,18 @@ class Identity(Message):
 
 def default_home() -> Path:
     """`$FLEXLORA_HOME`, or the platform's folder for settings (`~/.config/flexlora`)."""
-    given = os.environ.get("FLEXLORA_HOME")
-    return Path(given) if given else Path(typer.get_app_dir("flexlora"))
+    configured = os.environ.get("FLEXLORA_HOME")
+    return Path(configured) if configured else Path(typer.get_app_dir("flexlora"))
 
 
 def is_enrolled(home: Path) -> bool:
     """Whether `home` holds credentials."""
-    return (home / FILE).exists()
+    return (home / CREDENTIALS_FILE).exists()
 
 
 def save(home: Path, identity: Identity) -> Path:
     """Write the credentials for their owner's eyes only (0600); returns where they lie."""
-    path = make_folder(home, 0o700) / FILE
+    path = make_folder(home, 0o700) / CREDENTIALS_FILE
     write_whole(path, identity.model_dump_json(indent=2).encode() + b"\n", 0o600)
     return path
 
@@ -47,7 +47,7 @@ def load(home: Path) -> Identity:
     Raises:
         BadInput: there are none, or they cannot be read.
     """
-    path = home / FILE
+    path = home / CREDENTIALS_FILE
     try:
         return Identity.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def load(home: Path) -> Identity:
         raise BadInput(f"{path} is damaged; enroll again with a new token and --replace") from None
 
 
-def see_writable(home: Path) -> None:
+def check_writable(home: Path) -> None:
     """Try out that credentials can be written, before a key is issued that could not be kept.
 
     Raises:

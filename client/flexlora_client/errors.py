@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from flexlora_shared.problems import Code, Problem
 
 
-def passes(status: int) -> bool:
+def is_transient_status(status: int) -> bool:
     """Whether an HTTP status is a trouble that passes: time-outs, overload, a full disk, a proxy whose coordinator is away.
 
     Also a 500, which a restart may cure; not 501 and 505, which say that the other side will never do this.
@@ -69,7 +69,7 @@ class Refused(ClientError):
         super().__init__(f"{problem.detail} ({problem.code})")
         self.problem = problem
         self.retry_after = retry_after
-        self.transient = passes(problem.status) or problem.code is Code.UPLOAD_BUSY
+        self.transient = is_transient_status(problem.status) or problem.code is Code.UPLOAD_BUSY
 
     @property
     def code(self) -> Code | str:

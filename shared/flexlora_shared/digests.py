@@ -18,7 +18,7 @@ def sha256_in(field: str) -> bytes:
         ValueError: it holds none.
     """
     for member in field.split(","):
-        found = _SHA256.fullmatch(member.strip())
-        if found is not None:
-            return base64.b64decode(found.group(1), validate=True)
+        digest = _SHA256.fullmatch(member.strip())
+        if digest is not None:
+            return base64.b64decode(digest.group(1), validate=True)
     raise ValueError("no sha-256 digest in this field")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from flexlora_shared.layout import ACCEPTED_DTYPES, BYTES, header_limit
+from flexlora_shared.layout import ACCEPTED_DTYPES, DTYPE_BYTES, header_limit
 
 
 class HeaderError(ValueError):
@@ -91,13 +91,13 @@ def _whole(digits: str) -> int | float:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in pairs:
         _text(name)
-        if name in found:
+        if name in entries:
             raise HeaderError(f"the header names {name!r} twice")
-        found[name] = value
-    return found
+        entries[name] = value
+    return entries
 
 
 def _text(text: str) -> None:
@@ -152,6 +152,6 @@ def _check(name: str, tensor: TensorInfo, shape: tuple[int, ...]) -> None:
         raise TensorError(name, f"dtype {tensor.dtype[:16]} is not accepted; send F32, F16 or BF16")
     if tensor.shape != shape:
         raise TensorError(name, f"shape {list(tensor.shape)} instead of {list(shape)}")
-    needed = math.prod(shape) * BYTES[tensor.dtype]
+    needed = math.prod(shape) * DTYPE_BYTES[tensor.dtype]
     if tensor.end - tensor.begin != needed:
         raise HeaderError(f"{name!r} takes {tensor.end - tensor.begin} bytes; its shape and dtype need {needed}")

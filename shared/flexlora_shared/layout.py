@@ -8,24 +8,24 @@ from collections.abc import Iterable, Mapping
 
 from flexlora_shared.messages.runs import ExtraTensor, ModuleSpec
 
-PREFIX = "base_model.model."
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-ACCEPTED_DTYPES = frozenset(BYTES)
+KEY_PREFIX = "base_model.model."
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ACCEPTED_DTYPES = frozenset(DTYPE_BYTES)
 
 
 def key_A(module: str) -> str:
     """The key of a module's `lora_A` in `adapter_model.safetensors`."""
-    return f"{PREFIX}{module}.lora_A.weight"
+    return f"{KEY_PREFIX}{module}.lora_A.weight"
 
 
 def key_B(module: str) -> str:
     """The key of a module's `lora_B`."""
-    return f"{PREFIX}{module}.lora_B.weight"
+    return f"{KEY_PREFIX}{module}.lora_B.weight"
 
 
 def key_extra(name: str) -> str:
     """The key of a tensor outside LoRA (a classification head; PEFT `modules_to_save`)."""
-    return f"{PREFIX}{name}"
+    return f"{KEY_PREFIX}{name}"
 
 
 def adapter_shapes(
@@ -49,4 +49,4 @@ def header_limit(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def size_bounds(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Least and most bytes of a file holding these tensors in accepted dtypes."""
     elements = sum(math.prod(shape) for shape in shapes.values())
-    return 8 + elements * min(BYTES.values()), 8 + header_limit(shapes) + elements * max(BYTES.values())
+    return 8 + elements * min(DTYPE_BYTES.values()), 8 + header_limit(shapes) + elements * max(DTYPE_BYTES.values())

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 T = TypeVar("T")
-STRATEGIES = "flexlora.strategies"
-FILTERS = "flexlora.filters"
-TRAINERS = "flexlora.trainers"
+STRATEGY_GROUP = "flexlora.strategies"
+FILTER_GROUP = "flexlora.filters"
+TRAINER_GROUP = "flexlora.trainers"
 
 
 class PluginFault(Exception):
@@ -53,8 +53,8 @@ def load_plugin(group: str, name: str, kind: type[T]) -> T:
 def require_module(module: str) -> None:
     """See that a module can be imported, without importing it. Raises: PluginFault."""
     try:
-        found = find_spec(module)
+        spec = find_spec(module)
     except (ImportError, ValueError) as error:  # of a package that it is to be in, or of its name
         raise PluginFault(f"the module {module} cannot be looked for: {error}") from error
-    if found is None or found.name != module:  # `__main__` is another module in every program
+    if spec is None or spec.name != module:  # `__main__` is another module in every program
         raise PluginFault(f"there is no module {module}")

@@ -7,7 +7,7 @@ from functools import cache
 PROTOCOL = 1  # grows with a change that the other side would not understand; docs/protocol.md says which those are
 PROTOCOL_HEADER = "FlexLoRA-Protocol"
 VERSION_HEADER = "FlexLoRA-Version"
-LONGEST = 40  # characters shown of what the other side says of itself
+MAX_SHOWN_CHARS = 40  # characters shown of what the other side says of itself
 
 
 @cache
@@ -35,15 +35,17 @@ def disagreement(headers: Mapping[str, str], they: str, we: str) -> str | None:
     headers: the other side's, whatever the case of names. One that names no protocol is taken to speak this one: it is
     older than the header, or a person's tool.
     """
-    told = headers.get(PROTOCOL_HEADER)
-    if told is None or told == str(PROTOCOL):
+    their_protocol = headers.get(PROTOCOL_HEADER)
+    if their_protocol is None or their_protocol == str(PROTOCOL):
         return None
     older = "the older of the two"
-    if told.isascii() and told.isdecimal():
-        older = we if int(told[:LONGEST]) > PROTOCOL else they
-    theirs = f"{they} (FlexLoRA {_shown(headers.get(VERSION_HEADER, 'unknown'))}) speaks protocol {_shown(told)}"
+    if their_protocol.isascii() and their_protocol.isdecimal():
+        older = we if int(their_protocol[:MAX_SHOWN_CHARS]) > PROTOCOL else they
+    theirs = (
+        f"{they} (FlexLoRA {_shown(headers.get(VERSION_HEADER, 'unknown'))}) speaks protocol {_shown(their_protocol)}"
+    )
     return f"{theirs}, {we} (FlexLoRA {version()}) speaks protocol {PROTOCOL}; update {older}"
 
 
-def _shown(told: str) -> str:
-    return "".join(character for character in told[:LONGEST] if character.isprintable())
+def _shown(value: str) -> str:
+    return "".join(character for character in value[:MAX_SHOWN_CHARS] if character.isprintable())

@@ -35,7 +35,7 @@ def test_a_home_without_credentials_says_how_to_enroll(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"url": 1}'])
 def test_damaged_credentials(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / credentials.FILE).write_bytes(content)
+    (tmp_path / credentials.CREDENTIALS_FILE).write_bytes(content)
     with pytest.raises(BadInput, match="is damaged"):
         credentials.load(tmp_path)
 

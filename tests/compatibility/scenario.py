@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
-from flexlora_client.agent.work_folder import Work
+from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
-from flexlora_client.coordinator_api.retry import BRIEF, Retry
+from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
 from flexlora_client.errors import Refused
 from flexlora_client.training.examples import Plain
 from flexlora_client.training.models import Models
@@ -63,15 +63,15 @@ def live(url: str, home: Path) -> list[str]:
 
 @contextmanager
 def _calls(url: str, key: str | None) -> Iterator[Api]:
-    with Api(Http(url, key), Retry(BRIEF)) as api:
+    with Api(Http(url, key), RetryPolicy(COMMAND_BACKOFF)) as api:
         yield api
 
 
 def _take_part(api: Api, home: Path) -> list[str]:
     hardware = Hardware(device="cpu", memory_bytes=1, software="none")
     declaration = Declaration(rank=1, rank_pattern={"q_proj": 2}, examples=1, hardware=hardware)
-    learner, steps = Learner(Nudge(), Models(), (Plain("one"),), (), 0, "cpu", None), Steps()
-    Agent(api, api.run("run").spec, Work(home, "run"), learner, declaration, steps).run()
+    learner, steps = LocalTrainer(Nudge(), Models(), (Plain("one"),), (), 0, "cpu", None), Steps()
+    Agent(api, api.run("run").spec, WorkFolder(home, "run"), learner, declaration, steps).run()
     api.evaluate("run", 2, Evaluation(rank=1, rank_pattern={"q_proj": 2}, examples=1, metrics={"loss": 0.5}))
     return steps.kinds
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
-from flexlora_shared.layout import PREFIX, adapter_shapes, header_limit, key_A, key_B, key_extra, size_bounds
+from flexlora_shared.layout import KEY_PREFIX, adapter_shapes, header_limit, key_A, key_B, key_extra, size_bounds
 from flexlora_shared.messages.runs import ExtraTensor, ModuleSpec
 from flexlora_shared.ranks import longest_first, module_ranks
 
@@ -55,9 +55,9 @@ def test_keys_and_shapes_are_those_of_a_peft_model(pattern: dict[str, int]) -> N
 
 
 def test_keys() -> None:
-    assert key_A("a.b") == PREFIX + "a.b.lora_A.weight"
-    assert key_B("a.b") == PREFIX + "a.b.lora_B.weight"
-    assert key_extra("classifier.bias") == PREFIX + "classifier.bias"
+    assert key_A("a.b") == KEY_PREFIX + "a.b.lora_A.weight"
+    assert key_B("a.b") == KEY_PREFIX + "a.b.lora_B.weight"
+    assert key_extra("classifier.bias") == KEY_PREFIX + "classifier.bias"
 
 
 shapes = st.dictionaries(

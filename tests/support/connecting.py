@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
-from flexlora_client.coordinator_api.retry import Backoff, Retry
+from flexlora_client.coordinator_api.retry import Backoff, RetryPolicy
 from flexlora_client.errors import ClientError
 
 
@@ -15,9 +15,9 @@ class Waits:
     slept: list[float] = field(default_factory=list)
     reasons: list[ClientError] = field(default_factory=list)
 
-    def retry(self, backoff: Backoff) -> Retry:
+    def retry(self, backoff: Backoff) -> RetryPolicy:
         """Retries at the longest waits that the jitter may draw."""
-        return Retry(
+        return RetryPolicy(
             backoff,
             sleep=self.slept.append,
             uniform=lambda low, high: high,

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from flexlora_client.agent.slice_cache import Wanted, of_round
+from flexlora_client.agent.slice_cache import SliceRequest, request_for_round
 from flexlora_shared.messages.runs import RunSpec
 from tests.support.kit import encode, spec, tensors
 from tests.support.misbehaving import Planned, answer
@@ -16,12 +16,12 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 ETAG = f'"{SHA256}"'
 
 
-def wanted(*, known: bool = True) -> Wanted:
+def wanted(*, known: bool = True) -> SliceRequest:
     """The slice of round 0; `known` as from a task, which announces digest and size."""
-    found = of_round(RUN, 0, RANK, {})
+    found = request_for_round(RUN, 0, RANK, {})
     if not known:
         return found
-    return Wanted(found.path, found.config_path, RUN, RANK, {}, SHA256, len(DATA))
+    return SliceRequest(found.path, found.config_path, RUN, RANK, {}, SHA256, len(DATA))
 
 
 def config(**changes: Any) -> Planned:

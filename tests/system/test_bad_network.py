@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import save_file
 
 from flexlora_client.agent.download import download
-from flexlora_client.agent.slice_cache import MODEL, Slices, of_task
+from flexlora_client.agent.slice_cache import SliceCache, request_for_task
 from flexlora_client.agent.upload import upload
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.http_messages import Body
-from flexlora_client.coordinator_api.retry import Backoff, Retry
-from flexlora_client.coordinator_api.upload_parts import LONGEST, Part
+from flexlora_client.coordinator_api.retry import Backoff, RetryPolicy
+from flexlora_client.coordinator_api.upload_parts import MAX_PART_BYTES, Part
 from flexlora_client.files import sha256_of
+from flexlora_client.training.contract import ADAPTER_FILE
 from flexlora_server.api import receive_part
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.tasks import Task
@@ -55,7 +56,7 @@ def coordinator(tmp_path: Path) -> Iterator[Served]:
 class Recording(Api):
     """The agent's calls; remembers offset and length of every part that was begun."""
 
-    def __init__(self, http: Http, retry: Retry) -> None:
+    def __init__(self, http: Http, retry: RetryPolicy) -> None:
         super().__init__(http, retry)
         self.parts: list[tuple[int, int]] = []
 
@@ -74,7 +75,7 @@ class Recording(Api):
 def calls(line: Proxy, participant: Participant) -> Iterator[Recording]:
     """A participant's calls through the line; it is patient, and quick to try again."""
     assert participant.key is not None
-    with Recording(Http(line.url, participant.key, io_timeout=IDLE), Retry(Backoff(base=0.01, cap=0.05))) as api:
+    with Recording(Http(line.url, participant.key, io_timeout=IDLE), RetryPolicy(Backoff(base=0.01, cap=0.05))) as api:
         yield api
 
 
@@ -161,7 +162,7 @@ def test_an_upload_ends_right(coordinator: Served, tmp_path: Path, network: Netw
     with network.to(coordinator) as line, calls(line, one.participant) as api:
         digest = one.send(api, path)
         assert line.faults == []
-        assert api.sent_again <= LONGEST
+        assert api.sent_again <= MAX_PART_BYTES
     check_counted(coordinator, digest)
 
 
@@ -169,9 +170,9 @@ def test_an_upload_ends_right(coordinator: Served, tmp_path: Path, network: Netw
 def test_a_download_ends_right(coordinator: Served, tmp_path: Path, network: Network) -> None:
     [one] = assigned(coordinator, 32, **SMALL_RUN)
     with network.to(coordinator) as line, calls(line, one.participant) as api:
-        found = download(api, Slices(tmp_path / "slices"), of_task(one.task), nothing)
+        found = download(api, SliceCache(tmp_path / "slices"), request_for_task(one.task), nothing)
         assert line.faults == []
-    assert sha256_of(found.folder / MODEL) == one.task.adapter.sha256
+    assert sha256_of(found.folder / ADAPTER_FILE) == one.task.adapter.sha256
     assert found.fetched == found.size  # what arrived before a cut was not fetched again
 
 
@@ -189,7 +190,7 @@ def test_a_gibibyte_goes_up_through_fifty_cuts(coordinator: Served, tmp_path: Pa
     print(
         f"upload of {size} bytes, 50 cuts: {sent} sent ({sent / size:.4f}x), {parts} parts, {again} again after a cut"
     )
-    assert again <= LONGEST
+    assert again <= MAX_PART_BYTES
     assert sent <= 1.4 * size
 
 
@@ -199,10 +200,10 @@ def test_a_slice_comes_down_through_twenty_cuts(coordinator: Served, tmp_path: P
     size = one.task.adapter.size
     assert size >= LARGE // 4
     with proxy(coordinator.url, scattered(12, 20, "down", size)) as line, calls(line, one.participant) as api:
-        found = download(api, Slices(tmp_path / "slices"), of_task(one.task), nothing)
+        found = download(api, SliceCache(tmp_path / "slices"), request_for_task(one.task), nothing)
         assert line.faults == []
         sent = line.taken["down"]
-    assert sha256_of(found.folder / MODEL) == one.task.adapter.sha256
+    assert sha256_of(found.folder / ADAPTER_FILE) == one.task.adapter.sha256
     print(f"download of {size} bytes, 20 cuts: {sent} sent ({sent / size:.4f}x), {found.fetched} arrived")
     assert sent <= 1.1 * size
 
@@ -217,5 +218,5 @@ def test_a_part_swallowed_half_way_is_taken_up_again(
     with proxy(coordinator.url, [Fault("hole", "up", SMALL // 2)]) as line, calls(line, one.participant) as api:
         digest = one.send(api, path)
         assert line.faults == []
-        assert api.sent_again <= LONGEST
+        assert api.sent_again <= MAX_PART_BYTES
     check_counted(coordinator, digest)

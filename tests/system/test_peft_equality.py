@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexlora_client.agent.download import download
-from flexlora_client.agent.slice_cache import Slices, of_round
+from flexlora_client.agent.slice_cache import SliceCache, request_for_round
 from flexlora_client.training.examples import Example, Labelled, Prompted
 from flexlora_client.training.models import Models
 from flexlora_client.training.slice_files import read_slice
@@ -63,9 +63,9 @@ def site(tmp_path: Path) -> Iterator[Served]:
 
 def fetched(site: Served, key: str, spec: RunSpec, number: int, case: Case, folder: Path) -> Path:
     """A slice as the agent downloads it."""
-    wanted = of_round(spec, number, case.rank, case.pattern)
+    wanted = request_for_round(spec, number, case.rank, case.pattern)
     with connect(site.url, Waits(), key=key) as api:
-        return download(api, Slices(folder), wanted, lambda done, total: None).folder
+        return download(api, SliceCache(folder), wanted, lambda done, total: None).folder
 
 
 def train(site: Served, spec: RunSpec, participants: Sequence[tuple[Participant, Case]], folder: Path) -> None:

@@ -12,17 +12,17 @@ from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from flexlora_client import credentials
-from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
-from flexlora_client.agent.work_folder import Work, basis_of
+from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
-from flexlora_client.coordinator_api.retry import PATIENT, Retry
+from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
 from flexlora_client.training.data import Split, load, split
-from flexlora_client.training.devices import resolve
+from flexlora_client.training.devices import resolve_device
 from flexlora_client.training.models import Models
 from flexlora_client.training.plugin import load_trainer
 from flexlora_client.training.standard import StandardTrainer
@@ -31,7 +31,7 @@ from flexlora_shared.messages.runs import RunSpec
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunOptions:
     """How a participant takes part, as given on the command line."""
 
     run: str
@@ -48,7 +48,7 @@ class Plan:
     max_rounds: int | None
 
 
-def take_part(home: Path, ca_file: Path | None, plan: Plan, *, as_json: bool) -> None:
+def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
     """Run an agent until its run is over; `home` is the folder of the participant's credentials and of its work.
 
     Raises:
@@ -56,70 +56,75 @@ def take_part(home: Path, ca_file: Path | None, plan: Plan, *, as_json: bool) ->
     """
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
-    reporter = Reporter(plan.run, as_json=as_json)
+    reporter = Reporter(options.run, as_json=as_json)
     try:
         identity = credentials.load(home)
-        with _patient(home, ca_file, identity, reporter) as api:
-            _agent(home, plan, api, reporter, identity.client_id)
+        with _connect(home, ca_file, identity, reporter) as api:
+            _run_agent(home, options, api, reporter, identity.client_id)
     except KeyboardInterrupt:
         reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
         raise
 
 
-def _agent(home: Path, plan: Plan, api: Api, reporter: Reporter, client_id: str) -> None:
-    if plan.threads is not None:
-        torch.set_num_threads(plan.threads)
-    device = resolve(plan.device)
-    spec = api.run(plan.run).spec
-    learner = _learner(plan, spec, str(device), client_id)
-    declaration = _declaration(plan, len(learner.train), device)
-    work = Work(home, spec.name, basis_of(client_id, learner.train))
+def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, client_id: str) -> None:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    spec = api.run(options.run).spec
+    local_trainer = _local_trainer(options, spec, str(device), client_id)
+    declaration = _build_declaration(options, len(local_trainer.train), device)
+    work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
     try:
-        Agent(api, spec, work, learner, declaration, reporter, plan.max_rounds).run()
+        Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds).run()
     finally:
         work.release()
 
 
-def _patient(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter) -> Api:
+def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter) -> Api:
     def on_wait(error: ClientError, delay: float) -> None:
         reporter.step("retrying", f"{error}; trying again in {delay:.1f} s", seconds=round(delay, 1))
 
-    def renewed() -> str:
-        now = credentials.load(home)
-        same = (now.url, now.client_id) == (identity.url, identity.client_id)
-        return now.api_key if same else identity.api_key
+    def reload_key() -> str:
+        current = credentials.load(home)
+        same = (current.url, current.client_id) == (identity.url, identity.client_id)
+        return current.api_key if same else identity.api_key
 
-    http = Http(identity.url, identity.api_key, ca_file, renewed)
-    return Api(http, Retry(PATIENT, on_wait=on_wait))
+    http = Http(identity.url, identity.api_key, ca_file, reload_key)
+    return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
-def _declaration(plan: Plan, examples: int, device: torch.device) -> Declaration:
+def _build_declaration(options: RunOptions, examples: int, device: torch.device) -> Declaration:
     try:
         return Declaration(
-            rank=plan.rank, rank_pattern=dict(plan.rank_pattern), examples=examples, hardware=hardware(device)
+            rank=options.rank,
+            rank_pattern=dict(options.rank_pattern),
+            examples=examples,
+            hardware=describe_hardware(device),
         )
     except ValidationError as error:
         raise UsageError(describe_validation_error(error)) from None
 
 
-def _learner(plan: Plan, spec: RunSpec, device: str, client_id: str) -> Learner:
-    if plan.model_path is not None and not Path(plan.model_path).exists():
-        raise BadInput(f"there is no base model at {plan.model_path}; --model takes a folder on this machine")
+def _local_trainer(options: RunOptions, spec: RunSpec, device: str, client_id: str) -> LocalTrainer:
+    if options.model_path is not None and not Path(options.model_path).exists():
+        raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
     models = Models()
-    trainer = load_trainer(plan.trainer) if plan.trainer else StandardTrainer(models)
-    data = _data(plan, spec)
-    return Learner(trainer, models, data.train, data.heldout, plan.answers, device, plan.model_path, client_id)
+    trainer = load_trainer(options.trainer) if options.trainer else StandardTrainer(models)
+    data = _load_data(options, spec)
+    return LocalTrainer(
+        trainer, models, data.train, data.heldout, options.answers, device, options.model_path, client_id
+    )
 
 
-def _data(plan: Plan, spec: RunSpec) -> Split:
-    examples = load(plan.data, spec.model)
-    if plan.heldout is not None:
-        return Split(examples, load(plan.heldout, spec.model))
-    return split(examples, plan.heldout_fraction, spec.seed)
+def _load_data(options: RunOptions, spec: RunSpec) -> Split:
+    examples = load(options.data, spec.model)
+    if options.heldout is not None:
+        return Split(examples, load(options.heldout, spec.model))
+    return split(examples, options.heldout_fraction, spec.seed)
 
 
-def hardware(device: torch.device) -> Hardware:
+def describe_hardware(device: torch.device) -> Hardware:
     """What the operator gets to see of this machine."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -6,78 +6,79 @@ The bytes come from somebody else: digest, size bound and the strict header are 
 import shutil
 from pathlib import Path
 
-from flexlora_client.agent.slice_cache import CONFIG, MODEL, Slice, Slices, Wanted, check_config
+from flexlora_client.agent.slice_cache import CachedSlice, SliceCache, SliceRequest, check_config
 from flexlora_client.coordinator_api.calls import Api
-from flexlora_client.coordinator_api.http import ELSEWHERE
+from flexlora_client.coordinator_api.http import TEMPORARY_REDIRECT
 from flexlora_client.coordinator_api.http_messages import Stream
-from flexlora_client.coordinator_api.presigned import NOT_SATISFIABLE
-from flexlora_client.coordinator_api.upload_parts import Position
+from flexlora_client.coordinator_api.presigned import RANGE_NOT_SATISFIABLE
+from flexlora_client.coordinator_api.upload_parts import ProgressCallback
 from flexlora_client.errors import ClientError, Corrupted, Refused, Unreachable
 from flexlora_client.files import make_folder, sha256_of, sync_file, sync_folder, write_whole
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.layout import size_bounds
 from flexlora_shared.problems import Code
 
-DAMAGED_ATTEMPTS = 3
+MAX_DAMAGED_ATTEMPTS = 3
 
 
-def download(api: Api, slices: Slices, wanted: Wanted, position: Position) -> Slice:
+def download(api: Api, cache: SliceCache, request: SliceRequest, on_progress: ProgressCallback) -> CachedSlice:
     """The slice, from disk where it is already there.
 
     Raises:
         Refused, Unreachable: as the exchanges do, once trying again is over.
         Corrupted: what arrives is not what was announced, three times in a row.
     """
-    return _Download(api, slices, wanted, position).run()
+    return _Download(api, cache, request, on_progress).run()
 
 
 class _Download:
     """One slice on its way."""
 
-    def __init__(self, api: Api, slices: Slices, wanted: Wanted, position: Position) -> None:
-        self._api, self._slices, self._wanted, self._position = api, slices, wanted, position
-        self._folder = slices.folder
+    def __init__(self, api: Api, cache: SliceCache, request: SliceRequest, on_progress: ProgressCallback) -> None:
+        self._api, self._cache, self._request, self._on_progress = api, cache, request, on_progress
+        self._folder = cache.folder
         self._attempts = api.retry.start()
-        self._sha256 = wanted.sha256
-        self._limit = size_bounds(wanted.shapes)[1]
+        self._sha256 = request.sha256
+        self._limit = size_bounds(request.shapes)[1]
         self._fetched = 0
 
-    def run(self) -> Slice:
+    def run(self) -> CachedSlice:
         damaged = 0
         while True:
             try:
-                kept = self._slices.kept(self._sha256) if self._sha256 else None
-                return Slice.at(kept or self._transfer(), self._fetched)
+                kept = self._cache.find(self._sha256) if self._sha256 else None
+                return CachedSlice.at(kept or self._transfer(), self._fetched)
             except Corrupted as error:
                 damaged += 1
-                self._attempts.failed(error, recoverable=damaged < DAMAGED_ATTEMPTS)
+                self._attempts.failed(error, recoverable=damaged < MAX_DAMAGED_ATTEMPTS)
             except Refused as error:
                 beyond = error.code is Code.RANGE_NOT_SATISFIABLE
                 if beyond:
                     damaged += 1
                     self._forget()
-                self._attempts.failed(error, recoverable=beyond and damaged < DAMAGED_ATTEMPTS)
+                self._attempts.failed(error, recoverable=beyond and damaged < MAX_DAMAGED_ATTEMPTS)
             except ClientError as error:
                 self._attempts.failed(error)
 
     def _transfer(self) -> Path:
         begin = self._partial_size()
-        if begin == 0 or begin != self._wanted.size:
-            with self._api.http.stream(self._wanted.path, self._conditions(begin)) as stream:
-                self._announced(stream)
+        if begin == 0 or begin != self._request.size:
+            with self._api.http.stream(self._request.path, self._conditions(begin)) as stream:
+                self._check_announced_digest(stream)
                 if stream.status == 304:
                     return self._folder / self._digest
-                if stream.status != ELSEWHERE:
+                if stream.status != TEMPORARY_REDIRECT:
                     self._write(stream, begin)
-            if stream.status == ELSEWHERE:
-                self._follow(stream.headers.get("location", ""), begin)
+            if stream.status == TEMPORARY_REDIRECT:
+                self._transfer_from_storage(stream.headers.get("location", ""), begin)
         self._check()
         return self._finish()
 
-    def _follow(self, link: str, begin: int) -> None:
+    def _transfer_from_storage(self, link: str, begin: int) -> None:
         """The bytes lie on another host: the link is good for a while, and the next attempt is given another one."""
-        with self._api.http.follow(link, begin) as stream:
-            if stream.status == NOT_SATISFIABLE:
+        with self._api.http.stream_presigned(link, begin) as stream:
+            if stream.status == RANGE_NOT_SATISFIABLE:
                 raise self._damaged("more was kept of the slice than it has")
             self._write(stream, begin)
 
@@ -92,56 +93,56 @@ class _Download:
         return self._folder / f"{self._digest}.partial"
 
     def _partial_size(self) -> int:
-        if self._sha256 is None or not (self._partial / MODEL).exists():
+        if self._sha256 is None or not (self._partial / ADAPTER_FILE).exists():
             return 0
-        return (self._partial / MODEL).stat().st_size
+        return (self._partial / ADAPTER_FILE).stat().st_size
 
     def _conditions(self, begin: int) -> dict[str, str]:
         if begin:
             return {"Range": f"bytes={begin}-", "If-Range": f'"{self._digest}"'}
-        kept = self._slices.digests() if self._sha256 is None else []
+        kept = self._cache.digests() if self._sha256 is None else []
         return {"If-None-Match": ", ".join(f'"{digest}"' for digest in kept)} if kept else {}
 
-    def _announced(self, stream: Stream) -> None:
+    def _check_announced_digest(self, stream: Stream) -> None:
         """Take the digest from the answer, or see that it is the one expected."""
         digest = stream.headers.get("etag", "").strip('"')
         if len(digest) != 64 or not digest.isalnum():
             raise Unreachable(f"the coordinator sent no digest with the slice (ETag {digest[:80]!r})", transient=False)
         if self._sha256 is not None and digest != self._sha256:
-            raise Corrupted(f"the slice at {self._wanted.path} has digest {digest}, the task announced {self._sha256}")
+            raise Corrupted(f"the slice at {self._request.path} has digest {digest}, the task announced {self._sha256}")
         self._sha256 = digest
 
-    def _write(self, stream: Stream, asked: int) -> None:
-        """Keep the bytes as they come; a whole answer where those from byte `asked` on were wanted starts over."""
-        begin = asked if stream.status == 206 else 0
+    def _write(self, stream: Stream, requested_offset: int) -> None:
+        """Keep the bytes as they come; a whole answer where those from byte `requested_offset` on were asked for starts over."""
+        begin = requested_offset if stream.status == 206 else 0
         make_folder(self._partial)
         total = begin + int(stream.headers.get("content-length", 0))
-        with (self._partial / MODEL).open("r+b" if begin else "wb") as file:
+        with (self._partial / ADAPTER_FILE).open("r+b" if begin else "wb") as file:
             file.seek(begin)
             file.truncate()
             for chunk in stream.chunks:
                 file.write(chunk)
                 self._attempts.progressed()
                 self._fetched += len(chunk)
-                self._position(file.tell(), total)
+                self._on_progress(file.tell(), total)
                 if file.tell() > self._limit:
                     raise self._damaged(f"the slice is longer than the {self._limit} bytes its tensors can take")
 
     def _check(self) -> None:
-        path = self._partial / MODEL
+        path = self._partial / ADAPTER_FILE
         if (digest := sha256_of(path)) != self._digest:
             raise self._damaged(f"the slice arrived with digest {digest} instead of {self._digest}")
         try:
             with path.open("rb") as file:
-                read_header(file, path.stat().st_size, self._wanted.shapes)
+                read_header(file, path.stat().st_size, self._request.shapes)
         except (HeaderError, TensorError) as error:
             raise self._damaged(f"the coordinator's slice is no adapter of this run: {error}") from None
 
     def _finish(self) -> Path:
-        config = self._api.adapter_config(self._wanted.config_path)
-        check_config(config, self._wanted)
-        write_whole(self._partial / CONFIG, config)
-        sync_file(self._partial / MODEL)
+        config = self._api.adapter_config(self._request.config_path)
+        check_config(config, self._request)
+        write_whole(self._partial / CONFIG_FILE, config)
+        sync_file(self._partial / ADAPTER_FILE)
         folder = self._folder / self._digest
         shutil.rmtree(folder, ignore_errors=True)
         self._partial.replace(folder)
@@ -154,4 +155,4 @@ class _Download:
 
     def _forget(self) -> None:
         """Drop the bytes, so that the next attempt begins anew."""
-        (self._partial / MODEL).unlink(missing_ok=True)
+        (self._partial / ADAPTER_FILE).unlink(missing_ok=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from flexlora_client.agent.slice_cache import CONFIG, Wanted
+from flexlora_client.agent.slice_cache import SliceRequest
 from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
-from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome, Progress, Trainer
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Job, Outcome, Progress, Trainer
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Example
 from flexlora_client.training.models import Models
@@ -26,12 +26,12 @@ from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable
 
-METRICS = 32  # most the protocol takes
-METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+MAX_METRICS = 32  # most the protocol takes
+METRIC_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Learner:
+class LocalTrainer:
     """What a participant brings into a run."""
 
     trainer: Trainer
@@ -49,7 +49,7 @@ class Learner:
 
     def fit(
         self,
-        wanted: Wanted,
+        request: SliceRequest,
         number: int,
         adapter: Path,
         output: Path,
@@ -64,7 +64,7 @@ class Learner:
         """
         self.check(trainable)
         job = Job(
-            spec=wanted.spec,
+            spec=request.spec,
             round=number,
             adapter=adapter,
             train=self.train,
@@ -76,19 +76,23 @@ class Learner:
             trainable=trainable,
             participant=self.participant,
         )
-        with _guarded("training"):
-            given = self.trainer.train(job)
-        outcome = _checked(given, wanted, output)
-        if not (outcome.adapter.parent / CONFIG).exists():
-            shutil.copyfile(adapter / CONFIG, outcome.adapter.parent / CONFIG)
+        with _translate_errors("training"):
+            returned = self.trainer.train(job)
+        outcome = _check_outcome(returned, request, output)
+        if not (outcome.adapter.parent / CONFIG_FILE).exists():
+            shutil.copyfile(adapter / CONFIG_FILE, outcome.adapter.parent / CONFIG_FILE)
         return outcome
 
-    def evaluate(self, spec: RunSpec, adapter: Path, *, generate: bool, under: Path | None = None) -> dict[str, float]:
-        """Metrics on the held-out examples: of the adapter in folder `adapter`, or of a fresh one on top of the slice in `under`.
+    def evaluate(
+        self, spec: RunSpec, adapter: Path, *, generate: bool, base_adapter: Path | None = None
+    ) -> dict[str, float]:
+        """Metrics of the adapter in folder `adapter` on the held-out examples.
+
+        Where `adapter` is a fresh one, `base_adapter` is the folder of the slice that it was trained on top of.
 
         Raises: TrainingError, BadInput.
         """
-        with _guarded("evaluation"):
+        with _translate_errors("evaluation"):
             metrics = evaluate(
                 spec,
                 adapter,
@@ -97,19 +101,19 @@ class Learner:
                 model_path=self.model_path,
                 models=self.models,
                 answers=self.answers if generate else 0,
-                under=under,
+                base_adapter=base_adapter,
             )
-        return sendable(metrics)
+        return sendable_metrics(metrics)
 
 
-def sendable(metrics: Mapping[str, float]) -> dict[str, float]:
+def sendable_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that the protocol takes: finite, well named, not too many."""
-    fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME.fullmatch(k) and math.isfinite(v)]
-    return dict(fitting[:METRICS])
+    fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME_PATTERN.fullmatch(k) and math.isfinite(v)]
+    return dict(fitting[:MAX_METRICS])
 
 
 @contextmanager
-def _guarded(doing: str) -> Iterator[None]:
+def _translate_errors(doing: str) -> Iterator[None]:
     """Turn what foreign code raises (a custom loop, a model's own code) into a sentence."""
     try:
         yield
@@ -125,25 +129,25 @@ def _guarded(doing: str) -> Iterator[None]:
         raise BadInput(f"{doing} failed in {where}: {type(error).__name__}: {error}") from error
 
 
-def _checked(given: object, wanted: Wanted, output: Path) -> Outcome:
+def _check_outcome(returned: object, request: SliceRequest, output: Path) -> Outcome:
     """The outcome, its numbers as Python's own. Raises: BadInput."""
-    if not isinstance(given, Outcome):
-        raise BadInput(f"the training loop returns a {type(given).__name__}; it must return an Outcome")
-    path = given.adapter
+    if not isinstance(returned, Outcome):
+        raise BadInput(f"the training loop returns a {type(returned).__name__}; it must return an Outcome")
+    path = returned.adapter
     if not isinstance(path, Path) or path.name != ADAPTER_FILE:
         raise BadInput(f"the training loop names {path!r} as its adapter; it must be a Path to a file {ADAPTER_FILE}")
     if not (path.is_file() and path.resolve().is_relative_to(output.resolve())):
         raise BadInput(f"the training loop names {path} as its adapter; it must write one inside {output}")
-    outcome = Outcome(path, _count(given.examples), _numbers(given.metrics))
+    outcome = Outcome(path, _check_count(returned.examples), _check_metrics(returned.metrics))
     try:
         with path.open("rb") as file:
-            read_header(file, path.stat().st_size, wanted.shapes)
+            read_header(file, path.stat().st_size, request.shapes)
     except (HeaderError, TensorError) as error:
         raise BadInput(f"the training loop wrote no adapter of this run: {error}") from None
     return outcome
 
 
-def _count(examples: object) -> int:
+def _check_count(examples: object) -> int:
     try:
         count = operator.index(examples)  # type: ignore[arg-type]  # a custom loop gives what it likes
     except TypeError:
@@ -153,7 +157,7 @@ def _count(examples: object) -> int:
     return count
 
 
-def _numbers(metrics: object) -> dict[str, float]:
+def _check_metrics(metrics: object) -> dict[str, float]:
     try:
         pairs = list(metrics.items()) if isinstance(metrics, Mapping) else [("", "")]
         if not any(isinstance(value, str | bytes) or not isinstance(name, str) for name, value in pairs):

@@ -7,11 +7,11 @@ not assigned), or it ends the agent with a sentence.
 from dataclasses import dataclass
 
 from flexlora_client.agent.download import download
-from flexlora_client.agent.local_trainer import Learner, sendable
-from flexlora_client.agent.reporter import Reporter, figures
+from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
+from flexlora_client.agent.reporter import Reporter, format_metrics
 from flexlora_client.agent.sending import Sender
-from flexlora_client.agent.slice_cache import Slice, Wanted, of_round, of_task
-from flexlora_client.agent.work_folder import Trained, Work
+from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest, request_for_round, request_for_task
+from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api, NoTask
 from flexlora_client.errors import ClientError, Refused, RunEnded, TrainingError
 from flexlora_client.files import sha256_of
@@ -21,10 +21,10 @@ from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import Evaluation, UploadCreate
 from flexlora_shared.problems import Code
 
-WAIT = 45, 55  # least and most seconds of a long poll: they differ, so that thousands of agents do not poll in bursts
+LONG_POLL_RANGE_S = 45, 55  # each wait is drawn from it, so that thousands of agents do not poll in bursts
 # Seconds before asking again in a round that takes no update of this agent any more; the pauses grow. Longer ones would make
 # the coordinator count the agent as gone when the next round begins.
-PAUSE, LONGEST_PAUSE = 1.0, 8.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Agent:
 
     api: Api
     spec: RunSpec
-    work: Work
-    learner: Learner
+    work_folder: WorkFolder
+    local_trainer: LocalTrainer
     declaration: Declaration
     reporter: Reporter
     max_rounds: int | None = None  # stop after this many receipts
 
     @property
     def _sender(self) -> Sender:
-        return Sender(self.api, self.spec, self.work, self.reporter)
+        return Sender(self.api, self.spec, self.work_folder, self.reporter)
 
     def run(self) -> None:
         """Take part until the run completes, or `max_rounds` updates are accepted.
@@ -67,11 +67,11 @@ class Agent:
     def _rounds(self) -> None:
         accepted, waiting = int(self._sender.send_kept()), False
         lost: tuple[int, int] | None = None  # named again until the coordinator sees that the round is over
-        pause = PAUSE
+        pause = FIRST_PAUSE_S
         while self.max_rounds is None or accepted < self.max_rounds:
             task = self._next()
             if isinstance(task, Task) and (task.round, task.attempt) != lost:
-                waiting, pause = False, PAUSE
+                waiting, pause = False, FIRST_PAUSE_S
                 accepted += self._sender.send_kept(task.round)
                 if self._round(task):
                     accepted += 1
@@ -85,12 +85,12 @@ class Agent:
                 self.api.retry.sleep(task.retry_after)
             else:
                 self.api.retry.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, MAX_PAUSE_S)
         self.reporter.step("stopped", f"{accepted} updates accepted, stopping as asked", accepted=accepted)
 
     def _next(self) -> Task | NoTask:
         try:
-            return self.api.task(self.spec.name, round(self.api.retry.uniform(*WAIT)))
+            return self.api.task(self.spec.name, round(self.api.retry.uniform(*LONG_POLL_RANGE_S)))
         except Refused as error:
             if error.code is Code.NOT_DECLARED:  # the coordinator lost what it knew
                 self._declare()
@@ -101,64 +101,66 @@ class Agent:
         """Do one task; whether its update was accepted."""
         step, number = self.reporter.step, task.round
         step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
-        self.learner.check(task.trainable)  # before a download and an evaluation that would be for nothing
-        wanted = of_task(task)
-        start = self._download(wanted, number)
-        self._report(start, number - 1, wanted)
-        trained = self.work.trained(number, start.sha256, task.trainable)
+        self.local_trainer.check(task.trainable)  # before a download and an evaluation that would be for nothing
+        request = request_for_task(task)
+        start = self._download(request, number)
+        self._report(start, number - 1, request)
+        trained = self.work_folder.trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
-        return self._sender.send(trained or self._train(task, wanted, start))
+        return self._sender.send(trained or self._train(task, request, start))
 
-    def _download(self, wanted: Wanted, number: int) -> Slice:
-        if wanted.sha256 is not None:
-            self.work.slices.keep_only(wanted.sha256)
+    def _download(self, request: SliceRequest, number: int) -> CachedSlice:
+        if request.sha256 is not None:
+            self.work_folder.slices.keep_only(request.sha256)
         with self.reporter.bytes_bar("downloading") as position:
-            found = download(self.api, self.work.slices, wanted, position)
+            fetched = download(self.api, self.work_folder.slices, request, position)
         self.reporter.step(
             "downloaded",
-            f"round {number}: adapter of {found.size} bytes, {found.fetched} over the network",
+            f"round {number}: adapter of {fetched.size} bytes, {fetched.fetched} over the network",
             round=number,
-            sha256=found.sha256,
-            bytes=found.fetched,
+            sha256=fetched.sha256,
+            bytes=fetched.fetched,
         )
-        return found
+        return fetched
 
-    def _report(self, served: Slice, published: int, wanted: Wanted) -> None:
+    def _report(self, served: CachedSlice, published: int, request: SliceRequest) -> None:
         """Evaluate a served slice once, and tell the coordinator under the round that published it."""
-        heldout = len(self.learner.heldout)
-        if not heldout or self.work.state.evaluated == served.sha256:
+        heldout = len(self.local_trainer.heldout)
+        if not heldout or self.work_folder.state.evaluated == served.sha256:
             return
-        metrics = self.learner.evaluate(self.spec, served.folder, generate=True)
-        sentence = f"adapter of round {published} on {heldout} held-out examples: {figures(metrics)}"
+        metrics = self.local_trainer.evaluate(self.spec, served.folder, generate=True)
+        sentence = f"adapter of round {published} on {heldout} held-out examples: {format_metrics(metrics)}"
         self.reporter.step("evaluated", sentence, round=published, metrics=metrics)
-        pattern = dict(wanted.rank_pattern)
+        pattern = dict(request.rank_pattern)
         try:
             if metrics:
-                evaluation = Evaluation(rank=wanted.rank, rank_pattern=pattern, examples=heldout, metrics=metrics)
+                evaluation = Evaluation(rank=request.rank, rank_pattern=pattern, examples=heldout, metrics=metrics)
                 self.api.evaluate(self.spec.name, published, evaluation)
         except Refused as error:  # the figures are for people; the round goes on without them
             self.reporter.step("evaluation-refused", f"the evaluation was not taken: {error}", round=published)
-        self.work.set_evaluated(served.sha256)
+        self.work_folder.set_evaluated(served.sha256)
 
-    def _train(self, task: Task, wanted: Wanted, start: Slice) -> Trained:
-        number, output = task.round, self.work.fresh_output()
-        examples = len(self.learner.train)
+    def _train(self, task: Task, request: SliceRequest, start: CachedSlice) -> TrainedUpdate:
+        number, output = task.round, self.work_folder.fresh_output()
+        examples = len(self.local_trainer.train)
         self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
         with self.reporter.steps_bar("training") as position:
-            outcome = self.learner.fit(
-                wanted, number, start.folder, output, lambda step, total, loss: position(step, total), task.trainable
+            outcome = self.local_trainer.fit(
+                request, number, start.folder, output, lambda step, total, loss: position(step, total), task.trainable
             )
         metrics = outcome.metrics
-        if self.learner.heldout:
-            under = start.folder if task.trainable == "fresh" else None
-            after = self.learner.evaluate(self.spec, outcome.adapter.parent, generate=False, under=under)
+        if self.local_trainer.heldout:
+            base_adapter = start.folder if task.trainable == "fresh" else None
+            after = self.local_trainer.evaluate(
+                self.spec, outcome.adapter.parent, generate=False, base_adapter=base_adapter
+            )
             metrics = {**metrics, **{f"heldout_{name}": value for name, value in after.items()}}
-        metrics = sendable(metrics)
-        self.reporter.step("trained", f"round {number}: {figures(metrics)}", round=number, metrics=metrics)
-        trained = Trained(
+        metrics = sendable_metrics(metrics)
+        self.reporter.step("trained", f"round {number}: {format_metrics(metrics)}", round=number, metrics=metrics)
+        trained = TrainedUpdate(
             run=task.run,
-            basis=self.work.basis,
+            basis=self.work_folder.basis,
             round=number,
             attempt=task.attempt,
             adapter=start.sha256,
@@ -166,8 +168,8 @@ class Agent:
             upload=UploadCreate(
                 rank=task.rank,
                 rank_pattern=task.rank_pattern,
-                alpha=wanted.alpha,
-                alpha_pattern=wanted.alpha_pattern,
+                alpha=request.alpha,
+                alpha_pattern=request.alpha_pattern,
                 use_rslora=self.spec.scaling.use_rslora,
                 trainable=task.trainable,
                 examples=outcome.examples,
@@ -176,7 +178,7 @@ class Agent:
                 metrics=metrics,
             ),
         )
-        self.work.keep_trained(trained)
+        self.work_folder.keep_trained(trained)
         return trained
 
     def _finish(self) -> None:
@@ -185,10 +187,10 @@ class Agent:
         if status.state != "COMPLETED":
             raise RunEnded(f"run {status.name} is {status.state}: {status.reason or 'no reason was given'}")
         last, declared = status.rounds_published, self.declaration
-        if self.learner.heldout:
-            wanted = of_round(self.spec, last, declared.rank, declared.rank_pattern)
+        if self.local_trainer.heldout:
+            request = request_for_round(self.spec, last, declared.rank, declared.rank_pattern)
             try:
-                self._report(self._download(wanted, last), last, wanted)
+                self._report(self._download(request, last), last, request)
             except (ClientError, TrainingError) as error:  # the run is complete without this participant's figures
                 sentence = f"the final adapter was not evaluated: {error}"
                 self.reporter.step("evaluation-failed", sentence, round=last)

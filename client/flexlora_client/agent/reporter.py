@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
 
-from flexlora_client.coordinator_api.upload_parts import Position
+from flexlora_client.coordinator_api.upload_parts import ProgressCallback
 
-Field = str | int | float | bool | None | Mapping[str, float]
+EventField = str | int | float | bool | None | Mapping[str, float]
 
 
 class Reporter:
@@ -21,7 +21,7 @@ class Reporter:
         self._as_json = as_json
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-    def step(self, kind: str, sentence: str, **fields: Field) -> None:
+    def step(self, kind: str, sentence: str, **fields: EventField) -> None:
         """One step: `kind` names it for programs, the sentence is for people."""
         now = datetime.now(UTC)
         self._console.print(f"{now.astimezone():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
@@ -30,19 +30,19 @@ class Reporter:
             print(json.dumps({"at": at, "event": kind, "run": self._run, **fields}), flush=True)
 
     @contextmanager
-    def bytes_bar(self, label: str) -> Iterator[Position]:
+    def bytes_bar(self, label: str) -> Iterator[ProgressCallback]:
         """A bar of bytes, drawn on terminals only; call what it yields as the work goes on."""
         with self._bar(label, DownloadColumn()) as position:
             yield position
 
     @contextmanager
-    def steps_bar(self, label: str) -> Iterator[Position]:
+    def steps_bar(self, label: str) -> Iterator[ProgressCallback]:
         """A bar of training steps, used like `bytes_bar`."""
         with self._bar(label, MofNCompleteColumn()) as position:
             yield position
 
     @contextmanager
-    def _bar(self, label: str, amount: ProgressColumn) -> Iterator[Position]:
+    def _bar(self, label: str, amount: ProgressColumn) -> Iterator[ProgressCallback]:
         columns = ("{task.description}", BarColumn(), amount, TimeRemainingColumn())
         hidden = not self._console.is_terminal
         # what others print stays where they print it: stdout may be read by a program
@@ -59,6 +59,6 @@ class Reporter:
             yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
-def figures(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """Metrics in a line: `loss 1.234, accuracy 0.5`."""
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -15,17 +15,15 @@ from typing import Any
 from flexlora_client.coordinator_api.calls import adapter_path
 from flexlora_client.errors import Corrupted
 from flexlora_client.files import make_folder, sha256_of
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.ranks import by_pattern, module_ranks
 
-MODEL = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-
 
 @dataclass(frozen=True)
-class Wanted:
+class SliceRequest:
     """A slice to fetch: where it lies, what it must hold, and its digest where that is known beforehand."""
 
     path: str
@@ -56,21 +54,21 @@ class Wanted:
         return {key: scaling.alpha_of(rank) for key, rank in self.rank_pattern.items()}
 
 
-def of_task(task: Task) -> Wanted:
+def request_for_task(task: Task) -> SliceRequest:
     """The slice a task starts from."""
     adapter = task.adapter
     ranks = (task.rank, task.rank_pattern)
-    return Wanted(adapter.href, adapter.config_href, task.spec, *ranks, adapter.sha256, adapter.size)
+    return SliceRequest(adapter.href, adapter.config_href, task.spec, *ranks, adapter.sha256, adapter.size)
 
 
-def of_round(spec: RunSpec, number: int, rank: int, rank_pattern: Mapping[str, int]) -> Wanted:
+def request_for_round(spec: RunSpec, number: int, rank: int, rank_pattern: Mapping[str, int]) -> SliceRequest:
     """The slice of `rank` that a round published."""
     path, config_path = (adapter_path(spec.name, number, rank, rank_pattern, config=c) for c in (False, True))
-    return Wanted(path, config_path, spec, rank, rank_pattern)
+    return SliceRequest(path, config_path, spec, rank, rank_pattern)
 
 
 @dataclass(frozen=True)
-class Slice:
+class CachedSlice:
     """A complete, checked slice on disk."""
 
     folder: Path
@@ -79,26 +77,27 @@ class Slice:
     fetched: int  # bytes that crossed the network for it just now
 
     @classmethod
-    def at(cls, folder: Path, fetched: int) -> "Slice":
+    def at(cls, folder: Path, fetched: int) -> "CachedSlice":
         """The slice kept in `folder`."""
-        return cls(folder, folder.name, (folder / MODEL).stat().st_size, fetched)
+        return cls(folder, folder.name, (folder / ADAPTER_FILE).stat().st_size, fetched)
 
 
-class Slices:
+class SliceCache:
     """The slices kept in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_folder(folder)
 
-    def kept(self, sha256: str) -> Path | None:
+    def find(self, sha256: str) -> Path | None:
         """The folder of a complete slice whose bytes still have their digest, if there is one."""
         folder = self.folder / sha256
-        whole = (folder / CONFIG).exists() and (folder / MODEL).exists() and sha256_of(folder / MODEL) == sha256
-        return folder if whole else None
+        adapter = folder / ADAPTER_FILE
+        complete = (folder / CONFIG_FILE).exists() and adapter.exists() and sha256_of(adapter) == sha256
+        return folder if complete else None
 
     def digests(self) -> list[str]:
         """Of every complete slice."""
-        return sorted(path.name for path in self.folder.iterdir() if self.kept(path.name))
+        return sorted(path.name for path in self.folder.iterdir() if self.find(path.name))
 
     def keep_only(self, sha256: str) -> None:
         """Delete every other slice, whole or partial."""
@@ -107,18 +106,18 @@ class Slices:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def check_config(config: bytes, wanted: Wanted) -> None:
+def check_config(config: bytes, request: SliceRequest) -> None:
     """See that an `adapter_config.json` says what the run's definition says: a wrong scaling would go unnoticed.
 
     Raises:
         Corrupted: it does not.
     """
     try:
-        given = json.loads(config)
+        fields = json.loads(config)
         agrees = (
-            given["peft_type"] == "LORA"
-            and bool(given.get("use_rslora", False)) == wanted.spec.scaling.use_rslora
-            and all(_agrees(given, wanted, module.name) for module in wanted.spec.modules)
+            fields["peft_type"] == "LORA"
+            and bool(fields.get("use_rslora", False)) == request.spec.scaling.use_rslora
+            and all(_agrees(fields, request, module.name) for module in request.spec.modules)
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Corrupted(f"the coordinator's adapter_config.json is none of LoRA: {error!r}") from None
@@ -126,9 +125,9 @@ def check_config(config: bytes, wanted: Wanted) -> None:
         raise Corrupted("the coordinator's adapter_config.json does not agree with the run's ranks and scaling")
 
 
-def _agrees(given: dict[str, Any], wanted: Wanted, module: str) -> bool:
-    rank = by_pattern(module, given["r"], given.get("rank_pattern") or {})
-    alpha = by_pattern(module, given["lora_alpha"], given.get("alpha_pattern") or {})
-    return rank == by_pattern(module, wanted.rank, wanted.rank_pattern) and math.isclose(
-        alpha, by_pattern(module, wanted.alpha, wanted.alpha_pattern)
+def _agrees(fields: dict[str, Any], request: SliceRequest, module: str) -> bool:
+    rank = by_pattern(module, fields["r"], fields.get("rank_pattern") or {})
+    alpha = by_pattern(module, fields["lora_alpha"], fields.get("alpha_pattern") or {})
+    return rank == by_pattern(module, request.rank, request.rank_pattern) and math.isclose(
+        alpha, by_pattern(module, request.alpha, request.alpha_pattern)
     )

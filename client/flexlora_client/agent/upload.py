@@ -4,16 +4,18 @@ import time
 from pathlib import Path
 
 from flexlora_client.coordinator_api.calls import Api
-from flexlora_client.coordinator_api.upload_parts import SHORTEST, Length, Part, Position, read_part
+from flexlora_client.coordinator_api.upload_parts import MIN_PART_BYTES, Part, PartSizer, ProgressCallback, read_part
 from flexlora_client.errors import BadInput, ClientError, Refused, Unreachable
 from flexlora_client.files import sha256_of
 from flexlora_shared.messages.uploads import Receipt, UploadCreate
 from flexlora_shared.problems import Code
 
-DAMAGED_ATTEMPTS = 3  # of the update, and of each of its parts
+MAX_DAMAGED_ATTEMPTS = 3  # of the update, and of each of its parts
 
 
-def upload(api: Api, run: str, number: int, announced: UploadCreate, file: Path, position: Position) -> Receipt:
+def upload(
+    api: Api, run: str, number: int, announced: UploadCreate, file: Path, on_progress: ProgressCallback
+) -> Receipt:
     """Send `file` to round `number` and have it counted.
 
     Raises:
@@ -21,22 +23,22 @@ def upload(api: Api, run: str, number: int, announced: UploadCreate, file: Path,
         Unreachable: it cannot be reached, once trying again is over.
         BadInput: the file changed since it was announced.
     """
-    return _Upload(api, run, number, announced, file, position).run()
+    return _Upload(api, run, number, announced, file, on_progress).run()
 
 
 class _Upload:
     """One update on its way: the upload's id and offset as far as they are known."""
 
     def __init__(
-        self, api: Api, run: str, number: int, announced: UploadCreate, file: Path, position: Position
+        self, api: Api, run: str, number: int, announced: UploadCreate, file: Path, on_progress: ProgressCallback
     ) -> None:
         self._api, self._run, self._number = api, run, number
-        self._announced, self._file, self._position = announced, file, position
+        self._announced, self._file, self._on_progress = announced, file, on_progress
         self._id: str | None = None
         self._offset: int | None = None
         self._reached = 0  # bytes the coordinator was last known to have
         self._attempts = api.retry.start()
-        self._length = Length()
+        self._part_sizer = PartSizer()
         self._damaged = 0
         self._damaged_part = 0
 
@@ -45,7 +47,7 @@ class _Upload:
             try:
                 return self._api.commit(self._send())
             except Refused as error:
-                self._after(error)
+                self._recover(error)
             except Unreachable as error:
                 self._offset = None
                 self._attempts.failed(error)
@@ -58,7 +60,7 @@ class _Upload:
         self._offset = status.size if status.state == "ACCEPTED" else status.offset
         return status.id, self._offset
 
-    def _standing(self) -> tuple[str, int]:
+    def _locate_upload(self) -> tuple[str, int]:
         """The upload's id, and where to go on."""
         if self._id is None:
             return self._create()
@@ -73,13 +75,13 @@ class _Upload:
 
     def _send(self) -> str:
         """Send what is missing; the upload's id."""
-        upload, offset = self._standing()
-        self._reach(offset)
+        upload, offset = self._locate_upload()
+        self._note_progress(offset)
         size = self._announced.size
         while offset < size:
-            part = read_part(self._file, offset, min(self._length.bytes, size - offset))
+            part = read_part(self._file, offset, min(self._part_sizer.bytes, size - offset))
             self._offset = offset = self._send_part(upload, part)
-            self._reach(offset)
+            self._note_progress(offset)
         self._offset = offset
         return upload
 
@@ -87,44 +89,44 @@ class _Upload:
         """The offset after this part."""
         size, begun = self._announced.size, time.monotonic()
         try:
-            offset = self._api.send_part(upload, part, part.chunks(self._position, size), last=part.end == size)
+            offset = self._api.send_part(upload, part, part.chunks(self._on_progress, size), last=part.end == size)
         except ClientError as error:
-            if isinstance(error, Unreachable) and error.status == 413 and len(part.content) > SHORTEST:
-                self._length.refused()
+            if isinstance(error, Unreachable) and error.status == 413 and len(part.content) > MIN_PART_BYTES:
+                self._part_sizer.refused()
                 error.transient = True
             else:
-                self._length.cut()
+                self._part_sizer.cut()
             raise
-        self._length.sent(time.monotonic() - begun)
+        self._part_sizer.sent(time.monotonic() - begun)
         self._damaged_part = 0
         return offset
 
-    def _reach(self, offset: int) -> None:
+    def _note_progress(self, offset: int) -> None:
         """Bytes that arrived are progress, those of a part that was cut, too."""
         if offset > self._reached:
             self._attempts.progressed()
         self._reached = offset
 
-    def _after(self, error: Refused) -> None:
+    def _recover(self, error: Refused) -> None:
         """Adjust to what the coordinator says and wait, or raise `error` when nothing can be adjusted."""
         self._offset = None
         if error.code is Code.OFFSET_MISMATCH:
-            told = error.problem.context.get("offset")
-            self._offset = told if isinstance(told, int) and 0 <= told <= self._announced.size else None
-            self._reach(self._offset or 0)
+            offset = error.problem.context.get("offset")
+            self._offset = offset if isinstance(offset, int) and 0 <= offset <= self._announced.size else None
+            self._note_progress(self._offset or 0)
         elif error.code is Code.UPLOAD_NOT_FOUND:
             self._id = None
         elif error.code is Code.DIGEST_MISMATCH:
             self._id = None
             self._damaged += 1
-            self._see_the_file_is_sound()
+            self._check_file_unchanged()
         elif error.code is Code.PART_DIGEST_MISMATCH:
             self._damaged_part += 1
         elif error.code is not Code.UPLOAD_INCOMPLETE:
             self._attempts.failed(error)
             return
-        self._attempts.failed(error, recoverable=max(self._damaged, self._damaged_part) < DAMAGED_ATTEMPTS)
+        self._attempts.failed(error, recoverable=max(self._damaged, self._damaged_part) < MAX_DAMAGED_ATTEMPTS)
 
-    def _see_the_file_is_sound(self) -> None:
+    def _check_file_unchanged(self) -> None:
         if sha256_of(self._file) != self._announced.sha256:
             raise BadInput(f"{self._file} changed after it was announced; start again to train anew") from None

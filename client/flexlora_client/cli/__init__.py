@@ -29,8 +29,8 @@ app.add_typer(operator.clients, name="clients")
 app.add_typer(participant.keys, name="keys")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(version_line("flexlora-client"))
         raise typer.Exit
 

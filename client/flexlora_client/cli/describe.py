@@ -9,11 +9,11 @@ import typer
 
 from flexlora_client.cli import rendering
 from flexlora_client.cli.agent_extra import require_agent_extra
-from flexlora_client.cli.options import message
+from flexlora_client.cli.options import build_message
 from flexlora_client.errors import BadInput
 from flexlora_shared.messages.runs import RunSpec, TaskType
 
-COLUMNS = ("label", "category")
+LABEL_COLUMNS = ("label", "category")
 
 
 def describe(
@@ -40,16 +40,16 @@ def describe(
 ) -> None:
     """Show the layers of a model that a run can train, from its configuration alone."""
     require_agent_extra()
-    labels = _labels(labels_from) if labels_from else ()
+    labels = _read_labels(labels_from) if labels_from else ()
     from flexlora_client.training import describe_model as models  # takes seconds to import
 
-    found = models.describe(model, task_type, target or models.ALL_LINEAR, labels, revision)
-    spec = message(
+    description = models.describe(model, task_type, target or models.ALL_LINEAR, labels, revision)
+    spec = build_message(
         RunSpec,
         name=name,
-        model=found.model,
-        modules=found.modules,
-        extra=found.extra,
+        model=description.model,
+        modules=description.modules,
+        extra=description.extra,
         ranks=tuple(rank or (4, 8, 16)),
         rounds=rounds,
         min_clients=min_clients,
@@ -61,7 +61,7 @@ def describe(
         rendering.show(spec, rendering.modules(spec), as_json=False)
 
 
-def _labels(path: Path) -> tuple[str, ...]:
+def _read_labels(path: Path) -> tuple[str, ...]:
     """The classes: lines of a text file, a JSON list, or the distinct labels of a data file in sorted order."""
     try:
         if path.suffix == ".txt":
@@ -69,7 +69,7 @@ def _labels(path: Path) -> tuple[str, ...]:
         elif path.suffix == ".json":
             labels = json.loads(path.read_bytes())
         else:
-            labels = _of_data(path)
+            labels = _labels_of_data(path)
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read labels from {path}: {error}") from None
     if not (isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)):
@@ -79,18 +79,18 @@ def _labels(path: Path) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _of_data(path: Path) -> list[str]:
+def _labels_of_data(path: Path) -> list[str]:
     from flexlora_client.training.rows import read_rows
 
-    found: set[str] = set()
+    labels: set[str] = set()
     for row in read_rows(path):
         column = next(
-            (name for name in COLUMNS if row.fields.get(name) is not None), None
+            (name for name in LABEL_COLUMNS if row.fields.get(name) is not None), None
         )  # the loader reads the first of them, too
         value = None if column is None else row.fields[column]
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            found.add(str(value))
+            labels.add(str(value))
         elif column is not None:
             raise BadInput(f"{row.place}: the label {value!r} is neither a text nor a whole number")
-    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found)
-    return sorted(found, key=lambda label: (int(label) if numbers else 0, label))
+    numbers = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
+    return sorted(labels, key=lambda label: (int(label) if numbers else 0, label))

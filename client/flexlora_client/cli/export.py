@@ -10,7 +10,7 @@ import typer
 
 from flexlora_client.agent.download import download
 from flexlora_client.agent.reporter import Reporter
-from flexlora_client.agent.slice_cache import Slices, Wanted, of_round
+from flexlora_client.agent.slice_cache import SliceCache, SliceRequest, request_for_round
 from flexlora_client.cli.options import (
     ConnectionOptions,
     JsonOption,
@@ -18,7 +18,7 @@ from flexlora_client.cli.options import (
     RankPatternOption,
     RunArgument,
     as_anyone,
-    rank_pattern,
+    parse_rank_pattern,
     with_connection,
 )
 from flexlora_client.coordinator_api.calls import Api
@@ -42,23 +42,23 @@ def export(
         raise BadInput(f"{output} exists and is not an empty folder; name another one")
     with as_anyone(connection) as api:
         detail = api.run(run)
-        chosen = detail.status.rounds_published if number is None else number
-        wanted = of_round(detail.spec, chosen, rank, rank_pattern(rank_pattern_))
-        sha256 = _save(api, wanted, output)
+        round_number = detail.status.rounds_published if number is None else number
+        request = request_for_round(detail.spec, round_number, rank, parse_rank_pattern(rank_pattern_))
+        sha256 = _save(api, request, output)
     if as_json:
-        print(json.dumps({"run": run, "round": chosen, "rank": rank, "folder": str(output), "sha256": sha256}))
+        print(json.dumps({"run": run, "round": round_number, "rank": rank, "folder": str(output), "sha256": sha256}))
     else:
-        print(f"round {chosen} of {run} at rank {rank} is in {output}")
+        print(f"round {round_number} of {run} at rank {rank} is in {output}")
 
 
-def _save(api: Api, wanted: Wanted, output: Path) -> str:
-    """Download beside `output`, then rename: a cut or a crash leaves no half folder under its name."""
+def _save(api: Api, request: SliceRequest, output: Path) -> str:
+    """Download into a temporary folder beside `output`, then rename it: a cut or a crash leaves no half folder under its name."""
     make_folder(output.parent)
-    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        with Reporter(wanted.spec.name).bytes_bar("downloading") as position:
-            found = download(api, Slices(beside), wanted, position)
-        found.folder.replace(output)
-        return found.sha256
+        with Reporter(request.spec.name).bytes_bar("downloading") as position:
+            fetched = download(api, SliceCache(temporary), request, position)
+        fetched.folder.replace(output)
+        return fetched.sha256
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

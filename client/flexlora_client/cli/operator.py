@@ -13,7 +13,7 @@ from flexlora_client.cli.options import (
     RunArgument,
     as_anyone,
     as_operator,
-    message,
+    build_message,
     with_connection,
 )
 from flexlora_client.coordinator_api.calls import Action
@@ -73,8 +73,8 @@ def list_runs(
 ) -> None:
     """Every run, newest first."""
     with as_anyone(connection) as api:
-        found = api.runs()
-    rendering.show(found, rendering.run_list(found), as_json)
+        run_list = api.runs()
+    rendering.show(run_list, rendering.run_list(run_list), as_json)
 
 
 @runs.command("show")
@@ -87,8 +87,8 @@ def show(
 ) -> None:
     """A run's status and definition."""
     with as_anyone(connection) as api:
-        found = api.run(run)
-    rendering.show(found, rendering.run_detail(found), as_json)
+        detail = api.run(run)
+    rendering.show(detail, rendering.run_detail(detail), as_json)
 
 
 @with_connection
@@ -119,7 +119,7 @@ def create_token(
     as_json: JsonOption = False,
 ) -> None:
     """A token that enrolls one participant; shown once."""
-    request = message(TokenRequest, expires_in=expires_in, note=note)
+    request = build_message(TokenRequest, expires_in=expires_in, note=note)
     with as_operator(connection) as api:
         token = api.create_token(request)
     rendering.show(token, token.token, as_json)
@@ -134,8 +134,8 @@ def list_clients(
 ) -> None:
     """Every client ever enrolled."""
     with as_operator(connection) as api:
-        found = api.clients()
-    rendering.show(found, rendering.client_list(found), as_json)
+        client_list = api.clients()
+    rendering.show(client_list, rendering.client_list(client_list), as_json)
 
 
 @clients.command("revoke")

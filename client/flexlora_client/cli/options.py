@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from flexlora_client import credentials
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
-from flexlora_client.coordinator_api.retry import BRIEF, Backoff, Retry
+from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, Backoff, RetryPolicy
 from flexlora_client.errors import BadInput, ClientError, describe_validation_error
 from flexlora_shared.messages.base import Message
 
@@ -83,13 +83,13 @@ def with_connection(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = BRIEF) -> Api:
+def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = COMMAND_BACKOFF) -> Api:
     """The calls of the coordinator at `url` under `key`; waits between attempts are told on stderr."""
 
     def on_wait(error: ClientError, delay: float) -> None:
         print(f"{error}; trying again in {delay:.1f} s", file=sys.stderr)
 
-    return Api(Http(url, key, ca_file), Retry(backoff, on_wait=on_wait))
+    return Api(Http(url, key, ca_file), RetryPolicy(backoff, on_wait=on_wait))
 
 
 def as_participant(connection: ConnectionOptions) -> Api:
@@ -112,13 +112,13 @@ def as_operator(connection: ConnectionOptions) -> Api:
     key = _operator_key(connection)
     if key is None:
         raise BadInput(f"no operator key; set {KEY_VARIABLE} or name its file with --key-file")
-    return connect(_url(connection), key, connection.ca_file)
+    return connect(_operator_url(connection), key, connection.ca_file)
 
 
 def as_anyone(connection: ConnectionOptions) -> Api:
     """Under the operator's key where one is given, else as the participant."""
     key = _operator_key(connection)
-    return as_participant(connection) if key is None else connect(_url(connection), key, connection.ca_file)
+    return as_participant(connection) if key is None else connect(_operator_url(connection), key, connection.ca_file)
 
 
 def _operator_key(connection: ConnectionOptions) -> str | None:
@@ -130,17 +130,17 @@ def _operator_key(connection: ConnectionOptions) -> str | None:
         raise BadInput(f"cannot read the key in {connection.key_file}: {error}") from None
 
 
-def _url(connection: ConnectionOptions) -> str:
+def _operator_url(connection: ConnectionOptions) -> str:
     """The operator's coordinator; never the one a participant of this machine is enrolled at: it must not get the key."""
     if connection.url:
         return connection.url
     raise BadInput("which coordinator? give its address with --url or in FLEXLORA_URL")
 
 
-def rank_pattern(given: list[str] | None) -> dict[str, int]:
+def parse_rank_pattern(options: list[str] | None) -> dict[str, int]:
     """`MODULE=RANK` options as PEFT's `rank_pattern`."""
     pattern: dict[str, int] = {}
-    for item in given or []:
+    for item in options or []:
         module, separator, rank = item.rpartition("=")
         if not (separator and module and rank.isdecimal()):
             raise typer.BadParameter(f"{item!r} is not of the form MODULE=RANK", param_hint="--rank-pattern")
@@ -148,7 +148,7 @@ def rank_pattern(given: list[str] | None) -> dict[str, int]:
     return pattern
 
 
-def message(kind: type[M], **fields: object) -> M:
+def build_message(kind: type[M], **fields: object) -> M:
     """A message built from the command line; what does not fit is a usage error."""
     try:
         return kind.model_validate(fields)

@@ -20,9 +20,9 @@ from flexlora_client.cli.options import (
     RankPatternOption,
     RunArgument,
     as_participant,
+    build_message,
     connect,
-    message,
-    rank_pattern,
+    parse_rank_pattern,
 )
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput
@@ -52,13 +52,13 @@ def enroll(
         )
     if urlsplit(url).scheme == "http" and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1"):
         print("warning: without https the key travels where others can read it", file=sys.stderr)
-    enrollment = message(Enrollment, token=token, name=name or _machine_name())
-    credentials.see_writable(connection.folder)  # the token can be redeemed only once
+    enrollment = build_message(Enrollment, token=token, name=name or _machine_name())
+    credentials.check_writable(connection.folder)  # the token can be redeemed only once
     with connect(url, None, ca_file) as api:
-        given = api.enroll(enrollment)
-    identity = Identity(url=url.rstrip("/"), client_id=given.client_id, name=given.name, api_key=given.api_key)
+        issued = api.enroll(enrollment)
+    identity = Identity(url=url.rstrip("/"), client_id=issued.client_id, name=issued.name, api_key=issued.api_key)
     path = credentials.save(connection.folder, identity)
-    print(f"enrolled as {given.name} ({given.client_id}); credentials in {path}")
+    print(f"enrolled as {issued.name} ({issued.client_id}); credentials in {path}")
 
 
 @keys.command("rotate")
@@ -66,11 +66,11 @@ def rotate(home: HomeOption = None, ca_file: CaFileOption = None) -> None:
     """Replace this participant's API key; the old one ends when the new one is first used."""
     connection = ConnectionOptions(home=home, ca_file=ca_file)
     identity = credentials.load(connection.folder)
-    credentials.see_writable(connection.folder)
+    credentials.check_writable(connection.folder)
     with as_participant(connection) as api:
-        given = api.rotate_key()
-    path = credentials.save(connection.folder, identity.model_copy(update={"api_key": given.api_key}))
-    print(f"new key for {given.name} in {path}")
+        issued = api.rotate_key()
+    path = credentials.save(connection.folder, identity.model_copy(update={"api_key": issued.api_key}))
+    print(f"new key for {issued.name} in {path}")
 
 
 def run(
@@ -115,10 +115,10 @@ def run(
     assemble.take_part(
         home or credentials.default_home(),
         ca_file,
-        assemble.Plan(
+        assemble.RunOptions(
             run=run,
             rank=rank,
-            rank_pattern=rank_pattern(rank_pattern_),
+            rank_pattern=parse_rank_pattern(rank_pattern_),
             data=data,
             heldout=heldout,
             heldout_fraction=0.1 if heldout_fraction is None else heldout_fraction,

@@ -24,19 +24,19 @@ def show(message: Message, readable: str | Table, as_json: bool) -> None:
     console.print(readable, soft_wrap=isinstance(readable, str))
 
 
-def run_list(found: RunList) -> Table:
+def run_list(runs: RunList) -> Table:
     """Every run in a line."""
     rows = [
         (
-            r.name,
-            r.state,
-            r.strategy,
-            _ranks(r.ranks),
-            f"{r.rounds_published}/{r.rounds}",
-            r.participants,
-            r.waiting_for,
+            run.name,
+            run.state,
+            run.strategy,
+            _ranks(run.ranks),
+            f"{run.rounds_published}/{run.rounds}",
+            run.participants,
+            run.waiting_for,
         )
-        for r in found.runs
+        for run in runs.runs
     ]
     return _table(("run", "state", "strategy", "ranks", "rounds", "participants", "waiting for"), rows)
 
@@ -67,7 +67,7 @@ def run_detail(detail: RunDetail) -> str:
     return f"run {status.name} is {status.state}: {status.waiting_for}\n{detail.spec.model_dump_json(indent=2)}"
 
 
-def round_list(found: RoundList) -> Table:
+def round_list(rounds: RoundList) -> Table:
     """A run's rounds."""
     columns = (
         "round",
@@ -80,7 +80,7 @@ def round_list(found: RoundList) -> Table:
         "energy kept",
         "waiting for",
     )
-    return _table(columns, [_round(summary) for summary in found.rounds])
+    return _table(columns, [_round(summary) for summary in rounds.rounds])
 
 
 def round_detail(detail: RoundDetail) -> Table:
@@ -114,10 +114,10 @@ def round_detail(detail: RoundDetail) -> Table:
     return _table(None, rows)
 
 
-def _input(given: RoundInput) -> str:
-    late = f", late by {given.staleness}" if given.staleness else ""
-    excluded = ", excluded" if given.excluded else ""
-    return f"of {given.client_id} for round {given.round}{late}{excluded}"
+def _input(entry: RoundInput) -> str:
+    late = f", late by {entry.staleness}" if entry.staleness else ""
+    excluded = ", excluded" if entry.excluded else ""
+    return f"of {entry.client_id} for round {entry.round}{late}{excluded}"
 
 
 def _aggregated(s: RoundSummary) -> list[tuple[object, object]]:
@@ -153,9 +153,12 @@ def modules(spec: RunSpec) -> Table:
     return _table(("module", "out", "in"), rows)
 
 
-def client_list(found: ClientList) -> Table:
+def client_list(clients: ClientList) -> Table:
     """Every client in a line."""
-    rows = [(c.client_id, c.name, c.enrolled_at, c.key_issued_at or "-", c.revoked_at or "-") for c in found.clients]
+    rows = [
+        (client.client_id, client.name, client.enrolled_at, client.key_issued_at or "-", client.revoked_at or "-")
+        for client in clients.clients
+    ]
     return _table(("client", "name", "enrolled", "key issued", "revoked"), rows)
 
 

@@ -26,11 +26,11 @@ def status(
     """Where the runs stand."""
     with as_anyone(connection) as api:
         if run is None:
-            found = api.runs()
-            rendering.show(found, rendering.run_list(found), as_json)
+            runs = api.runs()
+            rendering.show(runs, rendering.run_list(runs), as_json)
         else:
-            told = api.run(run).status
-            rendering.show(told, rendering.run_status(told), as_json)
+            run_status = api.run(run).status
+            rendering.show(run_status, rendering.run_status(run_status), as_json)
 
 
 @with_connection
@@ -44,8 +44,8 @@ def rounds(
     """A run's rounds: participants, losses, energy kept."""
     with as_anyone(connection) as api:
         if number is None:
-            found = api.rounds(run)
-            rendering.show(found, rendering.round_list(found), as_json)
+            round_list = api.rounds(run)
+            rendering.show(round_list, rendering.round_list(round_list), as_json)
         else:
             detail = api.round(run, number)
             rendering.show(detail, rendering.round_detail(detail), as_json)

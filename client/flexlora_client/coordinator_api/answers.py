@@ -15,8 +15,8 @@ from flexlora_shared.messages.base import Message
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Problem
 
 M = TypeVar("M", bound=Message)
-BEHIND = frozenset({502, 503, 504, *range(520, 528)})  # 52x: one provider's words for the first three
-SAID = {
+GATEWAY_STATUSES = frozenset({502, 503, 504, *range(520, 528)})  # 52x: one provider's words for the first three
+PROXY_REASONS = {
     401: "it wants credentials of its own",
     403: "it does not let this call through",
     407: "it wants credentials of its own",
@@ -28,7 +28,7 @@ SAID = {
 }
 
 
-def read(kind: type[M], answer: Answer) -> M:
+def parse_message(kind: type[M], answer: Answer) -> M:
     """The message in an answer.
 
     Raises:
@@ -47,31 +47,31 @@ def read(kind: type[M], answer: Answer) -> M:
         raise Unreachable(reason, transient=False) from None
 
 
-def problem_of(status: int, headers: Mapping[str, str], body: bytes) -> Problem | None:
+def parse_problem(status: int, headers: Mapping[str, str], body: bytes) -> Problem | None:
     """The coordinator's own refusal, also one whose code is newer than this program; None for somebody else's answer."""
     if not _is_problem(headers):
         return None
     try:
-        told = Problem.model_validate_json(body, extra="ignore")
+        problem = Problem.model_validate_json(body, extra="ignore")
     except ValidationError:
         return None  # a proxy's problem has no code; a refused HEAD has no body
-    return told.model_copy(update={"status": status})
+    return problem.model_copy(update={"status": status})
 
 
-def reason_of_status(url: str, status: int, headers: Mapping[str, str]) -> str:
+def describe_status(url: str, status: int, headers: Mapping[str, str]) -> str:
     """What an answer that is no message of the protocol comes to, without a full stop."""
-    told = f"{status} {responses.get(status, '')}".strip()
+    status_line = f"{status} {responses.get(status, '')}".strip()
     if "location" in headers:
-        return f"{url} answered {told} and points to {headers['location']}; use that address"
+        return f"{url} answered {status_line} and points to {headers['location']}; use that address"
     if _is_problem(headers):
-        return f"{url} refused with {told} and gave no reason"
-    if status in BEHIND:
-        return f"the proxy in front of {url} answered {told}: the coordinator behind it does not answer"
-    if status in SAID:
-        return f"the proxy in front of {url} answered {told}: {SAID[status]}"
+        return f"{url} refused with {status_line} and gave no reason"
+    if status in GATEWAY_STATUSES:
+        return f"the proxy in front of {url} answered {status_line}: the coordinator behind it does not answer"
+    if status in PROXY_REASONS:
+        return f"the proxy in front of {url} answered {status_line}: {PROXY_REASONS[status]}"
     if status >= 500:
-        return f"the proxy in front of {url} answered {told}"
-    return f"{url} answered {told}, which is no answer of a FlexLoRA coordinator; check the address"
+        return f"the proxy in front of {url} answered {status_line}"
+    return f"{url} answered {status_line}, which is no answer of a FlexLoRA coordinator; check the address"
 
 
 def _is_problem(headers: Mapping[str, str]) -> bool:

@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import quote, urlencode
 
-from flexlora_client.coordinator_api.answers import M, read
+from flexlora_client.coordinator_api.answers import M, parse_message
 from flexlora_client.coordinator_api.http import Http
-from flexlora_client.coordinator_api.http_messages import Answer, Body, wait_of
-from flexlora_client.coordinator_api.retry import Retry
+from flexlora_client.coordinator_api.http_messages import Answer, Body, parse_retry_after
+from flexlora_client.coordinator_api.retry import RetryPolicy
 from flexlora_client.coordinator_api.upload_parts import Part
 from flexlora_client.errors import Unreachable
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrollment, Token, TokenRequest
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import Retry as RetriedRound
-from flexlora_shared.messages.status import RoundDetail, RoundList, RoundSummary
+from flexlora_shared.messages.status import RetryRequest, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Evaluation, Receipt, UploadCreate, UploadStatus
 from flexlora_shared.ranks import longest_first
 
 Action = Literal["start", "pause", "resume", "cancel"]
-JSON = {"Content-Type": "application/json"}
+JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class NoTask:
 class Api:
     """The calls of one coordinator."""
 
-    def __init__(self, http: Http, retry: Retry) -> None:
+    def __init__(self, http: Http, retry: RetryPolicy) -> None:
         self.http = http
         self.retry = retry
 
@@ -79,7 +78,7 @@ class Api:
 
     def retry_round(self, run: str, number: int, exclude: tuple[str, ...]) -> RoundSummary:
         """Aggregate a failed round again, without these uploads."""
-        return self._call(RoundSummary, "POST", f"{_run(run)}/rounds/{number}/retry", RetriedRound(exclude=exclude))
+        return self._call(RoundSummary, "POST", f"{_run(run)}/rounds/{number}/retry", RetryRequest(exclude=exclude))
 
     # taking part
 
@@ -92,9 +91,9 @@ class Api:
         path = f"{_run(run)}/task?wait={wait}"
         answer = self.retry.call(lambda: self.http.request("GET", path, held=wait))
         if answer.status == 204:
-            asked = wait_of(answer.headers)
-            return NoTask(1.0 if asked is None else asked)
-        return read(Task, answer)
+            retry_after = parse_retry_after(answer.headers)
+            return NoTask(1.0 if retry_after is None else retry_after)
+        return parse_message(Task, answer)
 
     def adapter_config(self, path: str) -> bytes:
         """A slice's PEFT `adapter_config.json`."""
@@ -127,7 +126,7 @@ class Api:
 
     def commit(self, upload: str) -> Receipt:
         """Have the update counted; one attempt."""
-        return read(Receipt, self.http.request("PUT", f"/v1/uploads/{quote(upload, safe='')}/commit"))
+        return parse_message(Receipt, self.http.request("PUT", f"/v1/uploads/{quote(upload, safe='')}/commit"))
 
     # keys and clients
 
@@ -153,20 +152,22 @@ class Api:
 
     def rotate_key(self) -> Credentials:
         """A new key for this client; one attempt, because the old key ends with the first that arrives."""
-        return read(Credentials, self.http.request("POST", "/v1/clients/me/keys"))
+        return parse_message(Credentials, self.http.request("POST", "/v1/clients/me/keys"))
 
     def _call(self, kind: type[M], method: str, path: str, message: Message | None = None) -> M:
-        return read(kind, self._send(method, path, message))
+        return parse_message(kind, self._send(method, path, message))
 
     def _once(self, kind: type[M], path: str, message: Message, advice: str) -> M:
         try:
-            return read(kind, self.http.request("POST", path, headers=JSON, body=message.model_dump_json().encode()))
+            return parse_message(
+                kind, self.http.request("POST", path, headers=JSON_HEADERS, body=message.model_dump_json().encode())
+            )
         except Unreachable as error:
             raise Unreachable(f"{error}; {advice}", transient=False) from error
 
     def _send(self, method: str, path: str, message: Message | None) -> Answer:
         body = message.model_dump_json().encode() if message is not None else None
-        headers = JSON if message is not None else None
+        headers = JSON_HEADERS if message is not None else None
         return self.retry.call(lambda: self.http.request(method, path, headers=headers, body=body))
 
 

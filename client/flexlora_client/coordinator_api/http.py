@@ -1,6 +1,6 @@
 """One HTTP exchange with the coordinator: address, key, time-outs, TLS, and refusals as typed errors.
 
-With `links`, the only file that imports the HTTP library. Nothing is tried twice here; `retry` does that around it.
+With `presigned`, the only file that imports the HTTP library. Nothing is tried twice here; `retry` does that around it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,22 +10,22 @@ from typing import Self
 
 import httpx2
 
-from flexlora_client.coordinator_api.answers import problem_of, reason_of_status
+from flexlora_client.coordinator_api.answers import describe_status, parse_problem
 from flexlora_client.coordinator_api.http_messages import (
-    CONNECT_TIMEOUT,
-    IO_TIMEOUT,
+    CONNECT_TIMEOUT_S,
+    IO_TIMEOUT_S,
     Answer,
     Body,
     Stream,
-    reason_of,
-    wait_of,
+    describe_error,
+    parse_retry_after,
 )
-from flexlora_client.coordinator_api.presigned import follow
-from flexlora_client.coordinator_api.tls import trust
-from flexlora_client.errors import BadInput, Refused, Unreachable, passes
+from flexlora_client.coordinator_api.presigned import stream_presigned
+from flexlora_client.coordinator_api.tls import tls_verification
+from flexlora_client.errors import BadInput, Refused, Unreachable, is_transient_status
 from flexlora_shared.versions import disagreement, version, version_headers
 
-ELSEWHERE = 307  # the body lies at `Location`, on another host
+TEMPORARY_REDIRECT = 307  # the body lies at `Location`, on another host
 
 
 class Http:
@@ -36,23 +36,23 @@ class Http:
         url: str,
         key: str | None = None,
         ca_file: Path | None = None,
-        renewed: Callable[[], str] | None = None,
-        io_timeout: float = IO_TIMEOUT,
+        reload_key: Callable[[], str] | None = None,
+        io_timeout: float = IO_TIMEOUT_S,
     ) -> None:
         """`url` is the coordinator's base address, `ca_file` a PEM file of the authority that signed its certificate.
 
-        `renewed` is asked for the key of now when the coordinator does not know `key` (any more). A line on which no byte
+        `reload_key` is called for the present key when the coordinator does not know `key` (any more). A line on which no byte
         moves for `io_timeout` seconds counts as cut.
 
         Raises:
             BadInput: the address or the file cannot be used.
         """
-        self.url = _checked(url)
-        self._key, self._renewed = key, renewed
+        self.url = _check_url(url)
+        self._key, self._reload_key = key, reload_key
         self._ca_file, self._io_timeout = ca_file, io_timeout
-        headers = {"User-Agent": f"flexlora-client/{version()}", **version_headers(), **_authorization(key)}
-        verify = trust(self.url, ca_file)
-        timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT)
+        headers = {"User-Agent": f"flexlora-client/{version()}", **version_headers(), **_authorization_header(key)}
+        verify = tls_verification(self.url, ca_file)
+        timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
 
     def __enter__(self) -> Self:
@@ -79,76 +79,76 @@ class Http:
             Refused: the coordinator answered with a problem.
             Unreachable: the exchange failed, or the answer is none of this protocol's.
         """
-        timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT, read=held + self._io_timeout)
+        timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT_S, read=held + self._io_timeout)
         try:
-            response = self._client.request(method, _on_this_host(path), headers=headers, content=body, timeout=timeout)
+            response = self._client.request(method, _check_path(path), headers=headers, content=body, timeout=timeout)
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
-        self._see_the_protocol(response.headers)
+        self._check_protocol(response.headers)
         if not (response.is_success or response.status_code == 304):
             raise self._refusal(response.status_code, response.headers, response.content)
         return Answer(response.status_code, response.headers, response.content)
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Stream]:
-        """GET `path`; the body comes in chunks inside the `with` block. A status 307 names a link to it: see `follow`.
+        """GET `path`; the body comes in chunks inside the `with` block. A status 307 names a link to it: see `stream_presigned`.
 
         Raises:
             Refused, Unreachable: as `request`; a cut in the middle of the body raises Unreachable from the block.
         """
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         try:
-            with self._client.stream("GET", _on_this_host(path), headers=sent) as response:
-                self._see_the_protocol(response.headers)
-                if not (response.is_success or response.status_code in (304, ELSEWHERE)):
+            with self._client.stream("GET", _check_path(path), headers=sent) as response:
+                self._check_protocol(response.headers)
+                if not (response.is_success or response.status_code in (304, TEMPORARY_REDIRECT)):
                     raise self._refusal(response.status_code, response.headers, response.read())
                 # as they come: a chunk size would hold bytes back, and a cut would lose them
                 yield Stream(response.status_code, response.headers, response.iter_raw())
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
 
-    def follow(self, link: str, begin: int) -> AbstractContextManager[Stream]:
-        """GET a link that the coordinator gave, from byte `begin` on, without the key; see `links.follow`."""
+    def stream_presigned(self, link: str, begin: int) -> AbstractContextManager[Stream]:
+        """GET a link that the coordinator gave, from byte `begin` on, without the key; see `presigned.stream_presigned`."""
         encrypted = self.url.startswith("https:")
-        return follow(link, begin, self._ca_file, self._io_timeout, encrypted=encrypted)
+        return stream_presigned(link, begin, self._ca_file, self._io_timeout, encrypted=encrypted)
 
-    def _has_another_key(self) -> bool:
+    def _take_over_new_key(self) -> bool:
         """Take over the key of now, where it is another one: whoever tries again then uses it."""
         try:
-            key = self._renewed() if self._renewed else self._key
+            key = self._reload_key() if self._reload_key else self._key
         except BadInput:  # the refusal says more
             return False
         if key == self._key:
             return False
-        self._client.headers.update(_authorization(key))
+        self._client.headers.update(_authorization_header(key))
         self._key = key
         return True
 
-    def _see_the_protocol(self, headers: Mapping[str, str]) -> None:
-        wrong = disagreement(headers, f"the coordinator at {self.url}", "this program")
-        if wrong is not None:
-            raise Unreachable(wrong, transient=False)
+    def _check_protocol(self, headers: Mapping[str, str]) -> None:
+        mismatch = disagreement(headers, f"the coordinator at {self.url}", "this program")
+        if mismatch is not None:
+            raise Unreachable(mismatch, transient=False)
 
     def _unreachable(self, error: httpx2.RequestError) -> Unreachable:
-        return Unreachable(f"no answer from {self.url}: {reason_of(error)}")
+        return Unreachable(f"no answer from {self.url}: {describe_error(error)}")
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> Refused | Unreachable:
-        if status == 401 and self._has_another_key():
+        if status == 401 and self._take_over_new_key():
             return Unreachable(f"{self.url} no longer knows the key, but the home folder holds a new one")
-        wait, problem = wait_of(headers), problem_of(status, headers, body)
+        wait, problem = parse_retry_after(headers), parse_problem(status, headers, body)
         if problem is not None:
             return Refused(problem, wait)
-        reason = reason_of_status(self.url, status, headers)
-        return Unreachable(reason, transient=passes(status), retry_after=wait, status=status)
+        reason = describe_status(self.url, status, headers)
+        return Unreachable(reason, transient=is_transient_status(status), retry_after=wait, status=status)
 
 
-def _authorization(key: str | None) -> dict[str, str]:
+def _authorization_header(key: str | None) -> dict[str, str]:
     if key is not None and not (key.isascii() and key.isprintable() and key):
         raise BadInput("the API key holds characters no key has; copy it again")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _checked(url: str) -> str:
+def _check_url(url: str) -> str:
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
@@ -158,7 +158,7 @@ def _checked(url: str) -> str:
     return str(parsed).rstrip("/")  # with its scheme in lower case
 
 
-def _on_this_host(path: str) -> str:
+def _check_path(path: str) -> str:
     """Refuse addresses that would carry the key elsewhere: some paths come from the coordinator's messages."""
     if not path.startswith("/") or path.startswith("//"):
         raise Unreachable(f"the coordinator named {path!r}, which is no path on itself", transient=False)

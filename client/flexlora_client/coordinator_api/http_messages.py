@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-CONNECT_TIMEOUT = 10.0  # seconds
-IO_TIMEOUT = 60.0  # seconds without one byte, reading or writing; a transfer as a whole may take as long as it likes
+CONNECT_TIMEOUT_S = 10.0  # seconds
+IO_TIMEOUT_S = 60.0  # seconds without one byte, reading or writing; a transfer as a whole may take as long as it likes
 
 Body = bytes | Iterator[bytes]
 
@@ -30,7 +30,7 @@ class Stream:
     chunks: Iterator[bytes]
 
 
-def reason_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why an exchange failed, without a full stop."""
     reason = str(error).rstrip(".") or type(error).__name__
     certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
@@ -38,7 +38,7 @@ def reason_of(error: Exception) -> str:
     return f"{reason}{advice}"
 
 
-def wait_of(headers: Mapping[str, str]) -> float | None:
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that `Retry-After` asks to wait, in either of its forms (RFC 9110, 10.2.3)."""
     value = headers.get("retry-after")
     if value is None:

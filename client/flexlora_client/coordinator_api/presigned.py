@@ -9,15 +9,17 @@ from pathlib import Path
 
 import httpx2
 
-from flexlora_client.coordinator_api.http_messages import CONNECT_TIMEOUT, Stream, reason_of, wait_of
-from flexlora_client.coordinator_api.tls import trust
+from flexlora_client.coordinator_api.http_messages import CONNECT_TIMEOUT_S, Stream, describe_error, parse_retry_after
+from flexlora_client.coordinator_api.tls import tls_verification
 from flexlora_client.errors import Unreachable
 
-NOT_SATISFIABLE = 416  # passed on: the fetcher knows what it has
+RANGE_NOT_SATISFIABLE = 416  # passed on: the fetcher knows what it has
 
 
 @contextmanager
-def follow(link: str, begin: int, ca_file: Path | None, io_timeout: float, *, encrypted: bool) -> Iterator[Stream]:
+def stream_presigned(
+    link: str, begin: int, ca_file: Path | None, io_timeout: float, *, encrypted: bool
+) -> Iterator[Stream]:
     """GET `link` from byte `begin` on; the body comes in chunks inside the `with` block.
 
     encrypted: whether the link must be one of https, as the coordinator's own address is.
@@ -26,24 +28,26 @@ def follow(link: str, begin: int, ca_file: Path | None, io_timeout: float, *, en
         Unreachable: the host does not answer, does not take the link (any more), or cuts the body; always worth asking
             the coordinator for another link.
     """
-    url = _checked(link, encrypted)
+    url = _check_link(link, encrypted)
     host = f"{url.scheme}://{url.netloc.decode()}"
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begin}-"} if begin else {})
-    timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT)
+    timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
     try:
         with (
-            httpx2.Client(timeout=timeout, verify=trust(link, ca_file, elsewhere=True)) as client,
+            httpx2.Client(
+                timeout=timeout, verify=tls_verification(link, ca_file, with_system_authorities=True)
+            ) as client,
             client.stream("GET", url, headers=headers) as response,
         ):
-            if not (response.is_success or response.status_code == NOT_SATISFIABLE):
-                wait = wait_of(response.headers)
+            if not (response.is_success or response.status_code == RANGE_NOT_SATISFIABLE):
+                wait = parse_retry_after(response.headers)
                 raise Unreachable(f"{host} answered {response.status_code} to the coordinator's link", retry_after=wait)
             yield Stream(response.status_code, response.headers, response.iter_raw())
     except httpx2.RequestError as error:
-        raise Unreachable(f"no answer from {host}: {reason_of(error)}") from error
+        raise Unreachable(f"no answer from {host}: {describe_error(error)}") from error
 
 
-def _checked(link: str, encrypted: bool) -> httpx2.URL:
+def _check_link(link: str, encrypted: bool) -> httpx2.URL:
     try:
         url = httpx2.URL(link)
     except httpx2.InvalidURL:

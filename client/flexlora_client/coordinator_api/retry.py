@@ -13,7 +13,7 @@ from typing import TypeVar
 from flexlora_client.errors import ClientError
 
 T = TypeVar("T")
-LONGEST_RETRY_AFTER = 3600.0  # seconds; a wrong header must not silence an agent for ever
+MAX_RETRY_AFTER_S = 3600.0  # seconds; a wrong header must not silence an agent for ever
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Backoff:
         return min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
 
 
-PATIENT = Backoff()  # of an agent: outlives a coordinator that is down for hours
-BRIEF = Backoff(base=0.4, attempts=4)  # of a command somebody waits for
+AGENT_BACKOFF = Backoff()  # of an agent: outlives a coordinator that is down for hours
+COMMAND_BACKOFF = Backoff(base=0.4, attempts=4)  # of a command somebody waits for
 
 
 def _ignore(error: ClientError, delay: float) -> None:
@@ -38,10 +38,10 @@ def _ignore(error: ClientError, delay: float) -> None:
 
 
 @dataclass(frozen=True)
-class Retry:
+class RetryPolicy:
     """How to try again. `sleep` and `uniform` are arguments so that tests neither wait nor guess."""
 
-    backoff: Backoff = BRIEF
+    backoff: Backoff = COMMAND_BACKOFF
     sleep: Callable[[float], None] = time.sleep
     uniform: Callable[[float, float], float] = random.uniform
     on_wait: Callable[[ClientError, float], None] = _ignore
@@ -66,7 +66,7 @@ class Retry:
 class Attempts:
     """Counts failures in a row of one operation and waits between them."""
 
-    def __init__(self, retry: Retry) -> None:
+    def __init__(self, retry: RetryPolicy) -> None:
         self._retry = retry
         self._failures = 0
 
@@ -80,8 +80,8 @@ class Attempts:
         spent = backoff.attempts is not None and self._failures >= backoff.attempts
         if spent or not (error.transient or recoverable):
             raise error
-        asked = min(error.retry_after or 0.0, LONGEST_RETRY_AFTER)
-        delay = asked + self._retry.uniform(0.0, backoff.ceiling(self._failures))
+        retry_after = min(error.retry_after or 0.0, MAX_RETRY_AFTER_S)
+        delay = retry_after + self._retry.uniform(0.0, backoff.ceiling(self._failures))
         self._retry.on_wait(error, delay)
         self._retry.sleep(delay)
 

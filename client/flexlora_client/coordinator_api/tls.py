@@ -1,4 +1,4 @@
-"""Whose certificates are believed: of the coordinator one authority named by the participant, or the system's; elsewhere both."""
+"""TLS verification: which certificate authorities a connection trusts."""
 
 import ssl
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from flexlora_client.errors import BadInput
 
 
-def trust(url: str, ca_file: Path | None, *, elsewhere: bool = False) -> ssl.SSLContext | bool:
-    """What an exchange with `url` believes: `ca_file`'s authority, else the system's (True); `elsewhere` both.
+def tls_verification(url: str, ca_file: Path | None, *, with_system_authorities: bool = False) -> ssl.SSLContext | bool:
+    """What an exchange with `url` believes: `ca_file`'s authority, else the system's (True); `with_system_authorities` both.
 
     Raises:
         BadInput: the file holds no certificates.
@@ -17,7 +17,7 @@ def trust(url: str, ca_file: Path | None, *, elsewhere: bool = False) -> ssl.SSL
         return True if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context = ssl.create_default_context(cafile=ca_file)
-        if elsewhere:
+        if with_system_authorities:
             context.load_default_certs()
         return context
     except (OSError, ssl.SSLError) as error:

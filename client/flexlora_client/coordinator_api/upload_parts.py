@@ -12,35 +12,35 @@ from pathlib import Path
 from flexlora_client.errors import BadInput
 from flexlora_shared.digests import digest_field
 
-LONGEST = 8 << 20  # bytes; the protocol's limit
-FIRST = 1 << 20
-SHORTEST = 256 << 10
-LONG = 30.0  # seconds that a part should not take
-Position = Callable[[int, int], None]  # bytes or steps done so far, in all (0: not known)
-CHUNK = 64 << 10  # bytes handed to the connection at once
+MAX_PART_BYTES = 8 << 20  # bytes; the protocol's limit
+FIRST_PART_BYTES = 1 << 20
+MIN_PART_BYTES = 256 << 10
+TARGET_PART_S = 30.0  # seconds that a part should not take
+ProgressCallback = Callable[[int, int], None]  # bytes or steps done so far, in all (0: not known)
+CHUNK_BYTES = 64 << 10  # bytes handed to the connection at once
 
 
-class Length:
+class PartSizer:
     """How long the next part is to be."""
 
     def __init__(self) -> None:
-        self.bytes, self._longest = FIRST, LONGEST
+        self.bytes, self._max_bytes = FIRST_PART_BYTES, MAX_PART_BYTES
 
     def sent(self, seconds: float) -> None:
         """A part got through in so many seconds."""
-        if seconds < LONG / 2:
-            self.bytes = min(2 * self.bytes, self._longest)
-        elif seconds > LONG:
+        if seconds < TARGET_PART_S / 2:
+            self.bytes = min(2 * self.bytes, self._max_bytes)
+        elif seconds > TARGET_PART_S:
             self.cut()
 
     def cut(self) -> None:
         """A part did not get through."""
-        self.bytes = max(self.bytes // 2, SHORTEST)
+        self.bytes = max(self.bytes // 2, MIN_PART_BYTES)
 
     def refused(self) -> None:
         """Something between here and the coordinator takes no part as long as this: no later one will be."""
         self.cut()
-        self._longest = self.bytes
+        self._max_bytes = self.bytes
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Part:
         """The value of `Content-Digest`."""
         return digest_field(hashlib.sha256(self.content).digest())
 
-    def chunks(self, position: Position, size: int) -> Iterator[bytes]:
+    def chunks(self, on_progress: ProgressCallback, size: int) -> Iterator[bytes]:
         """The bytes as they are handed over, telling where in the `size` bytes of the update that is."""
-        for begin in range(0, len(self.content), CHUNK):
-            yield self.content[begin : begin + CHUNK]
-            position(min(self.offset + begin + CHUNK, self.end), size)
+        for begin in range(0, len(self.content), CHUNK_BYTES):
+            yield self.content[begin : begin + CHUNK_BYTES]
+            on_progress(min(self.offset + begin + CHUNK_BYTES, self.end), size)
 
 
 def read_part(path: Path, offset: int, length: int) -> Part:

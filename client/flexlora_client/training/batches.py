@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from flexlora_client.training.encoding import IGNORED, Encoded
-from flexlora_client.training.models import Loaded
+from flexlora_client.training.encoding import IGNORE_INDEX, Encoded
+from flexlora_client.training.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Batch:
     targets: torch.Tensor
 
 
-def collate(encoded: Sequence[Encoded], loaded: Loaded) -> Batch:
+def collate(encoded: Sequence[Encoded], loaded: LoadedModel) -> Batch:
     """Examples as one batch, filled up on the right with masked padding."""
     longest = max(len(example.ids) for example in encoded)
     ids = [(*example.ids, *[loaded.pad_id] * (longest - len(example.ids))) for example in encoded]
@@ -28,23 +28,23 @@ def collate(encoded: Sequence[Encoded], loaded: Loaded) -> Batch:
         targets = torch.tensor([example.targets[0] for example in encoded])
     else:
         targets = torch.tensor(
-            [(*example.targets, *[IGNORED] * (longest - len(example.targets))) for example in encoded]
+            [(*example.targets, *[IGNORE_INDEX] * (longest - len(example.targets))) for example in encoded]
         )
     move = loaded.device
     return Batch(torch.tensor(ids).to(move), torch.tensor(mask).to(move), targets.to(move))
 
 
-def predictions(loaded: Loaded, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def predictions(loaded: LoadedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (m, classes or vocabulary) float32 of the m predictions that count, and their targets (m,)."""
     with loaded.precision():
         logits = loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     if loaded.classifies:
         return logits.float(), batch.targets
     following = batch.targets[:, 1:]
-    counted = following != IGNORED
+    counted = following != IGNORE_INDEX
     return logits[:, :-1][counted].float(), following[counted]  # only these: a vocabulary is large
 
 
-def summed_loss(loaded: Loaded, batch: Batch) -> torch.Tensor:
+def summed_loss(loaded: LoadedModel, batch: Batch) -> torch.Tensor:
     """Cross entropy in nats, summed over the predictions that count; divide by their number (`Encoded.weight`)."""
     return cross_entropy(*predictions(loaded, batch), reduction="sum")

@@ -90,17 +90,17 @@ def _head(network: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 def _linear_layers(network: PreTrainedModel, head: set[str]) -> list[ModuleSpec]:
     output: object = network.get_output_embeddings()  # type: ignore[no-untyped-call]
-    found = []
+    layers = []
     for name, layer in network.named_modules():
         if layer is output or f"{name}.weight" in head:
             continue
         if isinstance(layer, Conv1D):  # GPT-2 stores (in_features, out_features)
-            found.append(ModuleSpec(name=name, out_features=layer.weight.shape[1], in_features=layer.weight.shape[0]))
+            layers.append(ModuleSpec(name=name, out_features=layer.weight.shape[1], in_features=layer.weight.shape[0]))
         elif isinstance(layer, torch.nn.Linear):
-            found.append(ModuleSpec(name=name, out_features=layer.out_features, in_features=layer.in_features))
-    if not found:
+            layers.append(ModuleSpec(name=name, out_features=layer.out_features, in_features=layer.in_features))
+    if not layers:
         raise ModelError(f"a {type(network).__name__} has no linear layers to train.")
-    return found
+    return layers
 
 
 def _targeted(layers: Sequence[ModuleSpec], targets: Sequence[str]) -> list[ModuleSpec]:

@@ -5,7 +5,7 @@ import torch
 from flexlora_client.errors import DeviceError
 
 
-def resolve(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
     """The device called `name`; "auto" takes CUDA, else Apple's MPS, else the CPU. Raises: DeviceError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

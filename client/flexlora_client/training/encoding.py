@@ -1,7 +1,7 @@
 """Examples become token ids and targets.
 
 A language model's prompt and completion are tokenised apart and joined, the end-of-sequence token closes what it is to
-learn, and IGNORED marks the tokens it is not to learn. Conversations follow the tokenizer's chat template; without one,
+learn, and IGNORE_INDEX marks the tokens it is not to learn. Conversations follow the tokenizer's chat template; without one,
 each turn is `role:`, a line break, the content, for the assistant the end-of-sequence token, and a line break.
 """
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from flexlora_client.errors import DataError, ModelError
 from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
 
-IGNORED = -100  # torch's cross_entropy default for targets that do not count
+IGNORE_INDEX = -100  # torch's cross_entropy default for targets that do not count
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ class Encoder:
         room = max(1, self.max_length - sum(len(part) for part, _ in rest))
         kept = [(shortened(tuple(prompt), room, self.tokenizer.bos_token_id), False), *rest]
         ids = [token for part, _ in kept for token in part]
-        targets = [token if learned else IGNORED for part, learned in kept for token in part][: self.max_length]
-        weight = sum(target != IGNORED for target in targets[1:])
+        targets = [token if learned else IGNORE_INDEX for part, learned in kept for token in part][: self.max_length]
+        weight = sum(target != IGNORE_INDEX for target in targets[1:])
         return Encoded(tuple(ids[: self.max_length]), tuple(targets), weight)
 
     @property

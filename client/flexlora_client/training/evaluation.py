@@ -13,7 +13,7 @@ from flexlora_client.errors import DivergedError
 from flexlora_client.training.batches import collate, predictions
 from flexlora_client.training.encoding import Encoded, Encoder, Question, shortened
 from flexlora_client.training.examples import Chat, Example, Prompted
-from flexlora_client.training.models import Loaded, Models
+from flexlora_client.training.models import LoadedModel, Models
 from flexlora_client.training.rouge import rouge_l
 from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import check_task
@@ -32,7 +32,7 @@ def evaluate(
     model_path: str | None = None,
     models: Models | None = None,
     answers: int | None = None,
-    under: Path | None = None,
+    base_adapter: Path | None = None,
 ) -> dict[str, float]:
     """Metrics of the slice in directory `adapter`, by metric name; no tensor is changed.
 
@@ -44,15 +44,15 @@ def evaluate(
 
     The last two exist where `heldout` holds prompts or conversations (their last answer is asked for). Generation takes
     most of the time: `answers` bounds how many, the first ones, are generated (None: all, 0: none).
-    Give the trainer's `models` to share its base model. Where `adapter` holds a fresh adapter, `under` is the directory
+    Give the trainer's `models` to share its base model. Where `adapter` holds a fresh adapter, `base_adapter` is the directory
     of the slice that it was trained on top of: the two act together.
 
     Raises:
         TrainingError: as `StandardTrainer.train` does.
     """
     check_task(heldout, spec.model.task_type == "SEQ_CLS")
-    below = read_slice(under, spec) if under is not None else None
-    loaded = (models or Models()).with_slice(read_slice(adapter, spec), spec, device, model_path, under=below)
+    base_slice = read_slice(base_adapter, spec) if base_adapter is not None else None
+    loaded = (models or Models()).with_slice(read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice)
     loaded.model.eval()
     encoder = Encoder(loaded.tokenizer, loaded.max_length)
     encoded = sorted((encoder.encode(example) for example in heldout), key=lambda example: len(example.ids))
@@ -61,7 +61,7 @@ def evaluate(
     return metrics | _answers(loaded, questions, spec.training.batch_size) if questions else metrics
 
 
-def generate(loaded: Loaded, questions: Sequence[Question]) -> list[str]:
+def generate(loaded: LoadedModel, questions: Sequence[Question]) -> list[str]:
     """Each question's greedy continuation, without special tokens, generated as one batch.
 
     At most as many tokens as the longest answer has, and a few more. A prompt loses its left where training would cut
@@ -86,16 +86,16 @@ def generate(loaded: Loaded, questions: Sequence[Question]) -> list[str]:
         eos_token_id=list(loaded.stop_ids),
     )
     with torch.no_grad(), loaded.precision():
-        made = loaded.model.generate(  # type: ignore[no-untyped-call]
+        generated = loaded.model.generate(  # type: ignore[no-untyped-call]
             input_ids=torch.tensor(ids, device=loaded.device),
             attention_mask=torch.tensor(mask, device=loaded.device),
             generation_config=settings,
         )
-    return [str(loaded.tokenizer.decode(row[width:], skip_special_tokens=True)) for row in made]
+    return [str(loaded.tokenizer.decode(row[width:], skip_special_tokens=True)) for row in generated]
 
 
 @torch.no_grad()
-def _losses(loaded: Loaded, encoded: Sequence[Encoded], size: int) -> dict[str, float]:
+def _losses(loaded: LoadedModel, encoded: Sequence[Encoded], size: int) -> dict[str, float]:
     loss, right = 0.0, 0
     for part in _parts(encoded, size):
         logits, targets = predictions(loaded, collate(part, loaded))
@@ -109,7 +109,7 @@ def _losses(loaded: Loaded, encoded: Sequence[Encoded], size: int) -> dict[str, 
     return {"loss": mean, "accuracy": right / len(encoded)} if loaded.classifies else {"loss": mean}
 
 
-def _answers(loaded: Loaded, questions: Sequence[Question], size: int) -> dict[str, float]:
+def _answers(loaded: LoadedModel, questions: Sequence[Question], size: int) -> dict[str, float]:
     exact, rouge = 0, 0.0
     for part in _parts(sorted(questions, key=lambda question: len(question.ids)), size):
         for question, text in zip(part, generate(loaded, part), strict=True):

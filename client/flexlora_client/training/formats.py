@@ -35,8 +35,8 @@ def example_of(fields: Fields, model: ModelSpec) -> Example:
     if "text" in present:
         return Plain(_text(present, "text"))
     names = ", ".join(sorted(present)) or "none"
-    wanted = "prompt and completion, instruction and output, messages, or text"
-    raise RowError(f"its fields are {names}; a language model learns from {wanted}.")
+    expected = "prompt and completion, instruction and output, messages, or text"
+    raise RowError(f"its fields are {names}; a language model learns from {expected}.")
 
 
 def _text(fields: Fields, name: str) -> str:

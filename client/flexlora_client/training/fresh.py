@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from flexlora_client.training.slice_files import Slice
+from flexlora_client.training.slice_files import LoadedSlice
 from flexlora_shared.layout import key_A, key_B
 from flexlora_shared.messages.runs import RunSpec
 
 
-def fresh_adapter(served: Slice, spec: RunSpec, round: int, participant: str) -> Slice:
+def fresh_adapter(served: LoadedSlice, spec: RunSpec, round: int, participant: str) -> LoadedSlice:
     """An adapter of the slice's ranks and alphas: lora_A Kaiming-uniform as PEFT draws it, lora_B = 0, extra tensors as served.
 
     The same round of the same participant draws the same; another participant, round or module draws another lora_A:

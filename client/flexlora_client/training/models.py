@@ -21,16 +21,16 @@ from transformers import (
 
 from flexlora_client.errors import ModelError
 from flexlora_client.training import devices
-from flexlora_client.training.placing import Placed, place
-from flexlora_client.training.slice_files import Slice
+from flexlora_client.training.placing import WrappedModel, place_slice
+from flexlora_client.training.slice_files import LoadedSlice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
-UNBOUNDED = 2**31  # tokens: of a model that names no limit
-LOADING_FAILS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+NO_LIMIT_TOKENS = 2**31  # tokens: of a model that names no limit
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to train or to evaluate, and what goes with it."""
 
     model: PeftModel
@@ -79,42 +79,44 @@ class Models:
         self._key: _Key | None = None
         self._base: PreTrainedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._placed: Placed | None = None
+        self._placed: WrappedModel | None = None
 
     def with_slice(
         self,
-        part: Slice,
+        adapter: LoadedSlice,
         spec: RunSpec,
         device: str = "auto",
         model_path: str | None = None,
         *,
-        under: Slice | None = None,
+        base_slice: LoadedSlice | None = None,
         trains_A: bool = True,
-    ) -> Loaded:
+    ) -> LoadedModel:
         """The run's base model with the slice in it, on the device; `model_path` stands in for `spec.model.id`.
 
-        `under` is the slice that a fresh adapter `part` was, or is to be, trained on top of; see `placing.place`.
+        `base_slice` is the slice that a fresh adapter `adapter` was, or is to be, trained on top of; see `placing.place_slice`.
 
         Raises:
             ModelError: the base model or its tokenizer does not load, or lacks weights that the run does not train.
             AdapterError: the slice does not fit the base model.
             DeviceError: there is no such device.
         """
-        chosen = devices.resolve(device)
+        target = devices.resolve_device(device)
         revision = None if model_path else spec.model.revision
         names = tuple(tensor.name for tensor in spec.extra)
-        key = _Key(model_path or spec.model.id, revision, spec.model, names, chosen)
+        key = _Key(model_path or spec.model.id, revision, spec.model, names, target)
         try:
             base, tokenizer = self._loaded(key)
-            self._placed = place(part, base, spec, self._placed, under, trains_A)
+            self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
         except BaseException:
             self.clear()  # half a slice must never be trained
             raise
-        positions = min(getattr(base.config, "max_position_embeddings", None) or UNBOUNDED, tokenizer.model_max_length)
-        return Loaded(
+        positions = min(
+            getattr(base.config, "max_position_embeddings", None) or NO_LIMIT_TOKENS, tokenizer.model_max_length
+        )
+        return LoadedModel(
             self._placed.model,
             tokenizer,
-            chosen,
+            target,
             max_length=min(spec.training.max_length, positions),
             positions=positions,
             classifies=spec.model.task_type == "SEQ_CLS",
@@ -137,7 +139,7 @@ class Models:
 def _tokenizer(key: _Key) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(key.path, revision=key.revision or "main")
-    except LOADING_FAILS as error:
+    except LOADING_ERRORS as error:
         raise _not_loaded("tokenizer", key, error) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -160,7 +162,7 @@ def _base_model(key: _Key, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
         model, report = auto.from_pretrained(
             key.path, revision=key.revision or "main", dtype=dtype, output_loading_info=True, **options
         )
-    except LOADING_FAILS as error:
+    except LOADING_ERRORS as error:
         raise _not_loaded("base model", key, error) from error
     _check_weights(key, report)
     _check_vocabulary(key, model, tokenizer)

@@ -16,13 +16,21 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flexlora_client.errors import AdapterError
-from flexlora_client.training.layers import ADAPTER, freeze_A, is_A, is_under, lora_layers, plain, put_under
-from flexlora_client.training.slice_files import Slice, SliceConfig
+from flexlora_client.training.layers import (
+    TRAINED_ADAPTER,
+    add_frozen_slice,
+    freeze_lora_A,
+    is_frozen_key,
+    is_lora_A_key,
+    lora_layers,
+    reset_layers,
+)
+from flexlora_client.training.slice_files import LoadedSlice, SliceConfig
 from flexlora_shared.messages.runs import RunSpec
 
 
 @dataclass(frozen=True)
-class Placed:
+class WrappedModel:
     """A base model wrapped for slices of one configuration."""
 
     model: PeftModel
@@ -30,54 +38,54 @@ class Placed:
     dropout: float
 
 
-def place(
-    part: Slice,
+def place_slice(
+    adapter: LoadedSlice,
     base: PreTrainedModel,
     spec: RunSpec,
-    before: Placed | None,
-    under: Slice | None = None,
+    previous: WrappedModel | None,
+    base_slice: LoadedSlice | None = None,
     trains_A: bool = True,
-) -> Placed:
+) -> WrappedModel:
     """The base model with the slice in it, its trainable tensors in float32.
 
-    `before` is what the same base model was wrapped as last: kept where the configuration is the same, else taken off.
-    `under` is a slice of the same configuration that acts too, frozen. Without `trains_A`, lora_A is frozen.
+    `previous` is what the same base model was wrapped as last: kept where the configuration is the same, else taken off.
+    `base_slice` is a slice of the same configuration that acts too, frozen. Without `trains_A`, lora_A is frozen.
 
     Raises:
         AdapterError: the base model lacks a module or a tensor of the slice, or has it in another shape.
     """
     dropout = spec.training.lora_dropout
-    if before is None or (before.config, before.dropout) != (part.config, dropout):
-        if before is not None:
-            before.model.unload()
+    if previous is None or (previous.config, previous.dropout) != (adapter.config, dropout):
+        if previous is not None:
+            previous.model.unload()
         _check_base(base, spec)
-        before = Placed(_wrapped(part.config, base, spec), part.config, dropout)
-    plain(before.model)
-    for parameter in before.model.parameters():
+        previous = WrappedModel(_wrap(adapter.config, base, spec), adapter.config, dropout)
+    reset_layers(previous.model)
+    for parameter in previous.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     try:
-        set_peft_model_state_dict(before.model, dict(part.tensors), ADAPTER)
+        set_peft_model_state_dict(previous.model, dict(adapter.tensors), TRAINED_ADAPTER)
     except (KeyError, RuntimeError) as error:
         raise AdapterError(
             f"PEFT cannot put the slice into the base model ({str(error)[:200]}); the run's extra tensors must be those "
             "of the modules that the slice's modules_to_save names, and of classifier and score, which PEFT saves whole."
         ) from error
-    if under is not None:
-        put_under(before.model, under)
+    if base_slice is not None:
+        add_frozen_slice(previous.model, base_slice)
     if not trains_A:
-        freeze_A(before.model)
-    _check_placed(before, part, trains_A)
-    return before
+        freeze_lora_A(previous.model)
+    _check_placed(previous, adapter, trains_A)
+    return previous
 
 
 def trained_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
     """The adapter's tensors by their keys in `adapter_model.safetensors`, extra tensors included."""
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-    return {key: tensor for key, tensor in state.items() if not is_under(key)}
+    state = get_peft_model_state_dict(model, adapter_name=TRAINED_ADAPTER, save_embedding_layers=False)
+    return {key: tensor for key, tensor in state.items() if not is_frozen_key(key)}
 
 
-def _wrapped(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftModel:
+def _wrap(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftModel:
     targets = [base.get_submodule(name) for name in config.target_modules]
     options = LoraConfig(
         task_type=spec.model.task_type,
@@ -94,7 +102,7 @@ def _wrapped(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftM
     with warnings.catch_warnings():
         # PEFT asks transformers under the attribute's former name; nothing a participant could do about it
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        model = get_peft_model(base, options, ADAPTER)
+        model = get_peft_model(base, options, TRAINED_ADAPTER)
     assert isinstance(model, PeftModel)  # a mixed model only where asked for
     return model
 
@@ -102,16 +110,16 @@ def _wrapped(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftM
 def _check_base(base: PreTrainedModel, spec: RunSpec) -> None:
     modules, parameters = dict(base.named_modules()), dict(base.named_parameters())
     for module in spec.modules:
-        found = modules.get(module.name)
-        if not isinstance(found, torch.nn.Linear | Conv1D):
+        layer = modules.get(module.name)
+        if not isinstance(layer, torch.nn.Linear | Conv1D):
             raise AdapterError(f"the base model has no linear layer {module.name}; use the model the run names.")
-        shape = tuple(found.weight.shape)
-        if isinstance(found, Conv1D):
+        shape = tuple(layer.weight.shape)
+        if isinstance(layer, Conv1D):
             shape = shape[::-1]  # stores (in_features, out_features)
         if shape != (module.out_features, module.in_features):
-            wanted = [module.out_features, module.in_features]
+            expected = [module.out_features, module.in_features]
             raise AdapterError(
-                f"the base model's {module.name} is {list(shape)}, the run's {wanted}; use the run's model."
+                f"the base model's {module.name} is {list(shape)}, the run's {expected}; use the run's model."
             )
     for tensor in spec.extra:
         if tensor.name not in parameters:
@@ -121,24 +129,24 @@ def _check_base(base: PreTrainedModel, spec: RunSpec) -> None:
             raise AdapterError(f"the base model's {tensor.name} is {list(shape)}, the run's {list(tensor.shape)}.")
 
 
-def _check_placed(placed: Placed, part: Slice, trains_A: bool) -> None:
+def _check_placed(placed: WrappedModel, adapter: LoadedSlice, trains_A: bool) -> None:
     state = trained_tensors(placed.model)
-    odd = sorted(state.keys() ^ part.tensors.keys())
+    odd = sorted(state.keys() ^ adapter.tensors.keys())
     if odd:
         raise AdapterError(
             f"the base model and the slice do not hold the same tensors ({odd[0]}); use the run's model."
         )
-    for name, tensor in part.tensors.items():
+    for name, tensor in adapter.tensors.items():
         if not torch.equal(state[name].cpu(), tensor.float()):
             raise AdapterError(
                 f"PEFT did not take over tensor {name!r}; use the versions this agent was released with."
             )
     trainable = sum(parameter.numel() for parameter in placed.model.parameters() if parameter.requires_grad)
-    if trainable != sum(tensor.numel() for name, tensor in state.items() if trains_A or not is_A(name)):
+    if trainable != sum(tensor.numel() for name, tensor in state.items() if trains_A or not is_lora_A_key(name)):
         raise AdapterError("PEFT trains other tensors than the run's; use the versions this agent was released with.")
     for name, layer in lora_layers(placed.model):
-        if not math.isclose(layer.scaling[ADAPTER], part.config.scaling_of(name), rel_tol=1e-9):
+        if not math.isclose(layer.scaling[TRAINED_ADAPTER], adapter.config.scaling_of(name), rel_tol=1e-9):
             raise AdapterError(
-                f"PEFT scales {name} by {layer.scaling[ADAPTER]}, the protocol by {part.config.scaling_of(name)}; "
+                f"PEFT scales {name} by {layer.scaling[TRAINED_ADAPTER]}, the protocol by {adapter.config.scaling_of(name)}; "
                 "its pattern's keys are ambiguous, the run's operator must change them."
             )

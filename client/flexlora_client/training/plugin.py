@@ -5,7 +5,7 @@ from typing import cast
 
 from flexlora_client.errors import PluginError
 from flexlora_client.training.contract import Trainer
-from flexlora_shared.plugins import TRAINERS, PluginFault, load_plugin, plugin_names
+from flexlora_shared.plugins import TRAINER_GROUP, PluginFault, load_plugin, plugin_names
 
 
 def load_trainer(name: str) -> Trainer:
@@ -14,11 +14,11 @@ def load_trainer(name: str) -> Trainer:
     Raises:
         PluginError: the name is malformed or unknown, the module does not import, or the class is no trainer.
     """
-    found = _imported(name) if ":" in name else _offered(name)
-    if not isinstance(found, type) or not callable(getattr(found, "train", None)):
+    trainer_class = _imported(name) if ":" in name else _offered(name)
+    if not isinstance(trainer_class, type) or not callable(getattr(trainer_class, "train", None)):
         raise PluginError(f"{name!r} names no class with a method train(job); check the name.")
     try:
-        return cast(Trainer, found())
+        return cast(Trainer, trainer_class())
     except TypeError as error:
         raise PluginError(
             f"{name!r} cannot be made without arguments ({error}); give its constructor defaults."
@@ -41,9 +41,9 @@ def _imported(name: str) -> object:
 
 def _offered(name: str) -> object:
     try:
-        return load_plugin(TRAINERS, name, type)
+        return load_plugin(TRAINER_GROUP, name, type)
     except LookupError:
-        known = ", ".join(plugin_names(TRAINERS)) or "none"
+        known = ", ".join(plugin_names(TRAINER_GROUP)) or "none"
         raise PluginError(
             f"no installed package offers a training loop {name!r}; offered are: {known}. Or write package.module:Class."
         ) from None

@@ -22,7 +22,7 @@ from flexlora_shared.ranks import by_pattern, lora_scaling, module_ranks, unmatc
 
 # Of adapter_config.json. Fields beyond these change what an adapter computes (DoRA, layer choices, ...): the agent
 # builds its own PEFT configuration from those it knows and refuses a file that asks for more.
-WITHOUT_EFFECT = frozenset(
+IGNORED_CONFIG_FIELDS = frozenset(
     [
         "auto_mapping",
         "base_model_name_or_path",
@@ -60,7 +60,7 @@ class SliceConfig(Message):
 
 
 @dataclass(frozen=True)
-class Slice:
+class LoadedSlice:
     """A slice read and checked: its configuration, its file, its tensors (F32, F16 or BF16, on the CPU) by key."""
 
     config: SliceConfig
@@ -76,11 +76,11 @@ def read_config(directory: Path, spec: RunSpec) -> SliceConfig:
     """
     path = directory / CONFIG_FILE
     fields = _json(path)
-    for name, wanted in (("peft_type", "LORA"), ("task_type", spec.model.task_type), ("bias", "none")):
-        if fields.pop(name, wanted) != wanted:
-            raise AdapterError(f"{path}: {name} is not {wanted!r}; fetch the slice that the coordinator serves.")
+    for name, expected in (("peft_type", "LORA"), ("task_type", spec.model.task_type), ("bias", "none")):
+        if fields.pop(name, expected) != expected:
+            raise AdapterError(f"{path}: {name} is not {expected!r}; fetch the slice that the coordinator serves.")
     known = {name: fields.pop(name) for name in SliceConfig.model_fields if name in fields}
-    strange = sorted(name for name, value in fields.items() if value and name not in WITHOUT_EFFECT)
+    strange = sorted(name for name, value in fields.items() if value and name not in IGNORED_CONFIG_FIELDS)
     if strange:
         raise AdapterError(f"{path}: sets {', '.join(strange)}, which no slice of this protocol has; fetch it again.")
     try:
@@ -94,13 +94,13 @@ def read_config(directory: Path, spec: RunSpec) -> SliceConfig:
     return config
 
 
-def shapes_of(config: SliceConfig, spec: RunSpec) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: SliceConfig, spec: RunSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor of the slice by key, with its shape."""
     ranks = module_ranks([module.name for module in spec.modules], config.r, config.rank_pattern)
     return adapter_shapes(spec.modules, spec.extra, ranks)
 
 
-def read_slice(directory: Path, spec: RunSpec) -> Slice:
+def read_slice(directory: Path, spec: RunSpec) -> LoadedSlice:
     """The slice in `directory`, every tensor checked before it is loaded.
 
     Raises:
@@ -110,7 +110,7 @@ def read_slice(directory: Path, spec: RunSpec) -> Slice:
     path = directory / ADAPTER_FILE
     try:
         with path.open("rb") as file:
-            read_header(file, path.stat().st_size, shapes_of(config, spec))
+            read_header(file, path.stat().st_size, tensor_shapes(config, spec))
     except OSError as error:
         raise AdapterError(f"{path} cannot be read ({error.strerror}); fetch the slice again.") from error
     except (HeaderError, TensorError) as error:
@@ -119,7 +119,7 @@ def read_slice(directory: Path, spec: RunSpec) -> Slice:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{path}: tensor {name!r} holds numbers that are not finite; fetch the slice again.")
-    return Slice(config, tensors)
+    return LoadedSlice(config, tensors)
 
 
 def write_slice(tensors: Mapping[str, torch.Tensor], served: Path, spec: RunSpec, output: Path) -> Path:

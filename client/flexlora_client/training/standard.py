@@ -10,10 +10,10 @@ from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.encoding import Encoded, Encoder
 from flexlora_client.training.examples import Example, Labelled
 from flexlora_client.training.fresh import fresh_adapter
-from flexlora_client.training.models import Loaded, Models
+from flexlora_client.training.models import LoadedModel, Models
 from flexlora_client.training.placing import trained_tensors
 from flexlora_client.training.slice_files import read_slice, write_slice
-from flexlora_client.training.training_loop import Fitted, fit, plan
+from flexlora_client.training.training_loop import FitResult, fit, plan_steps
 from flexlora_shared.messages.tasks import Trainable
 
 
@@ -42,7 +42,7 @@ class StandardTrainer:
         """
         check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
         loaded = self._start(job)
-        steps = plan([example.characters for example in job.train], job.spec.training, job.round)
+        steps = plan_steps([example.characters for example in job.train], job.spec.training, job.round)
         used = sorted({index for step in steps for index in step})
         encoder = Encoder(loaded.tokenizer, loaded.max_length)
         encoded = {index: encoder.encode(job.train[index]) for index in used}
@@ -53,12 +53,12 @@ class StandardTrainer:
         metrics = {"train_loss": fitted.loss, "train_steps": float(len(steps)), "train_seconds": seconds}
         return Outcome(adapter, len(used), metrics | {"train_predictions": float(fitted.predictions)})
 
-    def _start(self, job: Job) -> Loaded:
+    def _start(self, job: Job) -> LoadedModel:
         """The model with what is trained ready to train, and the rest frozen."""
         served, spec = read_slice(job.adapter, job.spec), job.spec
         if job.trainable == "fresh":
             start = fresh_adapter(served, spec, job.round, job.participant)
-            return self._models.with_slice(start, spec, job.device, job.model_path, under=served)
+            return self._models.with_slice(start, spec, job.device, job.model_path, base_slice=served)
         return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=job.trainable == "slice")
 
 
@@ -67,11 +67,13 @@ def check_task(examples: Sequence[Example], classifies: bool) -> None:
     if not examples:
         raise DataError("there are no examples; give a data file with at least one.")
     if any(isinstance(example, Labelled) != classifies for example in examples):
-        wanted = "text and label" if classifies else "prompt and completion, messages or text"
-        raise DataError(f"the examples are of another task than the run's; it learns from {wanted}.")
+        expected = "text and label" if classifies else "prompt and completion, messages or text"
+        raise DataError(f"the examples are of another task than the run's; it learns from {expected}.")
 
 
-def _fit_seeded(loaded: Loaded, encoded: dict[int, Encoded], steps: Sequence[Sequence[int]], job: Job) -> Fitted:
+def _fit_seeded(
+    loaded: LoadedModel, encoded: dict[int, Encoded], steps: Sequence[Sequence[int]], job: Job
+) -> FitResult:
     """Dropout draws from the global generators: seed them for this round, then put them back as they were."""
     training = job.spec.training
     devices = [loaded.device] if loaded.device.type == "cuda" else []

@@ -9,13 +9,13 @@ from typing import get_args
 from flexlora_client.errors import BadInput
 from flexlora_shared.messages.tasks import Trainable
 
-KINDS: tuple[Trainable, ...] = get_args(Trainable)
-UNSAID: tuple[Trainable, ...] = ("slice",)
+TRAINABLE_KINDS: tuple[Trainable, ...] = get_args(Trainable)
+DEFAULT_SUPPORT: tuple[Trainable, ...] = ("slice",)
 
 
 def check_supported(trainer: object, trainable: Trainable) -> None:
     """Refuse a training loop that cannot train this. Raises: BadInput, also where `supports` cannot be read."""
-    if trainable not in supported(trainer):
+    if trainable not in supported_kinds(trainer):
         raise BadInput(
             f"this run's tasks say trainable {trainable!r}, which the training loop does not name among what it supports; "
             "let its `train` heed job.trainable and name that in an attribute `supports` of the same class, "
@@ -23,7 +23,7 @@ def check_supported(trainer: object, trainable: Trainable) -> None:
         )
 
 
-def supported(trainer: object) -> tuple[Trainable, ...]:
+def supported_kinds(trainer: object) -> tuple[Trainable, ...]:
     """What the class that defines `train`, or a subclass of it, names in `supports`; slices only where neither does.
 
     Raises:
@@ -34,9 +34,9 @@ def supported(trainer: object) -> tuple[Trainable, ...]:
         raise _unreadable(own["supports"])
     training, naming = _definer(trainer, "train"), _definer(trainer, "supports")
     if training is None or naming is None or not issubclass(naming, training) or "train" in own:
-        return UNSAID
+        return DEFAULT_SUPPORT
     named = vars(naming)["supports"]
-    if not isinstance(named, tuple) or not all(isinstance(kind, str) and kind in KINDS for kind in named):
+    if not isinstance(named, tuple) or not all(isinstance(kind, str) and kind in TRAINABLE_KINDS for kind in named):
         raise _unreadable(named)
     return named
 
@@ -49,5 +49,5 @@ def _definer(trainer: object, attribute: str) -> type | None:
 def _unreadable(named: object) -> BadInput:
     return BadInput(
         f"the training loop's `supports` is {named!r:.100}; it must be an attribute of the class, a tuple of the kinds it can "
-        f"train out of {', '.join(map(repr, KINDS))}"
+        f"train out of {', '.join(map(repr, TRAINABLE_KINDS))}"
     )

@@ -18,22 +18,22 @@ from flexlora_client.errors import DivergedError
 from flexlora_client.training.batches import collate, summed_loss
 from flexlora_client.training.contract import Progress
 from flexlora_client.training.encoding import Encoded
-from flexlora_client.training.models import Loaded
+from flexlora_client.training.models import LoadedModel
 from flexlora_shared.messages.runs import TrainingSpec
 
-WINDOW = 4  # batches
+SHUFFLE_WINDOW_BATCHES = 4  # batches
 Steps = Sequence[Sequence[int]]  # the examples of each optimizer step, by index
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What training did: the mean loss over all predictions, and their number."""
 
     loss: float  # nats
     predictions: int
 
 
-def plan(lengths: Sequence[int], training: TrainingSpec, round: int) -> Steps:
+def plan_steps(lengths: Sequence[int], training: TrainingSpec, round: int) -> Steps:
     """Which examples, of these lengths, make each optimizer step; the same for the same seed and round.
 
     Shuffled, then sorted by length within every WINDOW batches and those batches shuffled again: examples of like
@@ -50,8 +50,8 @@ def plan(lengths: Sequence[int], training: TrainingSpec, round: int) -> Steps:
 
 
 def fit(
-    loaded: Loaded, encoded: Mapping[int, Encoded], steps: Steps, training: TrainingSpec, progress: Progress
-) -> Fitted:
+    loaded: LoadedModel, encoded: Mapping[int, Encoded], steps: Steps, training: TrainingSpec, progress: Progress
+) -> FitResult:
     """Train the model's trainable tensors in place.
 
     A step's gradient is that of the mean over all its predictions, however it is cut into batches of `batch_size`.
@@ -80,23 +80,23 @@ def fit(
     finally:
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
-    return Fitted(total_loss / total, total)
+    return FitResult(total_loss / total, total)
 
 
-def _shuffled(lengths: Sequence[int], batch_size: int, chance: random.Random) -> list[int]:
+def _shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
     order = list(range(len(lengths)))
-    chance.shuffle(order)
+    rng.shuffle(order)
     result: list[int] = []
-    for start in range(0, len(order), WINDOW * batch_size):
-        window = sorted(order[start : start + WINDOW * batch_size], key=lambda index: lengths[index])
+    for start in range(0, len(order), SHUFFLE_WINDOW_BATCHES * batch_size):
+        window = sorted(order[start : start + SHUFFLE_WINDOW_BATCHES * batch_size], key=lambda index: lengths[index])
         batches = [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
         rest = batches.pop() if len(batches[-1]) < batch_size else []  # stays last, or it would shift those after it
-        chance.shuffle(batches)
+        rng.shuffle(batches)
         result.extend(index for batch in (*batches, rest) for index in batch)
     return result
 
 
-def _accumulate(loaded: Loaded, examples: Sequence[Encoded], batch_size: int, weight: int) -> float:
+def _accumulate(loaded: LoadedModel, examples: Sequence[Encoded], batch_size: int, weight: int) -> float:
     loss = 0.0
     for start in range(0, len(examples), batch_size):
         part = summed_loss(loaded, collate(examples[start : start + batch_size], loaded)) / weight

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from flexlora_server.adapter_files.dtypes import DTYPES, Array
-from flexlora_shared.layout import BYTES
+from flexlora_shared.layout import DTYPE_BYTES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -27,7 +27,7 @@ class TensorWriter:
         position = 0
         for key, (dtype, shape) in tensors.items():
             name = _NAMES[dtype]
-            end = position + math.prod(shape) * BYTES[name]
+            end = position + math.prod(shape) * DTYPE_BYTES[name]
             header[key] = {"dtype": name, "shape": list(shape), "data_offsets": [position, end]}
             position = end
         raw = json.dumps(header, separators=(",", ":")).encode()

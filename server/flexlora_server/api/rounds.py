@@ -16,7 +16,7 @@ from flexlora_server.database.queries import events, rounds, runs
 from flexlora_server.database.timestamps import rfc3339
 from flexlora_server.lifecycle import transitions
 from flexlora_server.state_machine import OVER
-from flexlora_shared.messages.status import Event, Retry, RoundDetail, RoundList, RoundSummary
+from flexlora_shared.messages.status import Event, RetryRequest, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.problems import Code
 
 routes = router("rounds")
@@ -52,7 +52,11 @@ def show_round(request: Request, name: RunPath, number: RoundPath, who: Anyone) 
     ),
 )
 def retry_round(
-    request: Request, name: RunPath, number: RoundPath, asked: Annotated[Retry, Body(examples=[RETRY])], who: Operator
+    request: Request,
+    name: RunPath,
+    number: RoundPath,
+    asked: Annotated[RetryRequest, Body(examples=[RETRY])],
+    who: Operator,
 ) -> RoundSummary:
     """Aggregate a failed round again, without the uploads named; also one whose attempts go on failing."""
     coordinator = of(request)

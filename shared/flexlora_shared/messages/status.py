@@ -142,7 +142,7 @@ class RoundInput(Message):
     excluded: bool  # by the operator
 
 
-class Retry(Message):
+class RetryRequest(Message):
     """Aggregate a failed round again, without the uploads named."""
 
     exclude: Annotated[Tuple[Annotated[str, Field(max_length=64)]], Field(max_length=10_000)] = ()

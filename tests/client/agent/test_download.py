@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client.agent.download import DAMAGED_ATTEMPTS, download
-from flexlora_client.agent.slice_cache import CONFIG, MODEL, Slice, Slices, Wanted, check_config
+from flexlora_client.agent.download import MAX_DAMAGED_ATTEMPTS, download
+from flexlora_client.agent.slice_cache import CachedSlice, SliceCache, SliceRequest, check_config
 from flexlora_client.errors import Corrupted, Refused, Unreachable
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.problems import Code
 from tests.support.connecting import Waits, connect
 from tests.support.kit import encode, tensors
@@ -19,11 +20,11 @@ ADAPTER = "GET /v1/runs/run/rounds/0/adapter"
 ADAPTER_CONFIG = "GET /v1/runs/run/rounds/0/adapter-config"
 
 
-def fetch(server: Misbehaving, folder: Path, asked: Wanted, attempts: int | None = 5) -> Slice:
+def fetch(server: Misbehaving, folder: Path, asked: SliceRequest, attempts: int | None = 5) -> CachedSlice:
     seen: list[tuple[int, int]] = []
     with connect(server.url, Waits(), attempts) as api:
-        found = download(api, Slices(folder), asked, lambda done, total: seen.append((done, total)))
-    assert (found.folder / MODEL).read_bytes() == DATA
+        found = download(api, SliceCache(folder), asked, lambda done, total: seen.append((done, total)))
+    assert (found.folder / ADAPTER_FILE).read_bytes() == DATA
     assert seen == sorted(seen)
     assert not seen or seen[-1] == (len(DATA), len(DATA))
     return found
@@ -33,8 +34,8 @@ def test_a_slice_arrives_as_a_peft_folder(tmp_path: Path) -> None:
     with misbehaving(whole(), config()) as server:
         found = fetch(server, tmp_path, wanted())
         assert server.calls == [ADAPTER, ADAPTER_CONFIG]
-    assert found == Slice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
-    assert json.loads((found.folder / CONFIG).read_bytes())["r"] == 4
+    assert found == CachedSlice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
+    assert json.loads((found.folder / CONFIG_FILE).read_bytes())["r"] == 4
     assert [path.name for path in tmp_path.iterdir()] == [SHA256]
 
 
@@ -64,7 +65,7 @@ def test_after_a_cut_only_the_rest_is_fetched(tmp_path: Path, known: bool) -> No
 def test_an_agent_started_anew_goes_on_where_the_last_was_killed(tmp_path: Path) -> None:
     partial = tmp_path / f"{SHA256}.partial"
     partial.mkdir()
-    (partial / MODEL).write_bytes(DATA[:200])
+    (partial / ADAPTER_FILE).write_bytes(DATA[:200])
     with misbehaving(rest(200), config()) as server:
         assert fetch(server, tmp_path, wanted()).fetched == len(DATA) - 200
         assert server.asked[0].headers["range"] == "bytes=200-"
@@ -73,7 +74,7 @@ def test_an_agent_started_anew_goes_on_where_the_last_was_killed(tmp_path: Path)
 def test_an_agent_killed_before_the_rename_fetches_only_the_configuration(tmp_path: Path) -> None:
     partial = tmp_path / f"{SHA256}.partial"
     partial.mkdir()
-    (partial / MODEL).write_bytes(DATA)
+    (partial / ADAPTER_FILE).write_bytes(DATA)
     with misbehaving(config()) as server:
         assert fetch(server, tmp_path, wanted()).fetched == 0
         assert server.calls == [ADAPTER_CONFIG]
@@ -87,7 +88,7 @@ def test_a_coordinator_that_ignores_ranges_starts_over(tmp_path: Path) -> None:
 def test_a_range_beyond_the_file_starts_over(tmp_path: Path) -> None:
     partial = tmp_path / f"{SHA256}.partial"
     partial.mkdir()
-    (partial / MODEL).write_bytes(DATA + b"too much")
+    (partial / ADAPTER_FILE).write_bytes(DATA + b"too much")
     with misbehaving(problem(Code.RANGE_NOT_SATISFIABLE), whole(), config()) as server:
         assert fetch(server, tmp_path, wanted()).fetched == len(DATA)
         assert "range" not in server.asked[1].headers
@@ -110,14 +111,14 @@ def test_wrong_bytes_are_thrown_away_and_fetched_again(tmp_path: Path) -> None:
 def test_a_kept_slice_that_rotted_is_fetched_again(tmp_path: Path) -> None:
     with misbehaving(whole(), config(), whole(), config()) as server:
         found = fetch(server, tmp_path, wanted())
-        (found.folder / MODEL).write_bytes(DATA[:-1] + b"?")
+        (found.folder / ADAPTER_FILE).write_bytes(DATA[:-1] + b"?")
         assert fetch(server, tmp_path, wanted()).fetched == len(DATA)
 
 
 def refused_download(folder: Path, *plan: Planned, known: bool = True, attempts: int | None = None) -> Exception:
     with misbehaving(*plan) as server, connect(server.url, Waits(), attempts) as api:
         with pytest.raises((Corrupted, Refused, Unreachable)) as caught:
-            download(api, Slices(folder), wanted(known=known), lambda done, total: None)
+            download(api, SliceCache(folder), wanted(known=known), lambda done, total: None)
         assert server.plan == []
     assert not any(path.name == SHA256 for path in folder.iterdir())
     return caught.value
@@ -125,18 +126,18 @@ def refused_download(folder: Path, *plan: Planned, known: bool = True, attempts:
 
 def test_even_a_patient_agent_gives_up_on_bytes_that_stay_wrong(tmp_path: Path) -> None:
     other = b"x" * len(DATA)
-    error = refused_download(tmp_path, *[answer(200, other, ETag=ETAG)] * DAMAGED_ATTEMPTS)
+    error = refused_download(tmp_path, *[answer(200, other, ETag=ETAG)] * MAX_DAMAGED_ATTEMPTS)
     assert f"instead of {SHA256}" in str(error)
 
 
 def test_another_slice_than_the_task_announced(tmp_path: Path) -> None:
     other = answer(200, DATA, ETag=f'"{"0" * 64}"')
-    assert "the task announced" in str(refused_download(tmp_path, *[other] * DAMAGED_ATTEMPTS))
+    assert "the task announced" in str(refused_download(tmp_path, *[other] * MAX_DAMAGED_ATTEMPTS))
 
 
 def test_an_endless_slice_is_cut_off(tmp_path: Path) -> None:
     endless = answer(200, DATA + bytes(100_000), ETag=ETAG)
-    assert "longer than" in str(refused_download(tmp_path, *[endless] * DAMAGED_ATTEMPTS))
+    assert "longer than" in str(refused_download(tmp_path, *[endless] * MAX_DAMAGED_ATTEMPTS))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_an_endless_slice_is_cut_off(tmp_path: Path) -> None:
 def test_a_slice_that_is_no_adapter_of_the_run(tmp_path: Path, data: bytes, reason: str) -> None:
     etag = f'"{hashlib.sha256(data).hexdigest()}"'
     bad = answer(200, data, ETag=etag)
-    error = refused_download(tmp_path, *[bad] * DAMAGED_ATTEMPTS, known=False)
+    error = refused_download(tmp_path, *[bad] * MAX_DAMAGED_ATTEMPTS, known=False)
     assert "no adapter of this run" in str(error)
     assert reason in str(error)
 
@@ -178,7 +179,7 @@ def test_a_round_that_published_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_configuration_that_would_scale_wrongly(tmp_path: Path, told: dict[str, object]) -> None:
-    plan = [whole(), *[config(**told)] * DAMAGED_ATTEMPTS]
+    plan = [whole(), *[config(**told)] * MAX_DAMAGED_ATTEMPTS]
     assert "does not agree" in str(refused_download(tmp_path, *plan))
 
 
@@ -189,7 +190,7 @@ def test_a_configuration_that_is_none(body: bytes) -> None:
 
 
 def test_nested_patterns_are_compared_module_by_module() -> None:
-    asked = Wanted("/a", "/b", RUN, 4, {"q_proj": 8, "layers.0.q_proj": 4})
+    asked = SliceRequest("/a", "/b", RUN, 4, {"q_proj": 8, "layers.0.q_proj": 4})
     right = {"q_proj": 16.0, "layers.0.q_proj": 8.0}
     given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "rank_pattern": dict(asked.rank_pattern)}
     check_config(json.dumps(given | {"alpha_pattern": right}).encode(), asked)
@@ -198,7 +199,7 @@ def test_nested_patterns_are_compared_module_by_module() -> None:
 
 
 def test_only_the_current_slice_is_kept(tmp_path: Path) -> None:
-    slices = Slices(tmp_path)
+    slices = SliceCache(tmp_path)
     for name in ("a" * 64, "b" * 64, "b" * 64 + ".partial", "c" * 64 + ".partial"):
         (tmp_path / name).mkdir()
     slices.keep_only("b" * 64)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
-from flexlora_client.agent.work_folder import Work
+from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import Refused
 from flexlora_client.training.examples import Plain
 from flexlora_client.training.models import Models
@@ -55,9 +55,9 @@ def counted(number: int, counts_in: int) -> list[Planned]:
 def take_part(server: Misbehaving, home: Path, spec: RunSpec) -> tuple[Listening, Nudge]:
     """An agent until it ends; what it said, and what it trained."""
     reporter, trainer = Listening("run"), Nudge()
-    learner = Learner(trainer, Models(), (Plain("one"),), (), 0, "cpu", None)
+    learner = LocalTrainer(trainer, Models(), (Plain("one"),), (), 0, "cpu", None)
     with connect(server.url, Waits()) as api:
-        Agent(api, spec, Work(home, "run"), learner, DECLARATION, reporter).run()
+        Agent(api, spec, WorkFolder(home, "run"), learner, DECLARATION, reporter).run()
     assert server.plan == []
     return reporter, trainer
 
@@ -76,7 +76,7 @@ def test_a_late_update_that_counts_later_is_no_loss(tmp_path: Path) -> None:
     assert (late["round"], late["counts_in"]) == (1, 3)
     assert "late: counts in round 3" in late["sentence"]
     assert {"lost", "accepted"}.isdisjoint(reporter.kinds())
-    assert Work(tmp_path, "run").state.trained is None
+    assert WorkFolder(tmp_path, "run").state.trained is None
 
 
 def test_a_kept_update_is_sent_before_the_next_round_is_trained(tmp_path: Path) -> None:
@@ -125,4 +125,4 @@ def test_a_late_update_refused_for_its_tensors_is_dropped(tmp_path: Path) -> Non
     with misbehaving(message(DECLARATION), *plan, *over()) as server:
         reporter, _ = take_part(server, tmp_path, LATE)
     assert "lost" in reporter.kinds()
-    assert Work(tmp_path, "run").state.trained is None
+    assert WorkFolder(tmp_path, "run").state.trained is None

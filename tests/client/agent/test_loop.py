@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
-from flexlora_client.agent.work_folder import Work
+from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
-from flexlora_client.coordinator_api.retry import BRIEF, Retry
+from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
 from flexlora_client.errors import BadInput, Refused, RunEnded
 from flexlora_client.training.contract import Job, Outcome, Trainer
 from flexlora_client.training.examples import Example, Plain
@@ -52,10 +52,10 @@ def agent(
     site: Served, run: RunSpec, home: Path, trainer: Trainer, reporter: Reporter, key: str | None = None, **changes: Any
 ) -> Iterator[Agent]:
     """An agent of rank 4 with an identity of its own, or under `key`."""
-    learner = Learner(trainer, Models(), EXAMPLES, (), 0, "cpu", None)
+    learner = LocalTrainer(trainer, Models(), EXAMPLES, (), 0, "cpu", None)
     declaration = Declaration.model_validate({"rank": 4, "examples": len(EXAMPLES), **changes})
-    with Api(Http(site.url, key or site.enroll().key), Retry(BRIEF)) as api:
-        yield Agent(api, run, Work(home, run.name), learner, declaration, reporter)
+    with Api(Http(site.url, key or site.enroll().key), RetryPolicy(COMMAND_BACKOFF)) as api:
+        yield Agent(api, run, WorkFolder(home, run.name), learner, declaration, reporter)
 
 
 def refused(working: Agent) -> Refused:
@@ -240,7 +240,7 @@ def test_a_refused_tensor_costs_the_round_and_is_not_sent_again(site: Served, tm
     with agent(site, run, tmp_path, trainer, reporter) as working:
         with pytest.raises(RunEnded):
             working.run()
-        assert working.work.state.trained is None
+        assert working.work_folder.state.trained is None
     lost = next(event for event in reporter.events if event["event"] == "lost")
     assert lost["code"] == Code.INVALID_TENSOR
     assert "q_proj" in lost["sentence"]

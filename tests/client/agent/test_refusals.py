@@ -8,10 +8,10 @@ from typing import NoReturn
 import pytest
 import torch
 
-from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
-from flexlora_client.agent.work_folder import Work
+from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import BadInput, DeviceError, Refused
 from flexlora_client.training.examples import Example, Plain
 from flexlora_client.training.models import Models
@@ -73,9 +73,9 @@ def take_part(
     server: Misbehaving, home: Path, waits: Waits, heldout: Sequence[Example] = (), trainer: Nudge | None = None
 ) -> Nudge:
     trainer = trainer or Nudge()
-    learner = Learner(trainer, Models(), (Plain("one"),), heldout, 0, "cpu", None)
+    learner = LocalTrainer(trainer, Models(), (Plain("one"),), heldout, 0, "cpu", None)
     with connect(server.url, waits) as api:
-        Agent(api, RUN, Work(home, "run"), learner, DECLARATION, Reporter("run")).run()
+        Agent(api, RUN, WorkFolder(home, "run"), learner, DECLARATION, Reporter("run")).run()
     assert server.plan == []
     return trainer
 
@@ -122,7 +122,7 @@ def test_an_update_refused_for_its_form_ends_the_agent_and_is_not_kept(tmp_path:
         with pytest.raises(Refused) as caught:
             take_part(server, tmp_path, Waits())
         assert caught.value.code is code
-    assert Work(tmp_path, "run").state.trained is None
+    assert WorkFolder(tmp_path, "run").state.trained is None
 
 
 def test_a_diverged_update_is_not_trained_again_in_its_round(tmp_path: Path) -> None:
@@ -162,6 +162,6 @@ class Broken(list[Example]):
 def test_an_evaluation_that_fails_in_foreign_code_is_a_sentence(
     tmp_path: Path, error: Exception, kind: type[Exception], part: str
 ) -> None:
-    learner = Learner(Nudge(), Models(), (), Broken(error), 0, "cpu", None)
+    learner = LocalTrainer(Nudge(), Models(), (), Broken(error), 0, "cpu", None)
     with pytest.raises(kind, match=part):
         learner.evaluate(RUN, tmp_path, generate=False)

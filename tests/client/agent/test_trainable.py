@@ -8,12 +8,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from flexlora_client import credentials
-from flexlora_client.agent.local_trainer import Learner
+from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
-from flexlora_client.agent.work_folder import Work
+from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
-from flexlora_client.coordinator_api.retry import BRIEF, Retry
+from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, Exit, Refused
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
@@ -47,10 +47,10 @@ def test_what_an_agent_measures_after_training_is_what_it_is_served_next(
     fields = json.loads(made.model_dump_json()) | {"name": "run", "rounds": 2, "strategy": strategy, "ranks": ranks}
     run: RunSpec = site.run(**fields)
     models, reporter = Models(), Listening("run")
-    learner = Learner(StandardTrainer(models), models, QUESTIONS, QUESTIONS, 0, "cpu", None, "me")
+    learner = LocalTrainer(StandardTrainer(models), models, QUESTIONS, QUESTIONS, 0, "cpu", None, "me")
     declaration = Declaration(rank=4, examples=len(QUESTIONS))
-    with Api(Http(site.url, site.enroll().key), Retry(BRIEF)) as api:
-        Agent(api, run, Work(tmp_path / "home", "run"), learner, declaration, reporter).run()
+    with Api(Http(site.url, site.enroll().key), RetryPolicy(COMMAND_BACKOFF)) as api:
+        Agent(api, run, WorkFolder(tmp_path / "home", "run"), learner, declaration, reporter).run()
     after = [event["metrics"]["heldout_loss"] for event in reporter.events if event["event"] == "trained"]
     before = [event["metrics"]["loss"] for event in reporter.events if event["event"] == "evaluated"]
     assert len(after) == 2

@@ -61,7 +61,7 @@ def events(result: Result) -> list[dict[str, Any]]:
 
 
 def test_enrolling_keeps_the_key_for_its_owner(site: Served, home: dict[str, str]) -> None:
-    path = Path(home["FLEXLORA_HOME"]) / credentials.FILE
+    path = Path(home["FLEXLORA_HOME"]) / credentials.CREDENTIALS_FILE
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     identity = credentials.load(path.parent)
     assert (identity.url, identity.name) == (site.url, "site a")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flexlora_client.coordinator_api.answers import read
+from flexlora_client.coordinator_api.answers import parse_message
 from flexlora_client.coordinator_api.http_messages import Answer
 from flexlora_client.errors import Unreachable
 from flexlora_shared.messages.clients import ClientList
@@ -28,11 +28,11 @@ def test_unknown_fields_are_left_alone_at_every_depth() -> None:
     for place in (newer, newer["adapter"], newer["spec"], newer["spec"]["model"], newer["spec"]["modules"][1]):
         place["min_agent_version"] = {"of": ["tomorrow"]}
     newer["spec"]["robust"] = [{"kind": "multi-krum", "byzantine_share": 0.2, "new": 1}]
-    assert read(Task, answered(newer)).spec.modules == RUN.modules
+    assert parse_message(Task, answered(newer)).spec.modules == RUN.modules
 
 
 def test_a_state_that_is_not_known_is_shown_as_it_is() -> None:
-    found = read(UploadStatus, answered(UPLOAD | {"state": "SCANNING"}))
+    found = parse_message(UploadStatus, answered(UPLOAD | {"state": "SCANNING"}))
     assert found.state == "SCANNING"
     assert json.loads(found.model_dump_json())["state"] == "SCANNING"
 
@@ -53,12 +53,12 @@ def test_a_state_that_is_not_known_is_shown_as_it_is() -> None:
 )
 def test_what_is_known_is_checked_as_ever(kind: type[Task], fields: Any, part: str) -> None:
     with pytest.raises(Unreachable, match=part) as caught:
-        read(kind, answered(fields))
+        parse_message(kind, answered(fields))
     assert not caught.value.transient
 
 
 def test_an_answer_that_is_no_json() -> None:
     with pytest.raises(Unreachable, match=r"RunDetail is not the one of this version \(the answer: Invalid JSON"):
-        read(RunDetail, Answer(200, {}, b"<html>"))
+        parse_message(RunDetail, Answer(200, {}, b"<html>"))
     with pytest.raises(Unreachable, match="RunStatus is not the one"):
-        read(RunStatus, Answer(200, {}, b""))
+        parse_message(RunStatus, Answer(200, {}, b""))

@@ -237,11 +237,15 @@ def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
     try:
         with Http(url, ca_file=certificate) as trusting:
             assert trusting.request("GET", "/").status == 204
-            with trusting.follow(f"{url}/link", 0) as found:
+            with trusting.stream_presigned(f"{url}/link", 0) as found:
                 assert found.status == 204
         with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"):
             doubting.request("GET", "/")
-        with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"), doubting.follow(f"{url}/link", 0):
+        with (
+            Http(url) as doubting,
+            pytest.raises(Unreachable, match="--ca-file"),
+            doubting.stream_presigned(f"{url}/link", 0),
+        ):
             pass
     finally:
         server.shutdown()

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from flexlora_client.agent.download import DAMAGED_ATTEMPTS, download
-from flexlora_client.agent.slice_cache import MODEL, Slice, Slices
+from flexlora_client.agent.download import MAX_DAMAGED_ATTEMPTS, download
+from flexlora_client.agent.slice_cache import CachedSlice, SliceCache
 from flexlora_client.coordinator_api import presigned
 from flexlora_client.errors import ClientError, Corrupted, Unreachable
+from flexlora_client.training.contract import ADAPTER_FILE
 from tests.support.connecting import Waits, connect
 from tests.support.misbehaving import Misbehaving, Planned, answer, cut, misbehaving
 from tests.support.served_slices import DATA, ETAG, SHA256, config, wanted
@@ -24,10 +25,10 @@ def rest(begin: int) -> Planned:
     return answer(206, DATA[begin:], ETag=STORAGE_ETAG)
 
 
-def fetch(coordinator: Misbehaving, folder: Path, *, known: bool = True, waits: Waits | None = None) -> Slice:
+def fetch(coordinator: Misbehaving, folder: Path, *, known: bool = True, waits: Waits | None = None) -> CachedSlice:
     with connect(coordinator.url, waits or Waits(), 5) as api:
-        found = download(api, Slices(folder), wanted(known=known), lambda done, total: None)
-    assert (found.folder / MODEL).read_bytes() == DATA
+        found = download(api, SliceCache(folder), wanted(known=known), lambda done, total: None)
+    assert (found.folder / ADAPTER_FILE).read_bytes() == DATA
     assert coordinator.plan == []
     return found
 
@@ -36,7 +37,7 @@ def fetch(coordinator: Misbehaving, folder: Path, *, known: bool = True, waits: 
 def test_the_link_is_followed_without_the_key(tmp_path: Path, known: bool) -> None:
     with misbehaving(answer(200, DATA, ETag=STORAGE_ETAG)) as storage, misbehaving(link(storage), config()) as server:
         found = fetch(server, tmp_path, known=known)
-        assert found == Slice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
+        assert found == CachedSlice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
         assert server.asked[0].headers["authorization"] == "Bearer a-key"
         [asked] = storage.asked
         assert asked.path == "/bucket/slice?signature=first"
@@ -82,7 +83,7 @@ def test_a_storage_that_ignores_ranges_starts_over(tmp_path: Path) -> None:
 def test_more_than_the_storage_has_starts_over(tmp_path: Path) -> None:
     partial = tmp_path / f"{SHA256}.partial"
     partial.mkdir()
-    (partial / MODEL).write_bytes(DATA + b"too much")
+    (partial / ADAPTER_FILE).write_bytes(DATA + b"too much")
     with (
         misbehaving(answer(416, b"<Error/>"), answer(200, DATA)) as storage,
         misbehaving(link(storage), link(storage), config()) as server,
@@ -94,7 +95,7 @@ def test_more_than_the_storage_has_starts_over(tmp_path: Path) -> None:
 def refused(folder: Path, *plan: Planned) -> ClientError:
     with misbehaving(*plan) as server, connect(server.url, Waits(), None) as api:
         with pytest.raises((Corrupted, Unreachable)) as caught:
-            download(api, Slices(folder), wanted(), lambda done, total: None)
+            download(api, SliceCache(folder), wanted(), lambda done, total: None)
         assert server.plan == []
     assert not any(path.name == SHA256 for path in folder.iterdir())
     return caught.value
@@ -102,8 +103,8 @@ def refused(folder: Path, *plan: Planned) -> ClientError:
 
 def test_wrong_bytes_of_the_storage_are_never_used(tmp_path: Path) -> None:
     wrong = answer(200, DATA[:-1] + bytes([DATA[-1] ^ 1]))
-    with misbehaving(*[wrong] * DAMAGED_ATTEMPTS) as storage:
-        error = refused(tmp_path, *[link(storage)] * DAMAGED_ATTEMPTS)
+    with misbehaving(*[wrong] * MAX_DAMAGED_ATTEMPTS) as storage:
+        error = refused(tmp_path, *[link(storage)] * MAX_DAMAGED_ATTEMPTS)
     assert f"instead of {SHA256}" in str(error)
 
 
@@ -140,7 +141,7 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_coordinator_of_https_gives_no_link_in_the_clear() -> None:
     with misbehaving() as storage:
-        clear = presigned.follow(f"{storage.url}/slice?signature=first", 0, None, 5, encrypted=True)
+        clear = presigned.stream_presigned(f"{storage.url}/slice?signature=first", 0, None, 5, encrypted=True)
         with pytest.raises(Unreachable, match="must give the storage's public address with https") as caught, clear:
             pass
     assert not caught.value.transient

@@ -2,7 +2,13 @@
 
 import pytest
 
-from flexlora_client.coordinator_api.retry import BRIEF, LONGEST_RETRY_AFTER, PATIENT, Backoff, Retry
+from flexlora_client.coordinator_api.retry import (
+    AGENT_BACKOFF,
+    COMMAND_BACKOFF,
+    MAX_RETRY_AFTER_S,
+    Backoff,
+    RetryPolicy,
+)
 from flexlora_client.errors import Refused, Unreachable
 from flexlora_shared.problems import Code, Problem
 from tests.support.connecting import Waits
@@ -39,7 +45,7 @@ def test_full_jitter_draws_from_zero_to_the_ceiling() -> None:
         return low
 
     slept: list[float] = []
-    retry = Retry(Backoff(base=2.0, cap=100.0), sleep=slept.append, uniform=uniform)
+    retry = RetryPolicy(Backoff(base=2.0, cap=100.0), sleep=slept.append, uniform=uniform)
     assert retry.call(Failing(3, Unreachable("away"))) == "done"
     assert drawn == [(0, 2), (0, 4), (0, 8)]
     assert slept == [0, 0, 0]
@@ -47,8 +53,8 @@ def test_full_jitter_draws_from_zero_to_the_ceiling() -> None:
 
 def test_an_agent_outlives_days_without_a_coordinator() -> None:
     waits = Waits()
-    assert waits.retry(PATIENT).call(Failing(5000, Unreachable("away"))) == "done"
-    assert max(waits.slept) == PATIENT.cap
+    assert waits.retry(AGENT_BACKOFF).call(Failing(5000, Unreachable("away"))) == "done"
+    assert max(waits.slept) == AGENT_BACKOFF.cap
     assert sum(waits.slept) > 2 * 24 * 3600
 
 
@@ -56,8 +62,8 @@ def test_a_command_gives_up_with_the_last_reason() -> None:
     waits = Waits()
     operation = Failing(99, Unreachable("away"))
     with pytest.raises(Unreachable, match="away"):
-        waits.retry(BRIEF).call(operation)
-    assert operation.calls == BRIEF.attempts
+        waits.retry(COMMAND_BACKOFF).call(operation)
+    assert operation.calls == COMMAND_BACKOFF.attempts
     assert len(waits.slept) == operation.calls - 1
 
 
@@ -71,20 +77,20 @@ def test_what_the_other_side_asks_for_is_waited_on_top() -> None:
 def test_an_absurd_retry_after_does_not_silence_the_agent() -> None:
     waits = Waits()
     waits.retry(Backoff(base=1.0)).call(Failing(1, Unreachable("away", retry_after=1e9)))
-    assert waits.slept == [LONGEST_RETRY_AFTER + 1]
+    assert waits.slept == [MAX_RETRY_AFTER_S + 1]
 
 
 @pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.STORAGE_FULL, Code.TOO_SLOW, Code.INTERNAL, Code.UPLOAD_BUSY])
 def test_passing_troubles_are_tried_again(code: Code) -> None:
     operation = Failing(1, Refused(Problem.of(code, "Later.")))
-    assert Waits().retry(BRIEF).call(operation) == "done"
+    assert Waits().retry(COMMAND_BACKOFF).call(operation) == "done"
 
 
 @pytest.mark.parametrize("code", [Code.FORBIDDEN, Code.RUN_OVER, Code.INVALID_TENSOR, Code.OFFSET_MISMATCH])
 def test_a_refusal_for_good_is_not_repeated(code: Code) -> None:
     operation = Failing(1, Refused(Problem.of(code, "No.")))
     with pytest.raises(Refused):
-        Waits().retry(PATIENT).call(operation)
+        Waits().retry(AGENT_BACKOFF).call(operation)
     assert operation.calls == 1
 
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from flexlora_client.errors import DataError, ModelError
-from flexlora_client.training.encoding import IGNORED, Encoder
+from flexlora_client.training.encoding import IGNORE_INDEX, Encoder
 from flexlora_client.training.examples import Chat, Labelled, Plain, Prompted, Turn
 from tests.support.tiny_models import make_tokenizer
 
@@ -23,8 +23,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def learned(encoder: Encoder, example: Prompted | Chat | Plain) -> str:
     encoded = encoder.encode(example)
     assert len(encoded.ids) == len(encoded.targets)
-    assert all(target in (token, IGNORED) for token, target in zip(encoded.ids, encoded.targets, strict=True))
-    return str(encoder.tokenizer.decode([target for target in encoded.targets if target != IGNORED]))
+    assert all(target in (token, IGNORE_INDEX) for token, target in zip(encoded.ids, encoded.targets, strict=True))
+    return str(encoder.tokenizer.decode([target for target in encoded.targets if target != IGNORE_INDEX]))
 
 
 def whole(encoder: Encoder, example: Prompted | Chat | Plain) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flexlora_client.errors import DataError, DivergedError
-from flexlora_client.training.encoding import IGNORED, Encoder
+from flexlora_client.training.encoding import IGNORE_INDEX, Encoder
 from flexlora_client.training.evaluation import SPARE_TOKENS, evaluate, generate
 from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
 from flexlora_client.training.models import Models
@@ -32,7 +32,7 @@ def test_loss_is_the_mean_over_response_tokens_that_transformers_gives(llama: Pa
         encoded = encoder.encode(example)
         with torch.no_grad():
             loss = model(input_ids=torch.tensor([encoded.ids]), labels=torch.tensor([encoded.targets])).loss.item()
-        tokens = sum(target != IGNORED for target in encoded.targets)
+        tokens = sum(target != IGNORE_INDEX for target in encoded.targets)
         total, count = total + loss * tokens, count + tokens
     found = evaluate(spec, served, QUESTIONS, device="cpu", answers=0)
     assert found == {"loss": pytest.approx(total / count, rel=1e-5)}

@@ -7,7 +7,7 @@ import pytest
 from flexlora_client.errors import PluginError
 from flexlora_client.training.plugin import load_trainer
 from flexlora_client.training.standard import StandardTrainer
-from flexlora_shared.plugins import TRAINERS
+from flexlora_shared.plugins import TRAINER_GROUP
 from tests.support.plugins import install
 
 CODE = """
@@ -45,7 +45,7 @@ def test_a_class_with_train_is_made() -> None:
 
 def test_one_that_an_installed_package_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offers = {"good": "own_training:Good", "broken": "broken_training:Good", "no-class": "own_training:train"}
-    install(monkeypatch, tmp_path, "own", TRAINERS, offers)
+    install(monkeypatch, tmp_path, "own", TRAINER_GROUP, offers)
     assert type(load_trainer("good")).__name__ == "Good"
     with pytest.raises(PluginError, match=r"'broken' cannot be used: .*ZeroDivisionError"):
         load_trainer("broken")

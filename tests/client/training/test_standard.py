@@ -13,7 +13,7 @@ from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.encoding import Encoder
 from flexlora_client.training.examples import Example, Labelled, Plain, Prompted
 from flexlora_client.training.models import Models
-from flexlora_client.training.slice_files import read_config, read_slice, shapes_of
+from flexlora_client.training.slice_files import read_config, read_slice, tensor_shapes
 from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from tests.support.tiny_models import (
@@ -59,7 +59,7 @@ def test_output_has_the_tensors_of_the_slice_served_in_the_upload_dtype(bert: Pa
     served = make_slice(tmp_path / "served", bert, spec, rank_pattern={"layer.1.attention.self.query": 8, "query": 2})
     adapter = StandardTrainer().train(make_job(spec, served, ANIMALS, tmp_path / "out")).adapter
     before, after = load_file(served / "adapter_model.safetensors"), load_file(adapter)
-    shapes = shapes_of(read_config(served, spec), spec)
+    shapes = tensor_shapes(read_config(served, spec), spec)
     assert shapes["base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.weight"] == (8, 32)
     assert {name: tuple(tensor.shape) for name, tensor in after.items()} == shapes
     assert {tensor.dtype for tensor in after.values()} == {getattr(torch, dtype)}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from flexlora_client.training.evaluation import evaluate
 from flexlora_client.training.examples import Example, Labelled, Prompted
 from flexlora_client.training.fresh import fresh_adapter
-from flexlora_client.training.layers import UNDER, lora_layers
+from flexlora_client.training.layers import FROZEN_ADAPTER, lora_layers
 from flexlora_client.training.models import Models
 from flexlora_client.training.slice_files import read_slice
 from flexlora_client.training.standard import StandardTrainer
@@ -118,13 +118,13 @@ def test_base_and_slice_and_fresh_adapter_are_what_is_trained(make: Make, tmp_pa
     job = make_job(spec, served, examples, out, trainable="fresh", progress=lambda n, of, x: losses.append(x))
     StandardTrainer(models).train(job)
     below, top = read_slice(served, spec), read_slice(out, spec)
-    ours = models.with_slice(top, spec, "cpu", under=below).model.eval()
+    ours = models.with_slice(top, spec, "cpu", base_slice=below).model.eval()
     merged = load_peft(Path(spec.model.id), spec, served).merge_and_unload()
     plain = PeftModel.from_pretrained(merged, out).eval()
     with torch.no_grad():
         expected = plain(input_ids=IDS).logits
         torch.testing.assert_close(ours(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
-    together = evaluate(spec, out, examples, device="cpu", models=models, answers=0, under=served)
+    together = evaluate(spec, out, examples, device="cpu", models=models, answers=0, base_adapter=served)
     assert together["loss"] < losses[0]
     assert together["loss"] != pytest.approx(evaluate(spec, out, examples, device="cpu", answers=0)["loss"], rel=1e-3)
 
@@ -136,7 +136,7 @@ def test_the_slice_and_the_base_model_stay_frozen(make: Make, tmp_path: Path) ->
     assert models._placed is not None
     model, slice_ = models._placed.model, tensors(served)
     for name, layer in lora_layers(model):
-        for factor, found in (("lora_A", layer.lora_A[UNDER]), ("lora_B", layer.lora_B[UNDER])):
+        for factor, found in (("lora_A", layer.lora_A[FROZEN_ADAPTER]), ("lora_B", layer.lora_B[FROZEN_ADAPTER])):
             assert torch.equal(found.weight, slice_[f"base_model.model.{name}.{factor}.weight"])  # type: ignore[arg-type]
     base, extra = load_base(Path(spec.model.id), spec).state_dict(), {tensor.name for tensor in spec.extra}
     trained = model.unload().state_dict()

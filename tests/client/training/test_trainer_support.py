@@ -8,7 +8,7 @@ import pytest
 from flexlora_client.errors import BadInput
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.standard import StandardTrainer
-from flexlora_client.training.trainer_support import check_supported, supported
+from flexlora_client.training.trainer_support import check_supported, supported_kinds
 from flexlora_shared.messages.tasks import Trainable
 from tests.support.trainers import Nudge
 
@@ -81,7 +81,7 @@ class Elsewhere:
     ],
 )
 def test_a_class_speaks_for_its_own_training(kind: Callable[[], object], trains: tuple[Trainable, ...]) -> None:
-    assert supported(kind()) == trains
+    assert supported_kinds(kind()) == trains
     for trainable in trains:
         check_supported(kind(), trainable)
     for trainable in set(ALL) - set(trains):

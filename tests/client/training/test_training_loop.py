@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexlora_client.training.training_loop import plan
+from flexlora_client.training.training_loop import plan_steps
 from flexlora_shared.messages.runs import TrainingSpec
 
 
@@ -11,7 +11,7 @@ from flexlora_shared.messages.runs import TrainingSpec
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=120), st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
 def test_every_epoch_takes_every_example_once(lengths: list[int], size: int, accumulate: int, epochs: int) -> None:
     training = TrainingSpec(batch_size=size, gradient_accumulation_steps=accumulate, epochs=epochs)
-    steps = plan(lengths, training, 1)
+    steps = plan_steps(lengths, training, 1)
     flat = [index for step in steps for index in step]
     count = len(lengths)
     assert all(sorted(flat[n * count : (n + 1) * count]) == list(range(count)) for n in range(epochs))
@@ -25,20 +25,20 @@ def test_every_epoch_takes_every_example_once(lengths: list[int], size: int, acc
 def test_the_order_depends_on_seed_round_and_epoch_alone() -> None:
     lengths = [(7 * n) % 50 for n in range(100)]
     training = TrainingSpec(batch_size=4, epochs=2, seed=5)
-    steps = plan(lengths, training, 1)
-    assert plan(lengths, training, 1) == steps
+    steps = plan_steps(lengths, training, 1)
+    assert plan_steps(lengths, training, 1) == steps
     assert steps[:25] != steps[25:]
-    assert plan(lengths, training, 2) != steps
-    assert plan(lengths, training.model_copy(update={"seed": 6}), 1) != steps
+    assert plan_steps(lengths, training, 2) != steps
+    assert plan_steps(lengths, training.model_copy(update={"seed": 6}), 1) != steps
 
 
 def test_examples_of_like_length_share_a_batch() -> None:
     lengths = [(37 * n) % 100 for n in range(100)]
-    steps = plan(lengths, TrainingSpec(batch_size=5), 1)
+    steps = plan_steps(lengths, TrainingSpec(batch_size=5), 1)
     spread = [max(lengths[n] for n in step) - min(lengths[n] for n in step) for step in steps]
     assert sum(spread) / len(spread) < 35  # of a plain shuffle: about 67
 
 
 def test_max_steps_ends_the_plan_early() -> None:
     training = TrainingSpec(batch_size=4, epochs=100, max_steps=7)
-    assert len(plan([1] * 10, training, 1)) == 7
+    assert len(plan_steps([1] * 10, training, 1)) == 7

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from flexlora_shared.layout import PREFIX
+from flexlora_shared.layout import KEY_PREFIX
 from tests.support.databases import ON_SQLITE
 from tests.support.kit import Participant, Served, tensors
 
 pytestmark = ON_SQLITE  # bytes and files alone
 
-Q_A, Q_B = f"{PREFIX}layers.0.q_proj.lora_A.weight", f"{PREFIX}layers.0.q_proj.lora_B.weight"
-HEAD = f"{PREFIX}head.weight"
+Q_A, Q_B = f"{KEY_PREFIX}layers.0.q_proj.lora_A.weight", f"{KEY_PREFIX}layers.0.q_proj.lora_B.weight"
+HEAD = f"{KEY_PREFIX}head.weight"
 EXTRA = [{"name": "head.weight", "shape": [3, 24]}]
 Named = dict[str, Tensor]
 
@@ -48,8 +48,9 @@ def overflow(named: Named) -> Named:
     return named | {Q_A: torch.full((8, 24), 3e38), Q_B: torch.full((20, 8), 3e38)}
 
 
+OTHER = f"{KEY_PREFIX}x"
 BAD: dict[str, tuple[str, str, Callable[[Named], Named]]] = {
-    "other name": (f"{PREFIX}x", "no such tensor", lambda n: {k: v for k, v in n.items() if k != Q_A} | {f"{PREFIX}x": n[Q_A]}),
+    "other name": (OTHER, "no such tensor", lambda n: {k: v for k, v in n.items() if k != Q_A} | {OTHER: n[Q_A]}),
     "missing": (Q_A, "is missing", lambda n: {k: v for k, v in n.items() if k != Q_A} | {HEAD: torch.zeros(3, 24)}),
     "other shape": (Q_A, "shape", lambda n: n | {Q_A: n[Q_A].reshape(24, 8)}),
     "other rank": (Q_A, "shape", lambda n: n | {Q_A: n[Q_A][:4].clone(), Q_B: n[Q_B][:, :4].contiguous()}),

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from flexlora_server.errors import AggregationError
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.robust import BUILT_IN, CustomFilter
-from flexlora_shared.plugins import FILTERS, PluginFault, load_plugin, plugin_names, require_module
+from flexlora_shared.plugins import FILTER_GROUP, PluginFault, load_plugin, plugin_names, require_module
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def check_filter(defined: CustomFilter) -> tuple[FilterPlugin, Message]:
 @cache
 def _offered(kind: str) -> FilterPlugin:
     try:
-        offered = load_plugin(FILTERS, kind, FilterPlugin)
+        offered = load_plugin(FILTER_GROUP, kind, FilterPlugin)
         require_module(offered.module)
     except LookupError:
-        known = ", ".join(sorted({*BUILT_IN, *plugin_names(FILTERS)}))
+        known = ", ".join(sorted({*BUILT_IN, *plugin_names(FILTER_GROUP)}))
         raise AggregationError(f"there is no filter {kind!r}: choose one of {known}") from None
     except PluginFault as fault:
         raise AggregationError(f"the filter {kind!r} cannot be used: {fault}") from fault

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from flexlora_server.errors import AggregationError, UnsupportedRun
 from flexlora_shared.messages.tasks import Trainable
-from flexlora_shared.plugins import STRATEGIES, PluginFault, load_plugin, plugin_names, require_module
+from flexlora_shared.plugins import STRATEGY_GROUP, PluginFault, load_plugin, plugin_names, require_module
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ _BUILT_IN = {
 
 def strategies() -> tuple[str, ...]:
     """The names there are, sorted: the built-in ones and those that installed packages offer."""
-    return tuple(sorted({*_BUILT_IN, *plugin_names(STRATEGIES)}))
+    return tuple(sorted({*_BUILT_IN, *plugin_names(STRATEGY_GROUP)}))
 
 
 def strategy(name: str) -> Strategy:
@@ -111,7 +111,7 @@ def strategy(name: str) -> Strategy:
 def _offered(name: str) -> Strategy:
     """What a package offers. Its module must be there, or everybody would train before a worker finds that out."""
     try:
-        offered = load_plugin(STRATEGIES, name, Strategy)
+        offered = load_plugin(STRATEGY_GROUP, name, Strategy)
         require_module(offered.module)
     except LookupError:
         raise AggregationError(f"there is no strategy {name!r}: choose one of {', '.join(strategies())}") from None

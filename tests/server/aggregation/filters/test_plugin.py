@@ -8,7 +8,7 @@ import pytest
 from flexlora_server.aggregation.filters.plugin import check_filter
 from flexlora_server.errors import AggregationError
 from flexlora_shared.messages.robust import CustomFilter
-from flexlora_shared.plugins import FILTERS
+from flexlora_shared.plugins import FILTER_GROUP
 from tests.support.databases import ON_SQLITE
 from tests.support.kit import Served, encode, spec, tensors
 from tests.support.plugins import install
@@ -48,7 +48,7 @@ def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "elsewhere": "filter_offer:elsewhere",
         "misnamed": "filter_offer:lightest",
     }
-    install(monkeypatch, tmp_path, "filters", FILTERS, offers, filter_offer=OFFER, drop_light=RULE)
+    install(monkeypatch, tmp_path, "filters", FILTER_GROUP, offers, filter_offer=OFFER, drop_light=RULE)
 
 
 def defined(kind: str, **options: Any) -> CustomFilter:

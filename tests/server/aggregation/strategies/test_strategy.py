@@ -16,7 +16,7 @@ import torch
 from flexlora_server.aggregation.factors import Update
 from flexlora_server.aggregation.strategies.registry import strategies, strategy
 from flexlora_server.errors import AggregationError
-from flexlora_shared.plugins import STRATEGIES
+from flexlora_shared.plugins import STRATEGY_GROUP
 from tests.server.aggregation.cases import Round, random_round
 from tests.support.plugins import install
 
@@ -81,7 +81,7 @@ OFFER = "from flexlora_server.aggregation.strategies.registry import Strategy\nm
 def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a researcher writes: a module with one function, what must be known of it, and an entry point."""
     source = OFFER.format(name="uniform", module="tests.server.aggregation.strategies.uniform")
-    install(monkeypatch, tmp_path, "uniform", STRATEGIES, {"uniform": "uniform_offer:mine"}, uniform_offer=source)
+    install(monkeypatch, tmp_path, "uniform", STRATEGY_GROUP, {"uniform": "uniform_offer:mine"}, uniform_offer=source)
     assert "uniform" in strategies()
     case = random_round([2, 6])
     equal = [replace(update, weight=1 / 2) for update in case.updates]
@@ -91,7 +91,7 @@ def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_built_in_name_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, tmp_path, "taken", STRATEGIES, {"flexlora": "nowhere:mine"})
+    install(monkeypatch, tmp_path, "taken", STRATEGY_GROUP, {"flexlora": "nowhere:mine"})
     assert strategy("flexlora").module == "flexlora_server.aggregation.strategies.flexlora"
     assert strategies().count("flexlora") == 1
 
@@ -116,14 +116,14 @@ def test_a_strategy_that_cannot_be_used_is_refused_before_anybody_trains(
         "lost_offer": OFFER.format(name="lost", module="nowhere_at_all"),
         "lost_too_offer": OFFER.format(name="lost-too", module="nowhere.at.all"),
     }
-    install(monkeypatch, tmp_path, "odd", STRATEGIES, {name: value}, **sources)
+    install(monkeypatch, tmp_path, "odd", STRATEGY_GROUP, {name: value}, **sources)
     with pytest.raises(AggregationError, match=message):
         strategy(name)
 
 
 def test_two_packages_with_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, tmp_path, "one", STRATEGIES, {"twice": "one_offer:mine"})
-    install(monkeypatch, tmp_path, "two", STRATEGIES, {"twice": "two_offer:mine"})
+    install(monkeypatch, tmp_path, "one", STRATEGY_GROUP, {"twice": "one_offer:mine"})
+    install(monkeypatch, tmp_path, "two", STRATEGY_GROUP, {"twice": "two_offer:mine"})
     with pytest.raises(AggregationError, match="offered as one_offer:mine and as two_offer:mine: uninstall one"):
         strategy("twice")
 
@@ -135,7 +135,7 @@ def test_the_program_that_runs_is_no_module_of_a_strategy(
     """However it was started: as a file or, with `python -m`, as a module, which has a specification."""
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
     source = OFFER.format(name="program", module="__main__")
-    install(monkeypatch, tmp_path, "program", STRATEGIES, {"program": "program_offer:mine"}, program_offer=source)
+    install(monkeypatch, tmp_path, "program", STRATEGY_GROUP, {"program": "program_offer:mine"}, program_offer=source)
     with pytest.raises(AggregationError, match="module __main__"):
         strategy("program")
 
