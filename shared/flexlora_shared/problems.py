@@ -123,12 +123,12 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: Annotated[Code | str, Field(union_mode="left_to_right")]
-    context: dict[str, Any] = {}
+    type: Annotated[str, Field(description="URN of the problem's kind, urn:flexlora:problem:CODE")]
+    title: Annotated[str, Field(description="The kind in words; never changes")]
+    status: Annotated[int, Field(description="HTTP status")]
+    detail: Annotated[str, Field(description="What was wrong with this request and what to do, for people")]
+    code: Annotated[Code | str, Field(union_mode="left_to_right", description="Stable code, for programs")]
+    context: Annotated[dict[str, Any], Field(description="What a program needs to recover, by name")] = {}
 
     @classmethod
     def of(cls, code: Code, detail: str, **context: Any) -> "Problem":

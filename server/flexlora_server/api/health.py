@@ -1,10 +1,10 @@
 """Liveness, readiness, and figures for Prometheus."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -22,9 +22,9 @@ routes = router("health")
 class Alive(BaseModel):
     """A living process: the version of its program and of its protocol."""
 
-    status: Literal["alive"] = "alive"
-    version: str
-    protocol: int
+    status: Annotated[Literal["alive"], Field(description="The process answers")] = "alive"
+    version: Annotated[str, Field(description="Version of the program")]
+    protocol: Annotated[int, Field(description="Number of the protocol")]
 
 
 @routes.get("/healthz")

@@ -12,54 +12,54 @@ ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")
 class TokenRequest(Message):
     """Ask for a one-time enrollment token."""
 
-    expires_in: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400  # seconds
-    note: Annotated[Line, Field(max_length=200)] = ""  # who it is for; the operator's own words
+    expires_in: Annotated[int, Field(ge=1, le=31_536_000, description="Seconds for which the token is valid")] = 86_400
+    note: Annotated[Line, Field(max_length=200, description="Who the token is for, in the operator's words")] = ""
 
 
 class Token(Message):
     """A one-time enrollment token; shown once."""
 
-    token: str
-    expires_at: str  # RFC 3339, UTC
+    token: Annotated[str, Field(description="The secret to hand to one participant; shown once")]
+    expires_at: Annotated[str, Field(description="End of its validity, RFC 3339, UTC")]
 
 
 class Enrollment(Message):
     """Redeem a token."""
 
-    token: Annotated[Line, Field(max_length=200)]
-    name: ClientName
+    token: Annotated[Line, Field(max_length=200, description="The enrollment token that the operator handed out")]
+    name: Annotated[ClientName, Field(description="Name of the participant, shown to the operator")]
 
 
 class Credentials(Message):
     """A client's identity and its API key; the key is shown once."""
 
-    client_id: str
-    name: ClientName
-    api_key: str
+    client_id: Annotated[str, Field(description="Id of the client, for life")]
+    name: Annotated[ClientName, Field(description="Name given at enrollment")]
+    api_key: Annotated[str, Field(description="The client's API key; shown once")]
 
 
 class ClientInfo(Message):
     """One enrolled client, as the operator sees it."""
 
-    client_id: str
-    name: ClientName
-    enrolled_at: str
-    revoked_at: str | None
-    key_issued_at: str | None = None  # RFC 3339, UTC: of its newest API key
+    client_id: Annotated[str, Field(description="Id of the client")]
+    name: Annotated[ClientName, Field(description="Name given at enrollment")]
+    enrolled_at: Annotated[str, Field(description="RFC 3339, UTC")]
+    revoked_at: Annotated[str | None, Field(description="When its key was revoked, RFC 3339, UTC; null: it was not")]
+    key_issued_at: Annotated[str | None, Field(description="When its newest API key was issued, RFC 3339, UTC")] = None
 
 
 class ClientList(Message):
     """Every client ever enrolled."""
 
-    clients: tuple[ClientInfo, ...]
+    clients: Annotated[tuple[ClientInfo, ...], Field(description="The clients, in the order of their enrollment")]
 
 
 class Hardware(Message):
     """What a participant trains on; shown to the operator, never interpreted."""
 
-    device: Annotated[str, Field(max_length=100)] = ""
-    memory_bytes: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    software: Annotated[str, Field(max_length=200)] = ""
+    device: Annotated[str, Field(max_length=100, description="Name of the device that trains")] = ""
+    memory_bytes: Annotated[int, Field(ge=0, lt=2**63, description="Memory of the device; 0: unknown")] = 0
+    software: Annotated[str, Field(max_length=200, description="Versions of the libraries that train")] = ""
 
 
 class Declaration(Message):
@@ -68,7 +68,9 @@ class Declaration(Message):
     `rank_pattern` gives some modules another rank; keys name modules as PEFT's `rank_pattern` does, literally.
     """
 
-    rank: Rank
-    rank_pattern: RankPattern = {}
-    examples: Count
-    hardware: Hardware = Hardware()
+    rank: Annotated[Rank, Field(description="LoRA rank that the participant affords; one of the run's")]
+    rank_pattern: Annotated[
+        RankPattern, Field(description="Ranks of modules that differ from `rank`, by name or name ending")
+    ] = {}
+    examples: Annotated[Count, Field(description="Examples that the participant trains on")]
+    hardware: Annotated[Hardware, Field(description="What the participant trains on")] = Hardware()

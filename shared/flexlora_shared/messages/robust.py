@@ -13,10 +13,18 @@ class NormClip(Message):
     Give exactly one of `bound` and `median_factor`; `history` belongs to `median_factor`.
     """
 
-    kind: Literal["norm-clip"] = "norm-clip"
-    bound: Annotated[float, Field(gt=0, le=1e15)] | None = None  # Frobenius norm over all modules
-    median_factor: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    history: Annotated[int, Field(ge=0, le=1000)] = 0  # past rounds whose median counts beside this round's changes
+    kind: Annotated[Literal["norm-clip"], Field(description="Names the filter")] = "norm-clip"
+    bound: Annotated[
+        Annotated[float, Field(gt=0, le=1e15)] | None,
+        Field(description="Longest change: Frobenius norm over all modules"),
+    ] = None
+    median_factor: Annotated[
+        Annotated[float, Field(gt=0, le=1e6)] | None,
+        Field(description="Longest change as a multiple of the median change"),
+    ] = None
+    history: Annotated[
+        int, Field(ge=0, le=1000, description="Past rounds whose median counts beside this round's changes")
+    ] = 0
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -30,28 +38,37 @@ class NormClip(Message):
 class MultiKrum(Message):
     """Keep the updates that lie closest to their neighbours, leave out as many as may be byzantine."""
 
-    kind: Literal["multi-krum"] = "multi-krum"
-    byzantine_share: Annotated[float, Field(gt=0, lt=0.5)]  # of a round's updates
+    kind: Annotated[Literal["multi-krum"], Field(description="Names the filter")] = "multi-krum"
+    byzantine_share: Annotated[
+        float, Field(gt=0, lt=0.5, description="Share of a round's updates that may be byzantine")
+    ]
 
 
 class GeometricMedian(Message):
     """Weight the updates so that their mean is their geometric median."""
 
-    kind: Literal["geometric-median"] = "geometric-median"
+    kind: Annotated[Literal["geometric-median"], Field(description="Names the filter")] = "geometric-median"
 
 
 class Cosine(Message):
     """Leave out a change that points away from the last round's."""
 
-    kind: Literal["cosine"] = "cosine"
-    minimum: Annotated[float, Field(ge=-1, le=1)]  # of its cosine with the last change of the global update
+    kind: Annotated[Literal["cosine"], Field(description="Names the filter")] = "cosine"
+    minimum: Annotated[
+        float, Field(ge=-1, le=1, description="Smallest cosine with the last change of the global update")
+    ]
 
 
 class CustomFilter(Message):
     """A filter that a package of the coordinator's brings (entry point `flexlora.filters`), with its own options."""
 
-    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
-    options: Annotated[dict[MetricName, bool | int | float | Line], Field(max_length=32)] = {}
+    kind: Annotated[
+        str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$", description="Name under which the package offers the filter")
+    ]
+    options: Annotated[
+        dict[MetricName, bool | int | float | Line],
+        Field(max_length=32, description="Options of the filter, which it checks itself"),
+    ] = {}
 
 
 def _tag(defined: Any) -> str:

@@ -15,34 +15,49 @@ RunState = Literal["DRAFT", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "FAIL
 class ModuleSpec(Message):
     """One linear layer that gets a LoRA adapter, by its name in the base model's `named_modules()`."""
 
-    name: TensorName
-    out_features: Dimension
-    in_features: Dimension
+    name: Annotated[TensorName, Field(description="Name of the layer in the base model")]
+    out_features: Annotated[Dimension, Field(description="Rows of its weight")]
+    in_features: Annotated[Dimension, Field(description="Columns of its weight")]
 
 
 class ExtraTensor(Message):
     """A tensor trained in full beside LoRA (a classification head; PEFT `modules_to_save`): averaged, never factored."""
 
-    name: TensorName
-    shape: Annotated[Tuple[Dimension], Field(min_length=1, max_length=8)]
-    init: Literal["zeros", "ones", "normal"] = "normal"  # of round 0; normal has standard deviation 0.02
+    name: Annotated[TensorName, Field(description="Name of the parameter in the base model")]
+    shape: Annotated[Tuple[Dimension], Field(min_length=1, max_length=8, description="Its shape")]
+    init: Annotated[
+        Literal["zeros", "ones", "normal"],
+        Field(description="Its values in round 0; normal has standard deviation 0.02"),
+    ] = "normal"
 
 
 class ModelSpec(Message):
     """The base model every participant loads itself; the coordinator never does."""
 
-    id: Annotated[str, Field(min_length=1, max_length=512)]
-    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    task_type: TaskType = "CAUSAL_LM"
-    labels: Annotated[Tuple[str], Field(max_length=10_000)] = ()  # SEQ_CLS: the classes, in the order of the logits
+    id: Annotated[
+        str, Field(min_length=1, max_length=512, description="Model hub id, or a path that every participant has")
+    ]
+    revision: Annotated[
+        Annotated[str, Field(min_length=1, max_length=128)] | None,
+        Field(description="Revision of the model on its hub; null: its main branch"),
+    ] = None
+    task_type: Annotated[TaskType, Field(description="What the model is fine-tuned for")] = "CAUSAL_LM"
+    labels: Annotated[
+        Tuple[str],
+        Field(max_length=10_000, description="Classes of SEQ_CLS in the order of the logits; empty for CAUSAL_LM"),
+    ] = ()
 
 
 class Scaling(Message):
     """How the served slices are scaled: one `alpha` for every rank, or `alpha_per_rank * rank` (a constant scaling)."""
 
-    alpha: Alpha | None = None
-    alpha_per_rank: Alpha | None = None
-    use_rslora: bool = False
+    alpha: Annotated[Alpha | None, Field(description="`lora_alpha` of every rank")] = None
+    alpha_per_rank: Annotated[
+        Alpha | None, Field(description="`lora_alpha` divided by the rank, the same for every rank")
+    ] = None
+    use_rslora: Annotated[
+        bool, Field(description="Whether the scaling is `alpha / sqrt(rank)` (rsLoRA) instead of `alpha / rank`")
+    ] = False
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -61,55 +76,94 @@ class Scaling(Message):
 class TrainingSpec(Message):
     """Hyper-parameters of local training, passed through to every agent."""
 
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
-    max_steps: Annotated[int, Field(ge=1)] | None = None  # optimizer steps; ends training before the epochs do
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 8
-    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536)] = 1
-    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 512  # tokens; longer examples are cut
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    learning_rate: Annotated[float, Field(gt=0, le=10, description="Constant learning rate of AdamW")] = 2e-4
+    epochs: Annotated[int, Field(ge=1, le=1000, description="Passes over the participant's examples in each round")] = 1
+    max_steps: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Field(description="Most optimizer steps in a round; null: as many as the epochs have"),
+    ] = None
+    batch_size: Annotated[int, Field(ge=1, le=65_536, description="Examples in a batch")] = 8
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65_536, description="Batches in an optimizer step")] = 1
+    max_length: Annotated[
+        int, Field(ge=8, le=1_048_576, description="Most tokens of an example; longer ones are cut")
+    ] = 512
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="Weight decay of AdamW")] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, description="Norm at which gradients are clipped")] = 1.0
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout in front of lora_A")] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of shuffling and dropout")] = 0
 
 
 class RunSpec(Message):
     """A run as its operator defines it; fixed for the run's life."""
 
-    name: RunName
-    model: ModelSpec
-    modules: Annotated[Tuple[ModuleSpec], Field(min_length=1, max_length=20_000)]
-    extra: Annotated[Tuple[ExtraTensor], Field(max_length=1_000)] = ()
-    ranks: Annotated[Tuple[Rank], Field(min_length=1, max_length=256)]
-    scaling: Scaling = Scaling(alpha_per_rank=1.0)
-    strategy: Annotated[str, Field(max_length=64)] = "flexlora"
-    robust: Annotated[Tuple[Filter], Field(max_length=8)] = ()  # filters of a round's updates, applied in this order
-    error_bound: Annotated[float, Field(ge=1, le=2)] = (
-        1.02  # a truncation's error may be this many times the smallest possible, certified; 1: always exact
+    name: Annotated[RunName, Field(description="Name of the run, unique on the coordinator")]
+    model: Annotated[ModelSpec, Field(description="The base model")]
+    modules: Annotated[
+        Tuple[ModuleSpec],
+        Field(min_length=1, max_length=20_000, description="The linear layers that get a LoRA adapter"),
+    ]
+    extra: Annotated[
+        Tuple[ExtraTensor], Field(max_length=1_000, description="Tensors trained in full beside LoRA")
+    ] = ()
+    ranks: Annotated[
+        Tuple[Rank], Field(min_length=1, max_length=256, description="LoRA ranks that participants may declare")
+    ]
+    scaling: Annotated[Scaling, Field(description="How the served slices are scaled")] = Scaling(alpha_per_rank=1.0)
+    strategy: Annotated[str, Field(max_length=64, description="Aggregation strategy")] = "flexlora"
+    robust: Annotated[
+        Tuple[Filter], Field(max_length=8, description="Filters of a round's updates, applied in this order")
+    ] = ()
+    error_bound: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=2,
+            description="A truncation's error may be this many times the smallest possible, certified; 1: always exact",
+        ),
+    ] = 1.02
+    rounds: Annotated[int, Field(ge=1, le=100_000, description="Rounds to publish")]
+    clients_per_round: Annotated[
+        Annotated[int, Field(ge=1, le=100_000)] | None,
+        Field(description="Participants whose updates a round takes; null: everyone present"),
+    ] = None
+    over_selection: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100_000,
+            description="Participants assigned beyond clients_per_round; a round ends once clients_per_round updates are in",
+        ),
+    ] = 0
+    min_clients: Annotated[
+        int, Field(ge=1, le=100_000, description="Participants that must be present before a round begins")
+    ] = 1
+    min_updates: Annotated[
+        int, Field(ge=1, le=100_000, description="The quorum: updates that a round needs at its deadline")
+    ] = 1
+    gather_timeout: Annotated[
+        float, Field(ge=0, le=86_400, description="Seconds that a round waits for more than min_clients participants")
+    ] = 10.0
+    round_timeout: Annotated[float, Field(gt=0, le=2_592_000, description="Seconds from assignment to deadline")] = (
+        3600.0
     )
-    rounds: Annotated[int, Field(ge=1, le=100_000)]
-    clients_per_round: Annotated[int, Field(ge=1, le=100_000)] | None = None  # None: everyone present
-    over_selection: Annotated[int, Field(ge=0, le=100_000)] = (
-        0  # participants assigned beyond clients_per_round; a round ends as soon as clients_per_round updates are in
-    )
-    min_clients: Annotated[int, Field(ge=1, le=100_000)] = 1  # participants present before a round begins
-    min_updates: Annotated[int, Field(ge=1, le=100_000)] = 1  # the quorum: uploads a round needs at its deadline
-    gather_timeout: Annotated[float, Field(ge=0, le=86_400)] = (
-        10.0  # seconds a round waits for more than min_clients to come
-    )
-    round_timeout: Annotated[float, Field(gt=0, le=2_592_000)] = 3600.0  # seconds from assignment to deadline
-    grace: Annotated[float, Field(ge=0, le=2_592_000)] = (
-        0.0  # seconds after the deadline in which an update announced before it may still arrive
-    )
-    late_updates: Literal["discard", "next-round"] = (
-        "discard"  # next-round: a late update counts, less, in the next round
-    )
-    training: TrainingSpec = TrainingSpec()
-    upload_dtype: Dtype = "float32"  # of the slices served and the uploads agents send
-    norm_bound: Annotated[float, Field(gt=0, le=1e15)] = (
-        1e4  # largest Frobenius norm of an update of a module or extra tensor
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # of round 0 and of the sampling of participants
+    grace: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=2_592_000,
+            description="Seconds after the deadline in which an update announced before it may still arrive",
+        ),
+    ] = 0.0
+    late_updates: Annotated[
+        Literal["discard", "next-round"],
+        Field(description="What becomes of a late update; next-round: it counts, less, in the next round"),
+    ] = "discard"
+    training: Annotated[TrainingSpec, Field(description="Hyper-parameters of local training")] = TrainingSpec()
+    upload_dtype: Annotated[Dtype, Field(description="Data type of the slices served and of the uploads")] = "float32"
+    norm_bound: Annotated[
+        float, Field(gt=0, le=1e15, description="Largest Frobenius norm of an update of a module or extra tensor")
+    ] = 1e4
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of round 0 and of the sampling of participants")] = 0
 
     @property
     def largest_rank(self) -> int:
@@ -120,29 +174,29 @@ class RunSpec(Message):
 class RunStatus(Message):
     """A run at a glance."""
 
-    name: RunName
-    state: RunState | str  # a newer coordinator may know states that its reader does not
-    strategy: str
-    model: str
-    ranks: tuple[int, ...]
-    rounds: int  # to be published in all
-    rounds_published: int
-    current_round: int | None  # None before the start and after the end
-    round_state: str | None
-    waiting_for: str  # one sentence, for people
-    participants: int  # that declared a rank
-    created_at: str  # RFC 3339, UTC
-    reason: str | None  # why a run failed or was cancelled
+    name: Annotated[RunName, Field(description="Name of the run")]
+    state: Annotated[RunState | str, Field(description="DRAFT, RUNNING, PAUSED, COMPLETED, CANCELLED or FAILED")]
+    strategy: Annotated[str, Field(description="Aggregation strategy")]
+    model: Annotated[str, Field(description="Id of the base model")]
+    ranks: Annotated[tuple[int, ...], Field(description="LoRA ranks allowed")]
+    rounds: Annotated[int, Field(description="Rounds to be published in all")]
+    rounds_published: Annotated[int, Field(description="Rounds published so far")]
+    current_round: Annotated[int | None, Field(description="Round under way; null before the start and after the end")]
+    round_state: Annotated[str | None, Field(description="State of the current round")]
+    waiting_for: Annotated[str, Field(description="What the run waits for, one sentence for people")]
+    participants: Annotated[int, Field(description="Participants that declared a rank")]
+    created_at: Annotated[str, Field(description="RFC 3339, UTC")]
+    reason: Annotated[str | None, Field(description="Why the run failed or was cancelled")]
 
 
 class RunDetail(Message):
     """A run's definition with its status."""
 
-    status: RunStatus
-    spec: RunSpec
+    status: Annotated[RunStatus, Field(description="The run at a glance")]
+    spec: Annotated[RunSpec, Field(description="The run's definition")]
 
 
 class RunList(Message):
     """Every run, newest first."""
 
-    runs: tuple[RunStatus, ...]
+    runs: Annotated[tuple[RunStatus, ...], Field(description="The runs")]

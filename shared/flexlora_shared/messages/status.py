@@ -13,165 +13,214 @@ RoundState = Literal["OPEN", "COLLECTING", "AGGREGATING", "PUBLISHED", "ABANDONE
 class RankCount(Message):
     """How many participants have one rank."""
 
-    rank: int
-    participants: int
+    rank: Annotated[int, Field(description="LoRA rank")]
+    participants: Annotated[int, Field(description="Participants that have it")]
 
 
 class ParticipantCounts(Message):
     """Participants of a round by state."""
 
-    present: int  # declared and seen recently
-    assigned: int
-    uploading: int
-    accepted: int
+    present: Annotated[int, Field(description="Declared and seen recently")]
+    assigned: Annotated[int, Field(description="Assigned to the round")]
+    uploading: Annotated[int, Field(description="Have announced an update")]
+    accepted: Annotated[int, Field(description="Their update is accepted")]
 
 
 class EnergyKept(Message):
     """Share of the aggregate's energy (squared Frobenius norm, over all modules) that a slice of `rank` keeps."""
 
-    rank: int
-    share: float
+    rank: Annotated[int, Field(description="Rank of the slice")]
+    share: Annotated[float, Field(description="Share kept, 0 to 1")]
 
 
 class CosineRange(Message):
     """Cosines between the changes of all pairs of a round's participants."""
 
-    least: float
-    median: float
-    most: float
+    least: Annotated[float, Field(description="Smallest cosine")]
+    median: Annotated[float, Field(description="Median")]
+    most: Annotated[float, Field(description="Largest cosine")]
 
 
 class ModuleMetrics(Message):
     """One module's aggregate: its spectrum, what each served rank keeps of it, and how it was computed."""
 
-    name: str
-    singular_values: tuple[float, ...]  # the leading 64
-    total_energy: float  # squared Frobenius norm; an estimate where the certificate is above 1
-    effective_rank: float  # exp of the entropy of the singular values' shares; 0 where the aggregate is 0
-    energy_kept: tuple[EnergyKept, ...]
-    pairwise_cosine: CosineRange | None = None  # None where fewer than two participants changed it
-    route: str = ""  # gram, qr, eigh, svd or subspace
-    fell_back: tuple[str, ...] = ()  # the routes that failed before, and why
-    certificate: float = 1.0  # the truncation's error is at most this many times the smallest possible; 1: exact
-    seconds: float = 0.0  # on one thread
-    bytes_read: int = 0  # of this module's uploads
+    name: Annotated[str, Field(description="Name of the module")]
+    singular_values: Annotated[tuple[float, ...], Field(description="The leading 64")]
+    total_energy: Annotated[
+        float, Field(description="Squared Frobenius norm; an estimate where the certificate is above 1")
+    ]
+    effective_rank: Annotated[
+        float, Field(description="exp of the entropy of the singular values' shares; 0 where the aggregate is 0")
+    ]
+    energy_kept: Annotated[tuple[EnergyKept, ...], Field(description="What a slice of each rank keeps")]
+    pairwise_cosine: Annotated[
+        CosineRange | None, Field(description="Null where fewer than two participants changed the module")
+    ] = None
+    route: Annotated[str, Field(description="How it was computed: gram, qr, eigh, svd or subspace")] = ""
+    fell_back: Annotated[tuple[str, ...], Field(description="The routes that failed before, and why")] = ()
+    certificate: Annotated[
+        float, Field(description="The truncation's error is at most this many times the smallest possible; 1: exact")
+    ] = 1.0
+    seconds: Annotated[float, Field(description="Computing time on one thread")] = 0.0
+    bytes_read: Annotated[int, Field(description="Bytes read of this module's uploads")] = 0
 
 
 class UpdateMetrics(Message):
     """What became of one participant's update."""
 
-    client_id: str
-    weight: float  # with which it counts; the rest of its share counts for what it was served, or for the others
-    change_norm: float  # Frobenius norm of its change, over all modules
-    cosine: float | None  # mean over the other participants; None where there is no direction to compare
-    notes: tuple[str, ...]  # what the run's filters did to it
+    client_id: Annotated[str, Field(description="Id of the client")]
+    weight: Annotated[
+        float,
+        Field(
+            description="Weight with which it counts; the rest of its share counts for what it was served, or for the others"
+        ),
+    ]
+    change_norm: Annotated[float, Field(description="Frobenius norm of its change, over all modules")]
+    cosine: Annotated[
+        float | None,
+        Field(
+            description="Mean cosine with the other participants' changes; null where there is no direction to compare"
+        ),
+    ]
+    notes: Annotated[tuple[str, ...], Field(description="What the run's filters did to it")]
 
 
 class AggregationMetrics(Message):
     """A round's updates beside each other."""
 
-    change_norm: float  # median over the participants
-    pairwise_cosine: CosineRange | None
-    cosines: tuple[tuple[float | None, ...], ...]  # of all pairs, in the order of `updates`; empty beyond 32
-    updates: tuple[UpdateMetrics, ...]
+    change_norm: Annotated[float, Field(description="Frobenius norm of a change, median over the participants")]
+    pairwise_cosine: Annotated[CosineRange | None, Field(description="Cosines of all pairs of changes")]
+    cosines: Annotated[
+        tuple[tuple[float | None, ...], ...],
+        Field(description="Cosines of all pairs, in the order of `updates`; empty beyond 32"),
+    ]
+    updates: Annotated[tuple[UpdateMetrics, ...], Field(description="What became of each update")]
 
 
 class AggregationSummary(Message):
     """What a list of rounds shows of one round's aggregation."""
 
-    pairwise_cosine: CosineRange | None
-    change_norm: float  # median over the participants
-    filtered: int  # updates of which the run's filters noted something
-    certificate: float  # the largest of all modules
+    pairwise_cosine: Annotated[CosineRange | None, Field(description="Cosines of all pairs of changes")]
+    change_norm: Annotated[float, Field(description="Frobenius norm of a change, median over the participants")]
+    filtered: Annotated[int, Field(description="Updates of which the run's filters noted something")]
+    certificate: Annotated[float, Field(description="The largest of all modules' certificates")]
 
 
 class EvaluationSummary(Message):
     """A metric over the participants of one rank, weighted by held-out examples."""
 
-    metric: str
-    rank: int
-    value: float
-    participants: int
+    metric: Annotated[str, Field(description="Name of the metric")]
+    rank: Annotated[int, Field(description="LoRA rank of the slices evaluated")]
+    value: Annotated[float, Field(description="Mean, weighted by held-out examples")]
+    participants: Annotated[int, Field(description="Participants that reported it")]
 
 
 class ParticipantStatus(Message):
     """One participant of a round; shown to the operator only."""
 
-    client_id: str
-    name: str
-    rank: int
-    state: Literal["assigned", "uploading", "accepted"] | str
-    examples: int  # trained on, where the update is announced; else declared
-    hardware: Hardware
-    bytes_received: int
-    declared_at: str | None = None  # RFC 3339, UTC: when it last declared its rank
-    update: UpdateMetrics | None = None  # once the round is published
+    client_id: Annotated[str, Field(description="Id of the client")]
+    name: Annotated[str, Field(description="Name given at enrollment")]
+    rank: Annotated[int, Field(description="LoRA rank assigned")]
+    state: Annotated[
+        Literal["assigned", "uploading", "accepted"] | str, Field(description="assigned, uploading or accepted")
+    ]
+    examples: Annotated[int, Field(description="Examples trained on where the update is announced, else declared")]
+    hardware: Annotated[Hardware, Field(description="What it trains on")]
+    bytes_received: Annotated[int, Field(description="Bytes of its update received")]
+    declared_at: Annotated[str | None, Field(description="When it last declared its rank, RFC 3339, UTC")] = None
+    update: Annotated[
+        UpdateMetrics | None, Field(description="What became of its update; null until the round is published")
+    ] = None
 
 
 class RoundSummary(Message):
     """One round: its state, what it waits for, its figures. Times are RFC 3339, UTC."""
 
-    run: RunName
-    number: int
-    attempt: int
-    state: RoundState | str
-    opened_at: str
-    deadline: str | None
-    published_at: str | None
-    waiting_for: str  # one sentence: what, and until when
-    failures: int = 0  # of its aggregation, since the operator last retried it
-    reason: str | None = None  # of the last failure
-    participants: ParticipantCounts
-    by_rank: tuple[RankCount, ...]
-    bytes_received: int
-    train_metrics: dict[str, float]  # of the accepted uploads, weighted by examples
-    evaluations: tuple[EvaluationSummary, ...]  # of the adapter this round published
-    energy_kept: tuple[EnergyKept, ...]
-    energy_above_smallest_rank: float | None = None  # its fall towards 0 is rank collapse
-    aggregation: AggregationSummary | None = None  # None of round 0, and of rounds an earlier version published
-    aggregation_seconds: float | None
+    run: Annotated[RunName, Field(description="Name of the run")]
+    number: Annotated[int, Field(description="Number of the round, from 0")]
+    attempt: Annotated[int, Field(description="Attempt of the round, from 1")]
+    state: Annotated[
+        RoundState | str, Field(description="OPEN, COLLECTING, AGGREGATING, PUBLISHED, ABANDONED or FAILED")
+    ]
+    opened_at: Annotated[str, Field(description="RFC 3339, UTC")]
+    deadline: Annotated[str | None, Field(description="When uploads end, RFC 3339, UTC; null before the assignment")]
+    published_at: Annotated[str | None, Field(description="RFC 3339, UTC")]
+    waiting_for: Annotated[str, Field(description="What the round waits for and until when, one sentence for people")]
+    failures: Annotated[int, Field(description="Failures of its aggregation since the operator last retried it")] = 0
+    reason: Annotated[str | None, Field(description="Reason of the last failure")] = None
+    participants: Annotated[ParticipantCounts, Field(description="Participants by state")]
+    by_rank: Annotated[tuple[RankCount, ...], Field(description="Participants by rank")]
+    bytes_received: Annotated[int, Field(description="Bytes of all its uploads received")]
+    train_metrics: Annotated[
+        dict[str, float], Field(description="Metrics of the accepted uploads, weighted by examples")
+    ]
+    evaluations: Annotated[
+        tuple[EvaluationSummary, ...], Field(description="Evaluations of the adapter that this round published")
+    ]
+    energy_kept: Annotated[
+        tuple[EnergyKept, ...], Field(description="What a slice of each rank keeps, over all modules")
+    ]
+    energy_above_smallest_rank: Annotated[
+        float | None, Field(description="Share of energy above the smallest rank; its fall towards 0 is rank collapse")
+    ] = None
+    aggregation: Annotated[
+        AggregationSummary | None,
+        Field(
+            description="Figures of the aggregation; null in round 0 and in rounds that an earlier version published"
+        ),
+    ] = None
+    aggregation_seconds: Annotated[float | None, Field(description="Duration of the aggregation")]
 
 
 class RoundInput(Message):
     """One input of a round's aggregation; the list is frozen when the round begins to aggregate."""
 
-    upload_id: str
-    client_id: str
-    round: int  # for which it was trained
-    staleness: int  # rounds that it came late; it counts examples / sqrt(1 + staleness)
-    excluded: bool  # by the operator
+    upload_id: Annotated[str, Field(description="Id of the upload")]
+    client_id: Annotated[str, Field(description="Id of the client")]
+    round: Annotated[int, Field(description="Round for which it was trained")]
+    staleness: Annotated[int, Field(description="Rounds that it came late; it counts examples / sqrt(1 + staleness)")]
+    excluded: Annotated[bool, Field(description="Whether the operator excluded it")]
 
 
 class RetryRequest(Message):
     """Aggregate a failed round again, without the uploads named."""
 
-    exclude: Annotated[Tuple[Annotated[str, Field(max_length=64)]], Field(max_length=10_000)] = ()
+    exclude: Annotated[
+        Tuple[Annotated[str, Field(max_length=64)]],
+        Field(max_length=10_000, description="Ids of the uploads to leave out for good"),
+    ] = ()
 
 
 class RoundDetail(Message):
     """A round with its modules, and for the operator its participants and inputs."""
 
-    summary: RoundSummary
-    modules: tuple[ModuleMetrics, ...]
-    participants: tuple[ParticipantStatus, ...] | None
-    inputs: tuple[RoundInput, ...] | None = None
-    cosines: tuple[tuple[float | None, ...], ...] | None = (
-        None  # of all pairs of accepted participants, by client id; for the operator
-    )
+    summary: Annotated[RoundSummary, Field(description="The round at a glance")]
+    modules: Annotated[tuple[ModuleMetrics, ...], Field(description="Figures of each module's aggregate")]
+    participants: Annotated[
+        tuple[ParticipantStatus, ...] | None, Field(description="The participants; for the operator, else null")
+    ]
+    inputs: Annotated[
+        tuple[RoundInput, ...] | None,
+        Field(description="The frozen inputs of the aggregation; for the operator, else null"),
+    ] = None
+    cosines: Annotated[
+        tuple[tuple[float | None, ...], ...] | None,
+        Field(description="Cosines of all pairs of accepted participants, by client id; for the operator"),
+    ] = None
 
 
 class RoundList(Message):
     """A run's rounds, newest first; the latest attempt of each."""
 
-    rounds: tuple[RoundSummary, ...]
+    rounds: Annotated[tuple[RoundSummary, ...], Field(description="The rounds")]
 
 
 class Event(Message):
     """One state change. `id` grows; a stream resumes after the last one seen."""
 
-    id: int
-    run: RunName
-    at: str  # RFC 3339, UTC
-    kind: str
-    round: int | None
-    detail: str
+    id: Annotated[int, Field(description="Grows with each event; a stream resumes after the last one seen")]
+    run: Annotated[RunName, Field(description="Name of the run")]
+    at: Annotated[str, Field(description="RFC 3339, UTC")]
+    kind: Annotated[str, Field(description="What happened")]
+    round: Annotated[int | None, Field(description="Number of the round; null: it concerns the run")]
+    detail: Annotated[str, Field(description="The change, in words")]

@@ -1,6 +1,8 @@
 """What a participant is asked to do in a round."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from flexlora_shared.messages.base import Message, RankPattern, RunName, Sha256
 from flexlora_shared.messages.runs import RunSpec
@@ -17,21 +19,26 @@ Trainable = Literal["slice", "B", "fresh"]
 class AdapterRef(Message):
     """Where the slice to start from lies and what it hashes to."""
 
-    href: str  # path on the coordinator, with its query
-    config_href: str  # the matching PEFT adapter_config.json
-    sha256: Sha256
-    size: int  # bytes
+    href: Annotated[str, Field(description="Path of the slice on the coordinator, with its query")]
+    config_href: Annotated[str, Field(description="Path of its PEFT adapter_config.json")]
+    sha256: Annotated[Sha256, Field(description="SHA-256 of the slice, hexadecimal")]
+    size: Annotated[int, Field(description="Length of the slice in bytes")]
 
 
 class Task(Message):
     """Train one round: download `adapter`, train what `trainable` says of it, upload to `round` before `deadline`."""
 
-    run: RunName
-    round: int
-    attempt: int
-    rank: int
-    rank_pattern: RankPattern
-    deadline: str  # RFC 3339, UTC
-    adapter: AdapterRef
-    trainable: Trainable = "slice"
-    spec: RunSpec
+    run: Annotated[RunName, Field(description="Name of the run")]
+    round: Annotated[int, Field(description="Round to train")]
+    attempt: Annotated[int, Field(description="Attempt of the round, from 1")]
+    rank: Annotated[int, Field(description="LoRA rank assigned")]
+    rank_pattern: Annotated[RankPattern, Field(description="Ranks of modules that differ from `rank`")]
+    deadline: Annotated[str, Field(description="When uploads of the round end, RFC 3339, UTC")]
+    adapter: Annotated[AdapterRef, Field(description="The slice to start from")]
+    trainable: Annotated[
+        Trainable,
+        Field(
+            description="What to train: both factors of the slice, its lora_B alone (B), or a fresh adapter on top of it"
+        ),
+    ] = "slice"
+    spec: Annotated[RunSpec, Field(description="The run's definition")]
