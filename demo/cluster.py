@@ -17,7 +17,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent's process, whose standard output is JSON events, and where it lives."""
+    """An agent's process, whose standard output is JSON events, and its home folder."""
 
     name: str
     home: Path
@@ -39,7 +39,7 @@ class Cluster:
         return (self.folder / "coordinator" / "operator.key").read_text().strip()
 
     def server_environment(self, **more: str) -> dict[str, str]:
-        """What the coordinator's commands are told."""
+        """The environment of the coordinator's commands."""
         return {
             **os.environ,
             **ENVIRONMENT,
@@ -49,12 +49,12 @@ class Cluster:
         }
 
     def migrate(self) -> None:
-        """Make the database."""
+        """Create the database."""
         command = [str(Path(sys.executable).with_name("flexlora-server")), "migrate"]
         subprocess.run(command, check=True, env=self.server_environment(), stdout=subprocess.DEVNULL)
 
     def start(self) -> None:
-        """Serve; returns when the address is known."""
+        """Start the coordinator; returns when its address is known."""
         port = self.url.rpartition(":")[2] or "0"
         with (self.folder / "coordinator.log").open("a") as log:
             self.process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Cluster:
         self.url = line.split()[-1]
 
     def stop(self) -> None:
-        """Ask the coordinator to end, and wait for it."""
+        """Send SIGTERM to the coordinator and wait for its end."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""Shows what the base model says before and after, with plain transformers and peft."""
+"""Shows generated text before and after fine-tuning, with plain transformers and peft."""
 
 import warnings
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def show_texts(console: Console, base: str, adapter: Path, mix: Sequence[Example
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.eval()
     before = [say(model, tokenizer, example.prompt) for example in chosen]
-    with warnings.catch_warnings():  # peft 0.21 asks transformers for what it is about to drop
+    with warnings.catch_warnings():  # peft 0.21 reads a deprecated attribute of transformers
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
         tuned = PeftModel.from_pretrained(model, str(adapter)).eval()
     table = Table(title="Generated text, the exported adapter loaded with plain peft", show_lines=True)

@@ -1,4 +1,4 @@
-"""Reads what agents report, as JSON events on their standard output, while they run."""
+"""Reads the JSON events that running agents write to standard output."""
 
 import json
 import queue

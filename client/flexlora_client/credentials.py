@@ -35,7 +35,7 @@ def is_enrolled(home: Path) -> bool:
 
 
 def save(home: Path, identity: Identity) -> Path:
-    """Write the credentials for their owner's eyes only (0600); returns where they lie."""
+    """Write the credentials, readable by their owner only (0600); returns the file."""
     path = make_folder(home, 0o700) / CREDENTIALS_FILE
     write_whole(path, identity.model_dump_json(indent=2).encode() + b"\n", 0o600)
     return path
@@ -59,10 +59,10 @@ def load(home: Path) -> Identity:
 
 
 def check_writable(home: Path) -> None:
-    """Try out that credentials can be written, before a key is issued that could not be kept.
+    """Check that credentials can be written, before a key is issued that could not be saved.
 
     Raises:
-        BadInput: they cannot.
+        BadInput: the folder is not writable.
     """
     trial = make_folder(home, 0o700) / ".trial"
     write_whole(trial, b"", 0o600)

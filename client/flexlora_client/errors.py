@@ -1,4 +1,4 @@
-"""What can go wrong in the agent. Each error is one sentence for people and an exit code for the shell.
+"""The errors of the client. Each has a message of one sentence and an exit code.
 
 ClientError
 ├── Refused        the coordinator said no; carries its problem
@@ -25,9 +25,9 @@ from flexlora_shared.problems import Code, Problem
 
 
 def is_transient_status(status: int) -> bool:
-    """Whether an HTTP status is a trouble that passes: time-outs, overload, a full disk, a proxy whose coordinator is away.
+    """Whether a call with this HTTP status may succeed later: time-outs, overload, a full disk, an unreachable coordinator.
 
-    Also a 500, which a restart may cure; not 501 and 505, which say that the other side will never do this.
+    Also a 500, which a restart may cure; not 501 and 505, which are final.
     """
     return status in (408, 429) or (status >= 500 and status not in (501, 505))
 
@@ -49,7 +49,7 @@ class ClientError(Exception):
 
     exit_code: ClassVar[Exit] = Exit.BAD_INPUT
     transient = False
-    retry_after: float | None = None  # seconds the other side asked for
+    retry_after: float | None = None  # seconds
 
 
 def describe_validation_error(error: ValidationError) -> str:
@@ -78,7 +78,7 @@ class Refused(ClientError):
 
 
 class Unreachable(ClientError):
-    """No coordinator answered: a transport fault, or an answer that is none of the protocol's (`status`)."""
+    """No coordinator answered: a transport error, or a response (`status`) that is none of the protocol's."""
 
     exit_code = Exit.UNREACHABLE
 

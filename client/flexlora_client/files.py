@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, digests, and making a rename survive a power cut."""
+"""Atomic file writes, digests, and syncing files and folders to disk."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ def make_folder(path: Path, mode: int = 0o777) -> Path:
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Replace `path` by `content`: a reader, or a crash, sees the old file or the new one.
+    """Replace the content of `path` atomically: readers, also after a crash, see the old file or the new one.
 
     Raises:
         BadInput: the file cannot be written.
@@ -51,13 +51,13 @@ def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Force the file's bytes to disk."""
+    """Sync the file to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Force the folder's names to disk, where the system can."""
+    """Sync the folder's entries to disk, where the system can."""
     if os.name == "nt":  # no such call there
         return
     descriptor = os.open(path, os.O_RDONLY)

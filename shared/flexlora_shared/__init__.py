@@ -1,1 +1,1 @@
-"""What coordinator and agent both speak: messages, problem codes, the adapter's tensors, the safetensors header."""
+"""Code that coordinator and agent share: messages, problem codes, adapter tensors, the safetensors header."""

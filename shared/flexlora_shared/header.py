@@ -101,7 +101,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _text(text: str) -> None:
-    """Refuse half a surrogate pair: Python reads it from JSON, UTF-8 cannot hold it."""
+    """Refuse lone surrogates: Python reads them from JSON, but UTF-8 cannot encode them."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise HeaderError(f"{text[:100]!r} is not Unicode text")
 
@@ -119,7 +119,7 @@ def _natural(value: Any) -> bool:
 
 
 def _contiguous(entries: list[tuple[str, Any]], body: int) -> None:
-    """The tensors' bytes must cover the file's body exactly: no hole to hide in, no byte owned twice."""
+    """Check that the tensors' bytes cover the file's body exactly: no holes, no overlaps."""
     spans = []
     for name, entry in entries:
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None

@@ -1,4 +1,4 @@
-"""Plug-ins: what other packages offer this one by entry points, a group for each kind.
+"""Loads plug-ins: entry points of other packages, one group for each kind.
 
     flexlora.strategies   aggregation strategies   flexlora_server.aggregation.strategies.registry.Strategy
     flexlora.filters      robust filters           flexlora_server.aggregation.filters.plugin.FilterPlugin
@@ -18,16 +18,16 @@ TRAINER_GROUP = "flexlora.trainers"
 
 
 class PluginFault(Exception):
-    """A plug-in that is offered but cannot be used; the message says which and why, without a full stop."""
+    """An installed plug-in that cannot be used; the message says which and why, without a full stop."""
 
 
 def plugin_names(group: str) -> tuple[str, ...]:
-    """What the installed packages offer, sorted; nothing is imported."""
+    """The names that installed packages offer, sorted; nothing is imported."""
     return tuple(sorted(entry_points(group=group).names))
 
 
 def load_plugin(group: str, name: str, kind: type[T]) -> T:
-    """What a package offers under this name: an instance of `kind`.
+    """Load the plug-in of this name, an instance of `kind`.
 
     Raises:
         LookupError: no installed package offers it.
@@ -51,10 +51,10 @@ def load_plugin(group: str, name: str, kind: type[T]) -> T:
 
 
 def require_module(module: str) -> None:
-    """See that a module can be imported, without importing it. Raises: PluginFault."""
+    """Check that a module can be imported, without importing it. Raises: PluginFault."""
     try:
         spec = find_spec(module)
-    except (ImportError, ValueError) as error:  # of a package that it is to be in, or of its name
+    except (ImportError, ValueError) as error:  # its package does not import, or its name is invalid
         raise PluginFault(f"the module {module} cannot be looked for: {error}") from error
     if spec is None or spec.name != module:  # `__main__` is another module in every program
         raise PluginFault(f"there is no module {module}")

@@ -1,4 +1,4 @@
-"""Which version of FlexLoRA this is and which protocol it speaks: both sides say both with every request and answer."""
+"""The versions of program and protocol, which both sides send in headers, and their comparison."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from functools import cache
 PROTOCOL = 1  # grows with a change that the other side would not understand; docs/protocol.md says which those are
 PROTOCOL_HEADER = "FlexLoRA-Protocol"
 VERSION_HEADER = "FlexLoRA-Version"
-MAX_SHOWN_CHARS = 40  # characters shown of what the other side says of itself
+MAX_SHOWN_CHARS = 40  # of the other side's version headers
 
 
 @cache

@@ -1,1 +1,1 @@
-"""The agent: its loop, the work folder of a run, transfers that survive cuts."""
+"""The agent: its loop, the work folder of a run, transfers that resume after a lost connection."""

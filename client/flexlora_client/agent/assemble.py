@@ -1,4 +1,4 @@
-"""Puts an agent together from what the command line says: connection, data, training loop, hardware; and runs it."""
+"""Builds an agent from the options of the command line (connection, data, training loop, device) and runs it."""
 
 import importlib.metadata
 import os
@@ -32,7 +32,7 @@ from flexlora_shared.messages.runs import RunSpec
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a participant takes part, as given on the command line."""
+    """The options of `flexlora-client run`."""
 
     run: str
     rank: int
@@ -52,7 +52,7 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
     """Run an agent until its run is over; `home` is the folder of the participant's credentials and of its work.
 
     Raises:
-        ClientError, TrainingError: what ends it, as a sentence.
+        ClientError, TrainingError: the agent ended early; the message says why.
     """
     if not sys.stderr.isatty():
         disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
@@ -125,7 +125,7 @@ def _load_data(options: RunOptions, spec: RunSpec) -> Split:
 
 
 def describe_hardware(device: torch.device) -> Hardware:
-    """What the operator gets to see of this machine."""
+    """The device, its memory and the library versions, as the operator sees them."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory

@@ -23,17 +23,17 @@ MAX_DAMAGED_ATTEMPTS = 3
 
 
 def download(api: Api, cache: SliceCache, request: SliceRequest, on_progress: ProgressCallback) -> CachedSlice:
-    """The slice, from disk where it is already there.
+    """The requested slice: from the cache where it is there, else downloaded.
 
     Raises:
-        Refused, Unreachable: as the exchanges do, once trying again is over.
-        Corrupted: what arrives is not what was announced, three times in a row.
+        Refused, Unreachable: the coordinator refuses, or does not answer and no attempt is left.
+        Corrupted: the bytes do not match the announcement after MAX_DAMAGED_ATTEMPTS downloads.
     """
     return _Download(api, cache, request, on_progress).run()
 
 
 class _Download:
-    """One slice on its way."""
+    """The download of one slice."""
 
     def __init__(self, api: Api, cache: SliceCache, request: SliceRequest, on_progress: ProgressCallback) -> None:
         self._api, self._cache, self._request, self._on_progress = api, cache, request, on_progress
@@ -76,7 +76,7 @@ class _Download:
         return self._finish()
 
     def _transfer_from_storage(self, link: str, begin: int) -> None:
-        """The bytes lie on another host: the link is good for a while, and the next attempt is given another one."""
+        """Download from the object storage; the link expires, and each attempt gets a new one from the coordinator."""
         with self._api.http.stream_presigned(link, begin) as stream:
             if stream.status == RANGE_NOT_SATISFIABLE:
                 raise self._damaged("more was kept of the slice than it has")
@@ -104,7 +104,7 @@ class _Download:
         return {"If-None-Match": ", ".join(f'"{digest}"' for digest in kept)} if kept else {}
 
     def _check_announced_digest(self, stream: Stream) -> None:
-        """Take the digest from the answer, or see that it is the one expected."""
+        """Take the digest from the response, or check that it is the expected one."""
         digest = stream.headers.get("etag", "").strip('"')
         if len(digest) != 64 or not digest.isalnum():
             raise Unreachable(f"the coordinator sent no digest with the slice (ETag {digest[:80]!r})", transient=False)
@@ -113,7 +113,7 @@ class _Download:
         self._sha256 = digest
 
     def _write(self, stream: Stream, requested_offset: int) -> None:
-        """Keep the bytes as they come; a whole answer where those from byte `requested_offset` on were asked for starts over."""
+        """Write the body to the partial file: from `requested_offset` on a 206, else from the start."""
         begin = requested_offset if stream.status == 206 else 0
         make_folder(self._partial)
         total = begin + int(stream.headers.get("content-length", 0))
@@ -154,5 +154,5 @@ class _Download:
         return Corrupted(reason)
 
     def _forget(self) -> None:
-        """Drop the bytes, so that the next attempt begins anew."""
+        """Delete the partial file, so that the next attempt starts from byte 0."""
         (self._partial / ADAPTER_FILE).unlink(missing_ok=True)

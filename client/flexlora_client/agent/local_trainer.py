@@ -1,6 +1,6 @@
-"""The participant's own side of a round: its data, its training loop, its held-out examples.
+"""Local training and evaluation of one participant: its data, its training loop, its held-out examples.
 
-The loop may be anybody's class, so what it returns is checked here.
+The training loop may be a custom class, so its result is checked here.
 """
 
 import math
@@ -26,13 +26,13 @@ from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable
 
-MAX_METRICS = 32  # most the protocol takes
+MAX_METRICS = 32  # the protocol's limit
 METRIC_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
 class LocalTrainer:
-    """What a participant brings into a run."""
+    """A participant's training loop, data and device."""
 
     trainer: Trainer
     models: Models  # loaded base models, shared with the trainer where it is the agent's own
@@ -41,10 +41,10 @@ class LocalTrainer:
     answers: int  # most held-out prompts that an evaluation answers by generating text
     device: str
     model_path: str | None
-    participant: str = ""  # its id: what it draws at random differs from what others draw
+    participant: str = ""  # its client id; seeds what must differ between participants
 
     def check(self, trainable: Trainable) -> None:
-        """Refuse to train what the loop cannot. Raises: BadInput."""
+        """Check that the training loop supports this kind of training. Raises: BadInput."""
         check_supported(self.trainer, trainable)
 
     def fit(
@@ -59,8 +59,8 @@ class LocalTrainer:
         """Train round `number` from the slice in `adapter` into `output`.
 
         Raises:
-            TrainingError: the loop says what is wrong.
-            BadInput: the loop failed otherwise, wrote no adapter of this run, or cannot train what the run trains.
+            TrainingError: raised by the training loop.
+            BadInput: the loop raised anything else, wrote no adapter of this run, or does not support `trainable`.
         """
         self.check(trainable)
         job = Job(
@@ -107,14 +107,14 @@ class LocalTrainer:
 
 
 def sendable_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics that the protocol takes: finite, well named, not too many."""
+    """The metrics that the protocol allows: finite values, valid names, at most MAX_METRICS."""
     fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME_PATTERN.fullmatch(k) and math.isfinite(v)]
     return dict(fitting[:MAX_METRICS])
 
 
 @contextmanager
 def _translate_errors(doing: str) -> Iterator[None]:
-    """Turn what foreign code raises (a custom loop, a model's own code) into a sentence."""
+    """Turn exceptions of custom training loops and model code into BadInput or DeviceError."""
     try:
         yield
     except (ClientError, TrainingError):
@@ -130,7 +130,7 @@ def _translate_errors(doing: str) -> Iterator[None]:
 
 
 def _check_outcome(returned: object, request: SliceRequest, output: Path) -> Outcome:
-    """The outcome, its numbers as Python's own. Raises: BadInput."""
+    """The checked outcome, with its numbers as int and float. Raises: BadInput."""
     if not isinstance(returned, Outcome):
         raise BadInput(f"the training loop returns a {type(returned).__name__}; it must return an Outcome")
     path = returned.adapter

@@ -1,7 +1,7 @@
 """The agent's loop: declare, wait for a task, download, evaluate, train, upload; until the run is over.
 
-What may go wrong has one of three ends: it is tried again (a coordinator that is away), it costs this round only (late,
-not assigned), or it ends the agent with a sentence.
+An error is retried (the coordinator does not answer), loses this round's update only (late, not assigned), or ends the
+agent with a sentence.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from flexlora_shared.messages.uploads import Evaluation, UploadCreate
 from flexlora_shared.problems import Code
 
 LONG_POLL_RANGE_S = 45, 55  # each wait is drawn from it, so that thousands of agents do not poll in bursts
-# Seconds before asking again in a round that takes no update of this agent any more; the pauses grow. Longer ones would make
-# the coordinator count the agent as gone when the next round begins.
+# Pauses between polls in a round that takes no update of this agent any more; they double. With longer ones the coordinator
+# would count the agent as gone when the next round begins.
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 8.0
 
 
@@ -37,7 +37,7 @@ class Agent:
     local_trainer: LocalTrainer
     declaration: Declaration
     reporter: Reporter
-    max_rounds: int | None = None  # stop after this many receipts
+    max_rounds: int | None = None  # stop after this many accepted updates
 
     @property
     def _sender(self) -> Sender:
@@ -48,7 +48,7 @@ class Agent:
 
         Raises:
             RunEnded: the run was cancelled or failed.
-            Refused: the coordinator does not want this participant, or not such an update.
+            Refused: the coordinator refuses this participant or its update for good.
             TrainingError, BadInput: something on this side cannot be used.
         """
         try:
@@ -66,7 +66,7 @@ class Agent:
 
     def _rounds(self) -> None:
         accepted, waiting = int(self._sender.send_kept()), False
-        lost: tuple[int, int] | None = None  # named again until the coordinator sees that the round is over
+        lost: tuple[int, int] | None = None  # the coordinator names it again until the round is over
         pause = FIRST_PAUSE_S
         while self.max_rounds is None or accepted < self.max_rounds:
             task = self._next()
@@ -98,10 +98,10 @@ class Agent:
             raise
 
     def _round(self, task: Task) -> bool:
-        """Do one task; whether its update was accepted."""
+        """Do one task; returns whether its update was accepted."""
         step, number = self.reporter.step, task.round
         step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
-        self.local_trainer.check(task.trainable)  # before a download and an evaluation that would be for nothing
+        self.local_trainer.check(task.trainable)  # before a useless download and evaluation
         request = request_for_task(task)
         start = self._download(request, number)
         self._report(start, number - 1, request)
@@ -125,7 +125,7 @@ class Agent:
         return fetched
 
     def _report(self, served: CachedSlice, published: int, request: SliceRequest) -> None:
-        """Evaluate a served slice once, and tell the coordinator under the round that published it."""
+        """Evaluate a served slice once and report the metrics to the round that published it."""
         heldout = len(self.local_trainer.heldout)
         if not heldout or self.work_folder.state.evaluated == served.sha256:
             return
@@ -182,7 +182,11 @@ class Agent:
         return trained
 
     def _finish(self) -> None:
-        """The run is over: look at the result once more."""
+        """Evaluate the final adapter after the end of the run.
+
+        Raises:
+            RunEnded: the run did not complete.
+        """
         status = self.api.run(self.spec.name).status
         if status.state != "COMPLETED":
             raise RunEnded(f"run {status.name} is {status.state}: {status.reason or 'no reason was given'}")

@@ -1,4 +1,4 @@
-"""What the agent tells people and programs: a line per step on stderr, progress bars there, JSON events on stdout."""
+"""Output of the agent: one line a step and progress bars on stderr, JSON events on stdout."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ class Reporter:
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def step(self, kind: str, sentence: str, **fields: EventField) -> None:
-        """One step: `kind` names it for programs, the sentence is for people."""
+        """Report one step: `kind` and `fields` for programs, the sentence for people."""
         now = datetime.now(UTC)
         self._console.print(f"{now.astimezone():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
         if self._as_json:
@@ -31,13 +31,13 @@ class Reporter:
 
     @contextmanager
     def bytes_bar(self, label: str) -> Iterator[ProgressCallback]:
-        """A bar of bytes, drawn on terminals only; call what it yields as the work goes on."""
+        """Show a progress bar of bytes, on terminals only; yields the callback that advances it."""
         with self._bar(label, DownloadColumn()) as position:
             yield position
 
     @contextmanager
     def steps_bar(self, label: str) -> Iterator[ProgressCallback]:
-        """A bar of training steps, used like `bytes_bar`."""
+        """Show a progress bar of training steps; yields the callback that advances it."""
         with self._bar(label, MofNCompleteColumn()) as position:
             yield position
 
@@ -45,7 +45,7 @@ class Reporter:
     def _bar(self, label: str, amount: ProgressColumn) -> Iterator[ProgressCallback]:
         columns = ("{task.description}", BarColumn(), amount, TimeRemainingColumn())
         hidden = not self._console.is_terminal
-        # what others print stays where they print it: stdout may be read by a program
+        # leave stdout and stderr of other code alone: a program may read stdout
         bar = Progress(
             *columns,
             console=self._console,
@@ -60,5 +60,5 @@ class Reporter:
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Metrics in a line: `loss 1.234, accuracy 0.5`."""
+    """Metrics as text: `loss 1.234, accuracy 0.5`."""
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

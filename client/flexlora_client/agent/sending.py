@@ -1,4 +1,4 @@
-"""Sending what was trained until the coordinator has counted it or will never count it, and what is kept meanwhile."""
+"""Uploads a trained update and decides by the refusal whether it is kept, dropped, or ends the agent."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Receipt
 from flexlora_shared.problems import Code
 
-# The round has no place for the update now. It is kept: the round may be held again from the same adapter.
+# The round does not take the update now. It is kept: another attempt of the round may start from the same adapter.
 KEEP_UPDATE_CODES = frozenset({Code.ROUND_CLOSED, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING})
-# The update is not wanted, or diverged: the next round is another chance.
+# The coordinator will not take this update (a duplicate, or not finite): drop it and go on with the next round.
 DROP_UPDATE_CODES = frozenset({Code.ALREADY_ACCEPTED, Code.INVALID_TENSOR})
-# Something on this side makes such updates: the agent ends, and the next start trains again instead of sending it again.
+# This agent produces invalid updates: drop this one and end the agent.
 DROP_UPDATE_AND_STOP_CODES = frozenset(
     {Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.DIGEST_MISMATCH}
 )
@@ -31,10 +31,10 @@ class Sender:
     reporter: Reporter
 
     def send(self, trained: TrainedUpdate) -> bool:
-        """Whether the update counts, in its round or a later one.
+        """Send an update; returns whether it counts, in its round or a later one.
 
         Raises:
-            Refused: the coordinator does not want this participant, or not such an update.
+            Refused: the coordinator refuses this participant or its update for good.
         """
         try:
             receipt = self._upload(trained)
@@ -50,9 +50,9 @@ class Sender:
         return True
 
     def send_kept(self, current: int | None = None) -> bool:
-        """Send an update kept from before, unless it is of round `current`: whether there was one, and it counts.
+        """Send an update kept from an earlier round than `current`; returns whether there was one and it counts.
 
-        Only where the run counts updates that come late; else it counts if its round is held again, or never.
+        Only in runs that count late updates; elsewhere it can count only in another attempt of its round.
         """
         kept = self.work_folder.kept() if self.spec.late_updates == "next-round" else None
         if kept is None or kept.round == current:

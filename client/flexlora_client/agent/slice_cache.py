@@ -1,7 +1,7 @@
-"""The slices kept on disk, by digest, and what to ask the coordinator for.
+"""The cache of downloaded slices, and the request that describes a slice to download.
 
-A slice is a folder named by its SHA-256 with PEFT's two files, `adapter_model.safetensors` and `adapter_config.json`;
-while it grows it is `DIGEST.partial`.
+A slice is a folder named by its SHA-256 that holds PEFT's `adapter_model.safetensors` and `adapter_config.json`; an
+incomplete one is named `DIGEST.partial`.
 """
 
 import json
@@ -24,7 +24,7 @@ from flexlora_shared.ranks import by_pattern, module_ranks
 
 @dataclass(frozen=True)
 class SliceRequest:
-    """A slice to fetch: where it lies, what it must hold, and its digest where that is known beforehand."""
+    """A slice to download: its path, the tensors it must hold, and its digest and size where the task announces them."""
 
     path: str
     config_path: str
@@ -78,39 +78,39 @@ class CachedSlice:
 
     @classmethod
     def at(cls, folder: Path, fetched: int) -> "CachedSlice":
-        """The slice kept in `folder`."""
+        """The slice in `folder`."""
         return cls(folder, folder.name, (folder / ADAPTER_FILE).stat().st_size, fetched)
 
 
 class SliceCache:
-    """The slices kept in one folder."""
+    """The slices in one folder, by digest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_folder(folder)
 
     def find(self, sha256: str) -> Path | None:
-        """The folder of a complete slice whose bytes still have their digest, if there is one."""
+        """The folder of a complete slice, its digest checked; None where there is none."""
         folder = self.folder / sha256
         adapter = folder / ADAPTER_FILE
         complete = (folder / CONFIG_FILE).exists() and adapter.exists() and sha256_of(adapter) == sha256
         return folder if complete else None
 
     def digests(self) -> list[str]:
-        """Of every complete slice."""
+        """The digests of all complete slices."""
         return sorted(path.name for path in self.folder.iterdir() if self.find(path.name))
 
     def keep_only(self, sha256: str) -> None:
-        """Delete every other slice, whole or partial."""
+        """Delete every other slice, complete or partial."""
         for path in self.folder.iterdir():
             if path.name.removesuffix(".partial") != sha256:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def check_config(config: bytes, request: SliceRequest) -> None:
-    """See that an `adapter_config.json` says what the run's definition says: a wrong scaling would go unnoticed.
+    """Check an `adapter_config.json` against the run's definition: nothing else would reveal a wrong scaling.
 
     Raises:
-        Corrupted: it does not.
+        Corrupted: they differ.
     """
     try:
         fields = json.loads(config)

@@ -1,4 +1,4 @@
-"""Sending an update: announce, parts from disk, commit; after a cut it goes on where the coordinator says it is."""
+"""Uploads an update: announce, send parts, commit; after a lost connection it resumes at the coordinator's offset."""
 
 import time
 from pathlib import Path
@@ -19,15 +19,15 @@ def upload(
     """Send `file` to round `number` and have it counted.
 
     Raises:
-        Refused: the coordinator does not take it (late, not assigned, a tensor it cannot accept ...).
-        Unreachable: it cannot be reached, once trying again is over.
+        Refused: the coordinator refuses the update (late, not assigned, an invalid tensor ...).
+        Unreachable: the coordinator does not answer and no attempt is left.
         BadInput: the file changed since it was announced.
     """
     return _Upload(api, run, number, announced, file, on_progress).run()
 
 
 class _Upload:
-    """One update on its way: the upload's id and offset as far as they are known."""
+    """The upload of one update: its id and offset as far as they are known."""
 
     def __init__(
         self, api: Api, run: str, number: int, announced: UploadCreate, file: Path, on_progress: ProgressCallback
@@ -36,7 +36,7 @@ class _Upload:
         self._announced, self._file, self._on_progress = announced, file, on_progress
         self._id: str | None = None
         self._offset: int | None = None
-        self._reached = 0  # bytes the coordinator was last known to have
+        self._reached = 0  # bytes that the coordinator last confirmed
         self._attempts = api.retry.start()
         self._part_sizer = PartSizer()
         self._damaged = 0
@@ -53,7 +53,7 @@ class _Upload:
                 self._attempts.failed(error)
 
     def _create(self) -> tuple[str, int]:
-        """The upload's id and offset; the same announcement again finds the same upload."""
+        """Announce the update; returns the upload's id and offset. Repeating it finds the same upload."""
         status = self._api.create_upload(self._run, self._number, self._announced)
         if status.id != self._id:
             self._id, self._reached = status.id, status.offset
@@ -61,7 +61,7 @@ class _Upload:
         return status.id, self._offset
 
     def _locate_upload(self) -> tuple[str, int]:
-        """The upload's id, and where to go on."""
+        """The upload's id, and the offset at which to continue."""
         if self._id is None:
             return self._create()
         if self._offset is not None:
@@ -71,10 +71,10 @@ class _Upload:
         except Unreachable as error:
             if error.transient:
                 raise
-            return self._create()  # a refused HEAD has no body that says why; this has
+            return self._create()  # a refused HEAD has no body with the reason; this call has
 
     def _send(self) -> str:
-        """Send what is missing; the upload's id."""
+        """Send the missing parts; returns the upload's id."""
         upload, offset = self._locate_upload()
         self._note_progress(offset)
         size = self._announced.size
@@ -86,7 +86,7 @@ class _Upload:
         return upload
 
     def _send_part(self, upload: str, part: Part) -> int:
-        """The offset after this part."""
+        """Send one part; returns the confirmed offset."""
         size, begun = self._announced.size, time.monotonic()
         try:
             offset = self._api.send_part(upload, part, part.chunks(self._on_progress, size), last=part.end == size)
@@ -102,13 +102,13 @@ class _Upload:
         return offset
 
     def _note_progress(self, offset: int) -> None:
-        """Bytes that arrived are progress, those of a part that was cut, too."""
+        """Reset the count of failures when more bytes have arrived, also of an interrupted part."""
         if offset > self._reached:
             self._attempts.progressed()
         self._reached = offset
 
     def _recover(self, error: Refused) -> None:
-        """Adjust to what the coordinator says and wait, or raise `error` when nothing can be adjusted."""
+        """Adapt the state to the refusal and wait, or raise `error` where the upload cannot go on."""
         self._offset = None
         if error.code is Code.OFFSET_MISMATCH:
             offset = error.problem.context.get("offset")

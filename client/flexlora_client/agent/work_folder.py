@@ -1,7 +1,7 @@
-"""The work folder of one run: cached slices, the trained update kept until its receipt, and where things stand.
+"""The work folder of one run: cached slices, the trained update until its receipt, and `state.json`.
 
 `state.json` is replaced as a whole after the update is on disk, so an agent that dies between training and receipt
-sends what it trained; one that dies while training finds no update and trains again.
+sends that update after a restart; one that dies while training trains again.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class TrainedUpdate(Message):
     """A trained update that has no receipt yet: what it was trained from and how it is announced."""
 
     run: RunName
-    basis: str = ""  # who trained it on which examples; see `basis_of`
+    basis: str = ""  # who trained it on which examples; see `compute_basis`
     round: int
     attempt: int
     adapter: Sha256  # of the slice it started from
@@ -34,14 +34,14 @@ class TrainedUpdate(Message):
 
 
 class WorkState(Message):
-    """Where this participant stands in the run."""
+    """Content of `state.json`."""
 
     evaluated: Sha256 | None = None  # the last slice whose evaluation was reported
     trained: TrainedUpdate | None = None
 
 
 def compute_basis(client_id: str, examples: Sequence[Example]) -> str:
-    """SHA-256 over who trains and the content of the examples: an update counts only for these."""
+    """SHA-256 over the client id and the examples: a kept update is valid only for these."""
     digest = hashlib.sha256(client_id.encode())
     for example in examples:
         digest.update(f"\0{example!r}".encode("utf-8", "surrogatepass"))
@@ -61,10 +61,10 @@ class WorkFolder:
         self.state = self._load()
 
     def lock(self) -> None:
-        """Keep a second agent out of this folder.
+        """Lock the folder against a second agent.
 
         Raises:
-            BadInput: one is at work in it.
+            BadInput: another agent holds the lock.
         """
         try:
             self._lock.acquire(blocking=False)
@@ -72,24 +72,24 @@ class WorkFolder:
             raise BadInput(f"another agent is at work in {self.folder}; give this one its own --home") from None
 
     def release(self) -> None:
-        """Let the next agent in."""
+        """Release the lock."""
         self._lock.release()
 
     def fresh_output(self) -> Path:
-        """An empty folder to train into; what lay there is forgotten."""
+        """Empty the output folder, drop the update in it, and return the folder."""
         self._save(WorkState(evaluated=self.state.evaluated))
         shutil.rmtree(self.output, ignore_errors=True)
         return make_folder(self.output)
 
     def trained(self, round_: int, adapter: str, trainable: Trainable = "slice") -> TrainedUpdate | None:
-        """The update already trained for this round from this slice, as asked, on this basis, if its file is still sound."""
+        """The kept update of this round, slice and kind of training; None where there is none or its file changed."""
         update, expected = self.state.trained, (round_, adapter, trainable)
         if update is None or (update.round, update.adapter, update.upload.trainable) != expected:
             return None
         return self.kept()
 
     def kept(self) -> TrainedUpdate | None:
-        """The update that has no receipt yet, of whichever round, if it is of this basis and its file is still sound."""
+        """The kept update of any round; None where there is none, its basis differs, or its file changed."""
         update = self.state.trained
         if update is None or update.basis != self.basis:
             return None
@@ -97,21 +97,21 @@ class WorkFolder:
         return update if path.is_file() and sha256_of(path) == update.upload.sha256 else None
 
     def keep_trained(self, trained: TrainedUpdate) -> None:
-        """Remember an update; its file is forced to disk before the state names it."""
+        """Record an update; its file is synced to disk before the state names it."""
         sync_file(self.output / trained.file)
         self._save(WorkState(evaluated=self.state.evaluated, trained=trained))
 
     def drop_trained(self) -> None:
-        """Forget the update: it has its receipt, or its round no longer takes it."""
+        """Delete the kept update."""
         self._save(WorkState(evaluated=self.state.evaluated))
         shutil.rmtree(self.output, ignore_errors=True)
 
     def set_evaluated(self, sha256: str) -> None:
-        """Remember which slice was evaluated and reported."""
+        """Record the slice whose evaluation was reported."""
         self._save(WorkState(evaluated=sha256, trained=self.state.trained))
 
     def _load(self) -> WorkState:
-        """The state as saved; a damaged file counts as none, at worst something is done twice."""
+        """The saved state; a damaged file counts as none: at worst a step is repeated."""
         try:
             return WorkState.model_validate_json(self._path.read_bytes())
         except (FileNotFoundError, ValidationError):

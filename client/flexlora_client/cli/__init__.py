@@ -1,4 +1,4 @@
-"""The command line `flexlora-client`. An error is one sentence on stderr and an exit code of `exits`, no traceback."""
+"""The command line `flexlora-client`. An error is one sentence on stderr and an exit code of `errors.Exit`, no traceback."""
 
 import signal
 import sys
@@ -49,7 +49,7 @@ def _options(
 
 def main() -> None:
     """Entry point of `flexlora-client`."""
-    # SIGTERM ends the agent like Ctrl-C: what was finished is on disk already
+    # SIGTERM ends the agent like Ctrl-C: finished work is already on disk
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()

@@ -1,4 +1,4 @@
-"""What the commands that train or read a model need beside the rest: the libraries of the extra `agent`."""
+"""Checks that the libraries of the extra `agent` are installed, which some commands need."""
 
 from importlib.util import find_spec
 
@@ -8,10 +8,10 @@ LIBRARIES = ("filelock", "jinja2", "peft", "pyarrow", "safetensors", "torch", "t
 
 
 def require_agent_extra() -> None:
-    """See that the libraries are installed, without loading them.
+    """Check that the libraries are installed, without importing them.
 
     Raises:
-        BadInput: some are not; the sentence says what to install.
+        BadInput: a library is missing.
     """
     missing = [library for library in LIBRARIES if find_spec(library) is None]
     if missing:

@@ -86,7 +86,7 @@ def _labels_of_data(path: Path) -> list[str]:
     for row in read_rows(path):
         column = next(
             (name for name in LABEL_COLUMNS if row.fields.get(name) is not None), None
-        )  # the loader reads the first of them, too
+        )  # the training data loader also takes the first
         value = None if column is None else row.fields[column]
         if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
             labels.add(str(value))

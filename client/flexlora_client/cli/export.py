@@ -1,4 +1,4 @@
-"""Exporting a published adapter as a PEFT folder, whole or not at all."""
+"""The command `export`: saves a published adapter as a PEFT folder, atomically."""
 
 import json
 import shutil

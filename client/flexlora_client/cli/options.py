@@ -1,4 +1,4 @@
-"""Options that several commands share, and the connection they lead to."""
+"""Options that several commands share, and the API connection made from them."""
 
 import inspect
 import os
@@ -84,7 +84,7 @@ def with_connection(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = COMMAND_BACKOFF) -> Api:
-    """The calls of the coordinator at `url` under `key`; waits between attempts are told on stderr."""
+    """An API client for the coordinator at `url`, authenticated by `key`; reports retries on stderr."""
 
     def on_wait(error: ClientError, delay: float) -> None:
         print(f"{error}; trying again in {delay:.1f} s", file=sys.stderr)
@@ -93,7 +93,11 @@ def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = 
 
 
 def as_participant(connection: ConnectionOptions) -> Api:
-    """Under the key this home was enrolled with."""
+    """An API client with the participant's key.
+
+    Raises:
+        BadInput: the home folder holds no credentials, or is enrolled at another address than --url.
+    """
     identity = credentials.load(connection.folder)
     if connection.url and connection.url.rstrip("/") != identity.url:
         raise BadInput(
@@ -104,7 +108,7 @@ def as_participant(connection: ConnectionOptions) -> Api:
 
 
 def as_operator(connection: ConnectionOptions) -> Api:
-    """Under the operator's key.
+    """An API client with the operator's key.
 
     Raises:
         BadInput: no key is given, or no address.
@@ -116,7 +120,7 @@ def as_operator(connection: ConnectionOptions) -> Api:
 
 
 def as_anyone(connection: ConnectionOptions) -> Api:
-    """Under the operator's key where one is given, else as the participant."""
+    """An API client with the operator's key where one is given, else with the participant's."""
     key = _operator_key(connection)
     return as_participant(connection) if key is None else connect(_operator_url(connection), key, connection.ca_file)
 
@@ -131,7 +135,7 @@ def _operator_key(connection: ConnectionOptions) -> str | None:
 
 
 def _operator_url(connection: ConnectionOptions) -> str:
-    """The operator's coordinator; never the one a participant of this machine is enrolled at: it must not get the key."""
+    """The address for the operator's key; never that of a participant's credentials, which must not get this key."""
     if connection.url:
         return connection.url
     raise BadInput("which coordinator? give its address with --url or in FLEXLORA_URL")
@@ -149,7 +153,7 @@ def parse_rank_pattern(options: list[str] | None) -> dict[str, int]:
 
 
 def build_message(kind: type[M], **fields: object) -> M:
-    """A message built from the command line; what does not fit is a usage error."""
+    """Build a message from options. Raises: typer.BadParameter."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

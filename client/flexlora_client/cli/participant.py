@@ -1,4 +1,4 @@
-"""The participant's commands: enroll, describe a model, take part, change the key."""
+"""The participant's commands: enroll, take part in a run, rotate the key."""
 
 import platform
 import re

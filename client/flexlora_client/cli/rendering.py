@@ -1,4 +1,4 @@
-"""Tables and sentences for people; `show` prints those or the message itself as JSON."""
+"""Formats messages as tables and sentences; `show` prints those or JSON."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,7 +14,7 @@ PIPE_WIDTH = 200  # columns where stdout is no terminal: nothing is folded for t
 
 
 def show(message: Message, readable: str | Table, as_json: bool) -> None:
-    """Print the message as one line of JSON, or what people read."""
+    """Print the message as one line of JSON, or its readable form."""
     if as_json:
         print(message.model_dump_json())
         return
@@ -25,7 +25,7 @@ def show(message: Message, readable: str | Table, as_json: bool) -> None:
 
 
 def run_list(runs: RunList) -> Table:
-    """Every run in a line."""
+    """A table of runs."""
     rows = [
         (
             run.name,
@@ -42,7 +42,7 @@ def run_list(runs: RunList) -> Table:
 
 
 def run_status(status: RunStatus) -> Table:
-    """One run, a field in a line."""
+    """A table of one run's fields."""
     current = "-" if status.current_round is None else f"{status.current_round} ({status.round_state})"
     rows = [
         ("run", status.name),
@@ -68,7 +68,7 @@ def run_detail(detail: RunDetail) -> str:
 
 
 def round_list(rounds: RoundList) -> Table:
-    """A run's rounds."""
+    """A table of a run's rounds."""
     columns = (
         "round",
         "attempt",
@@ -147,14 +147,14 @@ def _became(update: UpdateMetrics | None) -> str:
 
 
 def modules(spec: RunSpec) -> Table:
-    """What a run trains: its linear layers and the tensors beside them."""
+    """A table of what a run trains: its linear layers and its extra tensors."""
     rows: list[tuple[object, ...]] = [(m.name, m.out_features, m.in_features) for m in spec.modules]
     rows += [(t.name, "x".join(map(str, t.shape)), "in full") for t in spec.extra]
     return _table(("module", "out", "in"), rows)
 
 
 def client_list(clients: ClientList) -> Table:
-    """Every client in a line."""
+    """A table of clients."""
     rows = [
         (client.client_id, client.name, client.enrolled_at, client.key_issued_at or "-", client.revoked_at or "-")
         for client in clients.clients

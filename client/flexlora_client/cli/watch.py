@@ -1,4 +1,4 @@
-"""Watching runs and rounds: for the operator and for every participant."""
+"""The commands `status` and `rounds`, for the operator and for participants."""
 
 from typing import Annotated
 

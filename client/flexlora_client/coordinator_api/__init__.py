@@ -1,1 +1,1 @@
-"""The coordinator's REST interface: one typed method a call, over the only files that import the HTTP library."""
+"""A typed client of the coordinator's REST API. `http`, `presigned` and no other file import the HTTP library."""

@@ -1,7 +1,4 @@
-"""Reading what a coordinator answers: it may be newer than this program, so fields that are not known are left alone.
-
-What is known is checked as strictly as ever: a value that this program does not know, where it must act on it, ends the call.
-"""
+"""Parses responses. Unknown fields are ignored, because the coordinator may be newer; known fields are validated strictly."""
 
 from collections.abc import Mapping
 from http.client import responses
@@ -15,7 +12,7 @@ from flexlora_shared.messages.base import Message
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Problem
 
 M = TypeVar("M", bound=Message)
-GATEWAY_STATUSES = frozenset({502, 503, 504, *range(520, 528)})  # 52x: one provider's words for the first three
+GATEWAY_STATUSES = frozenset({502, 503, 504, *range(520, 528)})  # 52x: Cloudflare's equivalents
 PROXY_REASONS = {
     401: "it wants credentials of its own",
     403: "it does not let this call through",
@@ -29,10 +26,10 @@ PROXY_REASONS = {
 
 
 def parse_message(kind: type[M], answer: Answer) -> M:
-    """The message in an answer.
+    """Parse the body as a message.
 
     Raises:
-        Unreachable: it is no such message; final.
+        Unreachable: it is no such message; not transient.
     """
     try:
         return kind.model_validate_json(answer.body, extra="ignore")
@@ -48,7 +45,7 @@ def parse_message(kind: type[M], answer: Answer) -> M:
 
 
 def parse_problem(status: int, headers: Mapping[str, str], body: bytes) -> Problem | None:
-    """The coordinator's own refusal, also one whose code is newer than this program; None for somebody else's answer."""
+    """The problem in a refusal, also one with an unknown code; None where a proxy or another program answered."""
     if not _is_problem(headers):
         return None
     try:
@@ -59,7 +56,7 @@ def parse_problem(status: int, headers: Mapping[str, str], body: bytes) -> Probl
 
 
 def describe_status(url: str, status: int, headers: Mapping[str, str]) -> str:
-    """What an answer that is no message of the protocol comes to, without a full stop."""
+    """A sentence, without a full stop, for a response that is no message of the protocol."""
     status_line = f"{status} {responses.get(status, '')}".strip()
     if "location" in headers:
         return f"{url} answered {status_line} and points to {headers['location']}; use that address"

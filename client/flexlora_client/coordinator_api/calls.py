@@ -1,8 +1,8 @@
 """The protocol's calls, one typed method each: messages in, messages out.
 
-Calls that are safe to repeat are tried again as `Retry` says. What gives out a secret is sent once: after a lost answer
-nobody knows whether it was given out. The parts of a transfer are sent once here, too, because a transfer looks where
-it stands before it goes on.
+Calls that are safe to repeat are retried by the RetryPolicy. Calls that create a secret are sent once: after a lost
+response nobody knows whether the secret was created. Upload parts are sent once, too: the upload asks for its offset
+before it continues.
 """
 
 import json
@@ -31,7 +31,7 @@ JSON_HEADERS = {"Content-Type": "application/json"}
 
 @dataclass(frozen=True)
 class NoTask:
-    """There was nothing to do; ask again after this many seconds."""
+    """There is no task now; ask again after `retry_after` seconds."""
 
     retry_after: float
 
@@ -83,11 +83,11 @@ class Api:
     # taking part
 
     def declare(self, run: str, declaration: Declaration) -> Declaration:
-        """Say which rank this participant affords, and on how many examples it trains."""
+        """Declare this participant's rank and number of examples."""
         return self._call(Declaration, "PUT", f"{_run(run)}/declaration", declaration)
 
     def task(self, run: str, wait: int) -> Task | NoTask:
-        """What to do now; the coordinator holds the question for up to `wait` seconds (0 to 60)."""
+        """The next task, by long polling for up to `wait` seconds (0 to 60)."""
         path = f"{_run(run)}/task?wait={wait}"
         answer = self.retry.call(lambda: self.http.request("GET", path, held=wait))
         if answer.status == 204:
@@ -110,11 +110,11 @@ class Api:
         return self._call(UploadStatus, "POST", f"{_run(run)}/rounds/{number}/uploads", upload)
 
     def upload_offset(self, upload: str) -> int:
-        """Bytes of the upload that have arrived; one attempt."""
+        """Bytes of the upload that have arrived; not retried."""
         return _offset(self.http.request("HEAD", f"/v1/uploads/{quote(upload, safe='')}"))
 
     def send_part(self, upload: str, part: Part, body: Body, *, last: bool) -> int:
-        """Send a part, `body` being its bytes; one attempt. Returns the offset the coordinator confirms."""
+        """Send a part, whose bytes are `body`; not retried. Returns the confirmed offset."""
         headers = {
             "Content-Type": PART_MEDIA_TYPE,
             "Content-Length": str(len(part.content)),
@@ -125,18 +125,18 @@ class Api:
         return _offset(self.http.request("PATCH", f"/v1/uploads/{quote(upload, safe='')}", headers=headers, body=body))
 
     def commit(self, upload: str) -> Receipt:
-        """Have the update counted; one attempt."""
+        """Commit the upload, so that the update counts; not retried."""
         return parse_message(Receipt, self.http.request("PUT", f"/v1/uploads/{quote(upload, safe='')}/commit"))
 
     # keys and clients
 
     def create_token(self, request: TokenRequest) -> Token:
-        """A one-time enrollment token; one attempt, because each that arrives makes a token."""
+        """Create a one-time enrollment token; not retried, because each call that arrives creates one."""
         advice = "a token may have been made that nobody holds, it expires by itself; ask for another one"
         return self._once(Token, "/v1/enrolment-tokens", request, advice)
 
     def enroll(self, enrollment: Enrollment) -> Credentials:
-        """Redeem a token; one attempt, because the first that arrives spends it."""
+        """Redeem a token; not retried, because the first call that arrives uses it up."""
         advice = (
             "enroll again; if the token is refused as used, ask the operator to revoke this client and for a new token"
         )
@@ -151,7 +151,7 @@ class Api:
         self._send("DELETE", f"/v1/clients/{quote(client_id, safe='')}", None)
 
     def rotate_key(self) -> Credentials:
-        """A new key for this client; one attempt, because the old key ends with the first that arrives."""
+        """Create a new key for this client; not retried, because each call that arrives creates one."""
         return parse_message(Credentials, self.http.request("POST", "/v1/clients/me/keys"))
 
     def _call(self, kind: type[M], method: str, path: str, message: Message | None = None) -> M:
@@ -172,7 +172,7 @@ class Api:
 
 
 def adapter_path(run: str, number: int, rank: int, rank_pattern: Mapping[str, int], *, config: bool = False) -> str:
-    """Where the slice of a published round lies, or with `config` its `adapter_config.json`."""
+    """The path of a published round's slice, or with `config` of its `adapter_config.json`."""
     query = {"rank": str(rank)}
     if rank_pattern:
         query["pattern"] = json.dumps(longest_first(rank_pattern))

@@ -1,6 +1,6 @@
 """One HTTP exchange with the coordinator: address, key, time-outs, TLS, and refusals as typed errors.
 
-With `presigned`, the only file that imports the HTTP library. Nothing is tried twice here; `retry` does that around it.
+With `presigned`, the only file that imports the HTTP library. Nothing is retried here; `retry` does that.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ from flexlora_client.coordinator_api.tls import tls_verification
 from flexlora_client.errors import BadInput, Refused, Unreachable, is_transient_status
 from flexlora_shared.versions import disagreement, version, version_headers
 
-TEMPORARY_REDIRECT = 307  # the body lies at `Location`, on another host
+TEMPORARY_REDIRECT = 307  # the body is at `Location`, on the object storage
 
 
 class Http:
@@ -41,8 +41,8 @@ class Http:
     ) -> None:
         """`url` is the coordinator's base address, `ca_file` a PEM file of the authority that signed its certificate.
 
-        `reload_key` is called for the present key when the coordinator does not know `key` (any more). A line on which no byte
-        moves for `io_timeout` seconds counts as cut.
+        `reload_key` is called for the present key when the coordinator does not know `key` (any more). A
+        connection without a byte for `io_timeout` seconds counts as lost.
 
         Raises:
             BadInput: the address or the file cannot be used.
@@ -73,11 +73,11 @@ class Http:
     ) -> Answer:
         """Send and read the whole answer. `path` is a path on the coordinator, with or without a query.
 
-        `held` are seconds for which the coordinator was asked to hold its answer back.
+        `held` is the long-polling wait in seconds, for which the response may be delayed.
 
         Raises:
             Refused: the coordinator answered with a problem.
-            Unreachable: the exchange failed, or the answer is none of this protocol's.
+            Unreachable: no response, or one that is none of this protocol's.
         """
         timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT_S, read=held + self._io_timeout)
         try:
@@ -102,7 +102,7 @@ class Http:
                 self._check_protocol(response.headers)
                 if not (response.is_success or response.status_code in (304, TEMPORARY_REDIRECT)):
                     raise self._refusal(response.status_code, response.headers, response.read())
-                # as they come: a chunk size would hold bytes back, and a cut would lose them
+                # raw chunks: with a chunk size, buffered bytes would be lost with the connection
                 yield Stream(response.status_code, response.headers, response.iter_raw())
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
@@ -113,10 +113,10 @@ class Http:
         return stream_presigned(link, begin, self._ca_file, self._io_timeout, encrypted=encrypted)
 
     def _take_over_new_key(self) -> bool:
-        """Take over the key of now, where it is another one: whoever tries again then uses it."""
+        """Reload the key; returns whether it changed, so that a retry can succeed."""
         try:
             key = self._reload_key() if self._reload_key else self._key
-        except BadInput:  # the refusal says more
+        except BadInput:  # the refusal is the better error
             return False
         if key == self._key:
             return False
@@ -159,7 +159,7 @@ def _check_url(url: str) -> str:
 
 
 def _check_path(path: str) -> str:
-    """Refuse addresses that would carry the key elsewhere: some paths come from the coordinator's messages."""
+    """Refuse paths that would send the key to another host: some come from the coordinator's messages."""
     if not path.startswith("/") or path.startswith("//"):
         raise Unreachable(f"the coordinator named {path!r}, which is no path on itself", transient=False)
     return path

@@ -1,4 +1,4 @@
-"""What every exchange over HTTP has in common: time-outs, what comes back, and the reason where nothing does."""
+"""Common parts of HTTP exchanges: time-outs, responses, and descriptions of transport errors."""
 
 import ssl
 from collections.abc import Iterator, Mapping
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-CONNECT_TIMEOUT_S = 10.0  # seconds
-IO_TIMEOUT_S = 60.0  # seconds without one byte, reading or writing; a transfer as a whole may take as long as it likes
+CONNECT_TIMEOUT_S = 10.0
+IO_TIMEOUT_S = 60.0  # without one byte read or written; a whole transfer has no limit
 
 Body = bytes | Iterator[bytes]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that is not a refusal; header names are lower case."""
+    """A response that is no refusal; header names are lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -23,7 +23,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer whose body is still to come."""
+    """A response whose body is read in chunks."""
 
     status: int
     headers: Mapping[str, str]
@@ -31,7 +31,7 @@ class Stream:
 
 
 def describe_error(error: Exception) -> str:
-    """Why an exchange failed, without a full stop."""
+    """The reason of a transport error, without a full stop."""
     reason = str(error).rstrip(".") or type(error).__name__
     certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
     advice = "; check the certificate, or name its authority with --ca-file" if certificate else ""

@@ -1,6 +1,6 @@
-"""Fetching from a link the coordinator gave: another host, which never gets to see the key.
+"""Downloads from a presigned link that the coordinator gave; the other host never gets the API key.
 
-Such a link is good for a while only and says in its query who may use it: no message of this file shows more than its host.
+The link expires, and its query authorizes whoever holds it: messages of this file show its host only.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from flexlora_client.coordinator_api.http_messages import CONNECT_TIMEOUT_S, Str
 from flexlora_client.coordinator_api.tls import tls_verification
 from flexlora_client.errors import Unreachable
 
-RANGE_NOT_SATISFIABLE = 416  # passed on: the fetcher knows what it has
+RANGE_NOT_SATISFIABLE = 416  # passed on: the caller knows which bytes it has
 
 
 @contextmanager
@@ -22,11 +22,11 @@ def stream_presigned(
 ) -> Iterator[Stream]:
     """GET `link` from byte `begin` on; the body comes in chunks inside the `with` block.
 
-    encrypted: whether the link must be one of https, as the coordinator's own address is.
+    encrypted: whether the link must use https, as the coordinator's own address does.
 
     Raises:
-        Unreachable: the host does not answer, does not take the link (any more), or cuts the body; always worth asking
-            the coordinator for another link.
+        Unreachable: the host does not answer, refuses the link, or the connection is lost; ask the coordinator for
+            another link.
     """
     url = _check_link(link, encrypted)
     host = f"{url.scheme}://{url.netloc.decode()}"
@@ -56,7 +56,7 @@ def _check_link(link: str, encrypted: bool) -> httpx2.URL:
         raise Unreachable(
             f"the coordinator's link leads to {url.scheme}://{url.host}, not to http or https", transient=False
         )
-    if encrypted and url.scheme != "https":  # anybody on the way could read the adapter and the link
+    if encrypted and url.scheme != "https":  # others could read the adapter and the link
         raise Unreachable(
             f"the coordinator's link leads to http://{url.host}, though it is itself reached by https; its operator must "
             "give the storage's public address with https",

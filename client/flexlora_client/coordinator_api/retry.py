@@ -1,4 +1,4 @@
-"""Trying again: exponential back-off with full jitter, honouring `Retry-After`.
+"""Retries with exponential back-off and full jitter; honours `Retry-After`.
 
 Full jitter (a uniform draw between 0 and the ceiling) keeps thousands of agents from returning at the same moment after
 a coordinator's restart; see Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015.
@@ -13,7 +13,7 @@ from typing import TypeVar
 from flexlora_client.errors import ClientError
 
 T = TypeVar("T")
-MAX_RETRY_AFTER_S = 3600.0  # seconds; a wrong header must not silence an agent for ever
+MAX_RETRY_AFTER_S = 3600.0  # so that a wrong header cannot silence an agent for ever
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Backoff:
         return min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
 
 
-AGENT_BACKOFF = Backoff()  # of an agent: outlives a coordinator that is down for hours
-COMMAND_BACKOFF = Backoff(base=0.4, attempts=4)  # of a command somebody waits for
+AGENT_BACKOFF = Backoff()  # an agent survives a coordinator that is down for hours
+COMMAND_BACKOFF = Backoff(base=0.4, attempts=4)  # somebody waits for a command
 
 
 def _ignore(error: ClientError, delay: float) -> None:
-    """Nobody asked to hear of waits."""
+    """Default of `on_wait`: do nothing."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How to try again. `sleep` and `uniform` are arguments so that tests neither wait nor guess."""
+    """How calls are retried. `sleep` and `uniform` are arguments so that tests neither wait nor depend on chance."""
 
     backoff: Backoff = COMMAND_BACKOFF
     sleep: Callable[[float], None] = time.sleep
@@ -86,5 +86,5 @@ class Attempts:
         self._retry.sleep(delay)
 
     def progressed(self) -> None:
-        """Something got through: the next failure is the first again."""
+        """Reset the count of failures, because something got through."""
         self._failures = 0

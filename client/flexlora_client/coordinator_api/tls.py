@@ -7,13 +7,15 @@ from flexlora_client.errors import BadInput
 
 
 def tls_verification(url: str, ca_file: Path | None, *, with_system_authorities: bool = False) -> ssl.SSLContext | bool:
-    """What an exchange with `url` believes: `ca_file`'s authority, else the system's (True); `with_system_authorities` both.
+    """The `verify` argument for calls to `url`: trust the authorities in `ca_file`, else the system's (True).
+
+    with_system_authorities: trust the system's beside those in `ca_file`.
 
     Raises:
         BadInput: the file holds no certificates.
     """
     if ca_file is None:
-        # loading the system's takes longer than a call; without TLS an empty context, which believes nobody, does
+        # loading the system's authorities takes longer than a call; without TLS an empty context is enough
         return True if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context = ssl.create_default_context(cafile=ca_file)

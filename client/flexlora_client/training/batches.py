@@ -1,4 +1,4 @@
-"""Batches: padded tensors on the device, and the losses they give."""
+"""Batches: padded tensors on the device, predictions and losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the agent and a training loop say to each other: the plug-in point of local training.
+"""The interface between the agent and a training loop: the plug-in point of local training.
 
 A training loop is a class without constructor arguments and with one method, `train(job) -> Outcome`:
 
@@ -42,20 +42,20 @@ class Job:
 
     spec: RunSpec
     round: int
-    adapter: Path  # directory with adapter_model.safetensors and adapter_config.json: the slice served, the start
+    adapter: Path  # directory of the served slice: adapter_model.safetensors and adapter_config.json
     train: Sequence[Example]
     heldout: Sequence[Example]  # may be empty
-    output: Path  # directory that takes the same two files, trained; made if need be
+    output: Path  # directory for the trained files of the same names; created where missing
     device: str  # "cpu", "cuda", "cuda:1", "mps" or "auto"
-    model_path: str | None  # where the participant keeps the base model, instead of spec.model.id
+    model_path: str | None  # local path of the base model, instead of spec.model.id
     progress: Progress
     trainable: Trainable = "slice"
-    participant: str = ""  # who trains: what is drawn at random for a fresh adapter must differ between participants
+    participant: str = ""  # client id; seeds a fresh adapter, which must differ between participants
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training made."""
+    """The result of training."""
 
     adapter: Path  # the adapter_model.safetensors written
     examples: int  # distinct examples trained on: the update's weight

@@ -1,4 +1,4 @@
-"""The participant's data: a file becomes examples, examples become a training part and a held-out part."""
+"""The participant's data: reads examples from a file and splits them into training and held-out parts."""
 
 import hashlib
 from collections.abc import Sequence

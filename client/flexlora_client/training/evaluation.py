@@ -1,4 +1,4 @@
-"""How good a slice is on held-out examples."""
+"""Metrics of a slice on held-out examples."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from flexlora_client.training.standard import check_task
 from flexlora_shared.messages.runs import RunSpec
 
 T = TypeVar("T")
-SPARE_TOKENS = 16  # generated beyond the longest answer of a batch, so that running on shows as a mistake
+SPARE_TOKENS = 16  # generated beyond a batch's longest answer, so that an answer that does not end counts as wrong
 
 
 def evaluate(
@@ -79,7 +79,7 @@ def generate(loaded: LoadedModel, questions: Sequence[Question]) -> list[str]:
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=new,
         do_sample=False,
-        num_beams=1,  # what is not said here, the model's own generation_config.json would say
+        num_beams=1,  # set, because the model's generation_config.json may set others
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         pad_token_id=loaded.pad_id,

@@ -1,4 +1,4 @@
-"""What a row means: which fields make which kind of example.
+"""Converts rows into examples: which fields make which kind of example.
 
 For causal language models, the first of these that a row has (other fields are not read):
     prompt, completion                  learn the completion

@@ -1,4 +1,4 @@
-"""The adapter that a participant starts from where a run trains a fresh one on top of the slice it is served."""
+"""Initializes the fresh adapter that a participant trains on top of the served slice."""
 
 import hashlib
 import math
@@ -14,8 +14,8 @@ from flexlora_shared.messages.runs import RunSpec
 def fresh_adapter(served: LoadedSlice, spec: RunSpec, round: int, participant: str) -> LoadedSlice:
     """An adapter of the slice's ranks and alphas: lora_A Kaiming-uniform as PEFT draws it, lora_B = 0, extra tensors as served.
 
-    The same round of the same participant draws the same; another participant, round or module draws another lora_A:
-    one for all would confine what they learn together to the span of its few rows.
+    lora_A is seeded by run, round, participant and module: one lora_A for all participants would confine their joint
+    update to the span of its few rows.
     """
     tensors = dict(served.tensors)
     for module in spec.modules:

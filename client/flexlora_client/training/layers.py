@@ -1,4 +1,4 @@
-"""The LoRA layers of a placed slice: which of their factors train, and what lies frozen under them.
+"""Configures the LoRA layers of a wrapped model: which factors train, and a frozen slice below the trained adapter.
 
 The adapter that is trained and uploaded is always PEFT's "default", so that extra tensors (modules that PEFT saves whole,
 of which only one adapter can be active) are trained as ever.
@@ -14,7 +14,7 @@ from flexlora_client.training.slice_files import LoadedSlice
 from flexlora_shared.layout import key_A, key_B
 
 TRAINED_ADAPTER = "default"  # PEFT's name of the adapter that is trained
-FROZEN_ADAPTER = "served"  # of the one frozen under it, where there is one
+FROZEN_ADAPTER = "served"  # PEFT's name of the frozen slice below it, where there is one
 
 
 def lora_layers(model: PeftModel) -> list[tuple[str, LoraLayer]]:
@@ -29,12 +29,12 @@ def is_lora_A_key(key: str) -> bool:
 
 
 def is_frozen_key(key: str) -> bool:
-    """Whether PEFT gives this key to a factor of the frozen slice: it strips the name of the adapter asked for only."""
+    """Whether this state-dict key is of the frozen slice: PEFT strips only the name of the requested adapter."""
     return key.endswith((f".lora_A.{FROZEN_ADAPTER}.weight", f".lora_B.{FROZEN_ADAPTER}.weight"))
 
 
 def reset_layers(model: PeftModel) -> None:
-    """Nothing under the adapter, and both its factors trained: as PEFT makes it."""
+    """Remove the frozen slice and train both factors, as PEFT sets it up."""
     for _, layer in lora_layers(model):
         if FROZEN_ADAPTER in layer.lora_A:
             layer.delete_adapter(FROZEN_ADAPTER)

@@ -1,4 +1,4 @@
-"""The base model, loaded once and kept, with each round's slice put into it.
+"""Loads the base model once and puts each round's slice into it.
 
 `Models` holds at most one base model: asking for another one drops the first before the second is loaded, so that the
 peak is one model. It is not for several threads at a time.
@@ -25,13 +25,13 @@ from flexlora_client.training.placing import WrappedModel, place_slice
 from flexlora_client.training.slice_files import LoadedSlice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
-NO_LIMIT_TOKENS = 2**31  # tokens: of a model that names no limit
+NO_LIMIT_TOKENS = 2**31  # for a model that names no limit
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to train or to evaluate, and what goes with it."""
+    """A model ready to train or evaluate, with its tokenizer and limits."""
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ class LoadedModel:
     dtype: torch.dtype  # of the base model
 
     def precision(self) -> torch.autocast:
-        """The context to compute in: a base model in bfloat16 with an adapter in float32 needs both made to meet."""
+        """The autocast context: needed where the base model is in bfloat16 and the adapter in float32."""
         half = self.dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
@@ -63,7 +63,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Key:
-    """What a loaded base model depends on."""
+    """What identifies a loaded base model."""
 
     path: str
     revision: str | None
@@ -73,7 +73,7 @@ class _Key:
 
 
 class Models:
-    """Loads base models and slices; see the module."""
+    """Holds at most one base model with a slice in it; see the module."""
 
     def __init__(self) -> None:
         self._key: _Key | None = None
@@ -108,7 +108,7 @@ class Models:
             base, tokenizer = self._loaded(key)
             self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
         except BaseException:
-            self.clear()  # half a slice must never be trained
+            self.clear()  # never train a half-loaded slice
             raise
         positions = min(
             getattr(base.config, "max_position_embeddings", None) or NO_LIMIT_TOKENS, tokenizer.model_max_length

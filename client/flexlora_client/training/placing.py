@@ -1,7 +1,7 @@
-"""Putting a slice into a base model with PEFT, and taking the trained tensors out again.
+"""Puts a slice into a base model with PEFT, and takes the trained tensors out.
 
-The meaning is that of `PeftModel.from_pretrained(base, directory, is_trainable=True)`, with three things made sure that
-PEFT passes over or only warns of: every tensor of the file is in the model, no other tensor is trained, and every
+The result is that of `PeftModel.from_pretrained(base, directory, is_trainable=True)`, with three checks that PEFT
+lacks or only warns of: every tensor of the file is in the model, no other tensor is trained, and every
 module's rank and scaling are those the protocol's rules give.
 """
 
@@ -100,7 +100,7 @@ def _wrap(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftMode
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets),
     )
     with warnings.catch_warnings():
-        # PEFT asks transformers under the attribute's former name; nothing a participant could do about it
+        # PEFT reads the attribute's former name; a participant cannot change that
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         model = get_peft_model(base, options, TRAINED_ADAPTER)
     assert isinstance(model, PeftModel)  # a mixed model only where asked for

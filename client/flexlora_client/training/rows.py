@@ -1,4 +1,4 @@
-"""Reading JSONL, CSV and Parquet files row by row, each row with its place for error messages."""
+"""Reads JSONL, CSV and Parquet files row by row; each row carries its place for error messages."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A served slice on disk: its PEFT configuration, its tensors, and writing a trained one of the same form."""
+"""Reads a served slice (PEFT configuration and tensors) from disk and writes a trained one."""
 
 import json
 import os
@@ -61,7 +61,7 @@ class SliceConfig(Message):
 
 @dataclass(frozen=True)
 class LoadedSlice:
-    """A slice read and checked: its configuration, its file, its tensors (F32, F16 or BF16, on the CPU) by key."""
+    """A slice in memory, checked: its configuration and its tensors (F32, F16 or BF16, on the CPU) by key."""
 
     config: SliceConfig
     tensors: Mapping[str, torch.Tensor]

@@ -54,7 +54,7 @@ class StandardTrainer:
         return Outcome(adapter, len(used), metrics | {"train_predictions": float(fitted.predictions)})
 
     def _start(self, job: Job) -> LoadedModel:
-        """The model with what is trained ready to train, and the rest frozen."""
+        """The loaded model: trained tensors ready to train, the rest frozen."""
         served, spec = read_slice(job.adapter, job.spec), job.spec
         if job.trainable == "fresh":
             start = fresh_adapter(served, spec, job.round, job.participant)
@@ -74,7 +74,7 @@ def check_task(examples: Sequence[Example], classifies: bool) -> None:
 def _fit_seeded(
     loaded: LoadedModel, encoded: dict[int, Encoded], steps: Sequence[Sequence[int]], job: Job
 ) -> FitResult:
-    """Dropout draws from the global generators: seed them for this round, then put them back as they were."""
+    """Seed the global random generators, which dropout uses, for this round; restore them afterwards."""
     training = job.spec.training
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

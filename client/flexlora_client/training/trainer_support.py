@@ -1,7 +1,7 @@
-"""What a training loop can train, by its class's own word: the attribute `supports` (see `training.contract`).
+"""Reads which kinds of training a training loop supports: its class attribute `supports` (see `training.contract`).
 
-The word is for the `train` it was written beside, not for one that a subclass wrote over it: that one may know nothing of
-`job.trainable`, and nobody would notice that its update counts for a wrong one.
+The attribute holds for the `train` of the same class or of a base class. A subclass that overrides `train` without naming
+`supports` again gets the default: it may ignore `job.trainable`, and nothing would reveal its wrong update.
 """
 
 from typing import get_args
@@ -14,7 +14,7 @@ DEFAULT_SUPPORT: tuple[Trainable, ...] = ("slice",)
 
 
 def check_supported(trainer: object, trainable: Trainable) -> None:
-    """Refuse a training loop that cannot train this. Raises: BadInput, also where `supports` cannot be read."""
+    """Check that the training loop supports this kind. Raises: BadInput, also where `supports` is malformed."""
     if trainable not in supported_kinds(trainer):
         raise BadInput(
             f"this run's tasks say trainable {trainable!r}, which the training loop does not name among what it supports; "
@@ -24,13 +24,13 @@ def check_supported(trainer: object, trainable: Trainable) -> None:
 
 
 def supported_kinds(trainer: object) -> tuple[Trainable, ...]:
-    """What the class that defines `train`, or a subclass of it, names in `supports`; slices only where neither does.
+    """The kinds that `supports` names in the class that defines `train` or in a subclass of it; else slices only.
 
     Raises:
-        BadInput: `supports` is no tuple of the kinds there are, or an attribute of the instance.
+        BadInput: `supports` is no tuple of known kinds, or an attribute of the instance.
     """
     own = getattr(trainer, "__dict__", {})
-    if "supports" in own:  # set by a class that nobody can tell
+    if "supports" in own:  # of an instance: which class set it is unknown
         raise _unreadable(own["supports"])
     training, naming = _definer(trainer, "train"), _definer(trainer, "supports")
     if training is None or naming is None or not issubclass(naming, training) or "train" in own:
@@ -42,7 +42,7 @@ def supported_kinds(trainer: object) -> tuple[Trainable, ...]:
 
 
 def _definer(trainer: object, attribute: str) -> type | None:
-    """The class that an attribute comes from."""
+    """The class that defines the attribute."""
     return next((kind for kind in type(trainer).__mro__ if attribute in vars(kind)), None)
 
 

@@ -21,13 +21,13 @@ from flexlora_client.training.encoding import Encoded
 from flexlora_client.training.models import LoadedModel
 from flexlora_shared.messages.runs import TrainingSpec
 
-SHUFFLE_WINDOW_BATCHES = 4  # batches
+SHUFFLE_WINDOW_BATCHES = 4
 Steps = Sequence[Sequence[int]]  # the examples of each optimizer step, by index
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training did: the mean loss over all predictions, and their number."""
+    """The mean loss over all predictions, and their number."""
 
     loss: float  # nats
     predictions: int
@@ -90,7 +90,9 @@ def _shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> li
     for start in range(0, len(order), SHUFFLE_WINDOW_BATCHES * batch_size):
         window = sorted(order[start : start + SHUFFLE_WINDOW_BATCHES * batch_size], key=lambda index: lengths[index])
         batches = [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
-        rest = batches.pop() if len(batches[-1]) < batch_size else []  # stays last, or it would shift those after it
+        rest = (
+            batches.pop() if len(batches[-1]) < batch_size else []
+        )  # stays last: a short batch would shift those after it
         rng.shuffle(batches)
         result.extend(index for batch in (*batches, rest) for index in batch)
     return result

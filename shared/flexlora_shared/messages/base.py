@@ -1,4 +1,4 @@
-"""What all messages have in common, and the field types they share."""
+"""The base class of all messages, and the field types that they share."""
 
 from typing import Annotated, TypeVar
 

@@ -1,4 +1,4 @@
-"""Rounds as people and programs watch them."""
+"""The status of rounds: figures, participants, events."""
 
 from typing import Annotated, Literal
 
@@ -66,7 +66,7 @@ class ModuleMetrics(Message):
 
 
 class UpdateMetrics(Message):
-    """What became of one participant's update."""
+    """The part of one participant's update in the aggregation."""
 
     client_id: Annotated[str, Field(description="Id of the client")]
     weight: Annotated[

@@ -1,4 +1,4 @@
-"""What a participant is asked to do in a round."""
+"""A participant's task in a round."""
 
 from typing import Annotated, Literal
 
