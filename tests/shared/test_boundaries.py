@@ -54,6 +54,6 @@ def imported(packages: str, left_out: str = "-") -> set[str]:
     ids=["server", "client", "operator", "shared", "database", "serving", "beside the application"],
 )
 def test_what_a_part_imports(packages: str, left_out: str, foreign: set[str]) -> None:
-    found = imported(packages, left_out)
-    assert set(packages.split(",")) <= found
-    assert found & foreign == set()
+    modules = imported(packages, left_out)
+    assert set(packages.split(",")) <= modules
+    assert modules & foreign == set()

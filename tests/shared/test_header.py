@@ -22,7 +22,7 @@ EXPECTED: Shapes = {"a.lora_A.weight": (2, 3), "a.lora_B.weight": (4, 2), "head.
 
 names = st.from_regex(r"[A-Za-z0-9_]{1,8}(\.[A-Za-z0-9_]{1,8}){0,2}", fullmatch=True)
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
-wanted = st.dictionaries(names, shapes, min_size=1, max_size=5)
+expected_shapes = st.dictionaries(names, shapes, min_size=1, max_size=5)
 
 
 def library_file(expected: Shapes, dtypes: list[str], metadata: dict[str, str] | None = None) -> bytes:
@@ -54,12 +54,12 @@ def changed(**changes: Any) -> bytes:
     return joined(json.dumps(HEADER | {"a.lora_A.weight": HEADER["a.lora_A.weight"] | changes}), BODY)
 
 
-@given(wanted, st.lists(st.sampled_from(sorted(DTYPES)), min_size=1, max_size=5), st.booleans())
+@given(expected_shapes, st.lists(st.sampled_from(sorted(DTYPES)), min_size=1, max_size=5), st.booleans())
 def test_whatever_the_library_writes_is_accepted(expected: Shapes, dtypes: list[str], metadata: bool) -> None:
     data = library_file(expected, dtypes, {"format": "pt"} if metadata else None)
-    found = read(data, expected)
-    assert {name: tensor.shape for name, tensor in found.items()} == expected
-    assert {tensor.dtype for tensor in found.values()} <= set(dtypes)
+    tensors = read(data, expected)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
+    assert {tensor.dtype for tensor in tensors.values()} <= set(dtypes)
 
 
 def judge(data: bytes) -> None:

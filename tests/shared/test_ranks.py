@@ -28,9 +28,9 @@ def test_a_module_gets_the_rank_that_peft_gives_it(module: str, pattern: dict[st
 
 @given(st.lists(names | st.just("a.") | st.just(""), max_size=5), patterns | st.just({"": 3, ".": 4, "a.": 5}))
 def test_lookups_agree_with_the_definition_of_a_match(modules: list[str], pattern: dict[str, int]) -> None:
-    found = module_ranks(modules, 0, pattern)
+    ranks = module_ranks(modules, 0, pattern)
     for module in modules:
-        assert found[module] == pattern.get(
+        assert ranks[module] == pattern.get(
             max((key for key in pattern if matches(module, key)), key=len, default="?"), 0
         )
     unmatched = [key for key in pattern if not any(matches(module, key) for module in modules)]
@@ -121,12 +121,12 @@ def test_a_real_peft_model_has_these_ranks_and_scalings(pattern: dict[str, int],
         use_rslora=rslora,
     )
     model = get_peft_model(Model(), config)
-    found = {
+    ranks = {
         name.removeprefix("base_model.model."): (module.r["default"], module.scaling["default"])
         for name, module in model.named_modules()
         if hasattr(module, "lora_A") and hasattr(module, "scaling")
     }
-    assert len(found) == 24
-    for name, (rank, scaling) in found.items():
+    assert len(ranks) == 24
+    for name, (rank, scaling) in ranks.items():
         assert by_pattern(name, 4, pattern) == rank
         assert math.isclose(lora_scaling(rank, by_pattern(name, 7.0, alphas), rslora), scaling, rel_tol=1e-12)

@@ -54,16 +54,16 @@ def answer(status: int, body: bytes = b"", **headers: str) -> Planned:
     return planned
 
 
-def message(told: Message, status: int = 200) -> Planned:
+def message(body: Message, status: int = 200) -> Planned:
     """A message of the protocol."""
-    return answer(status, told.model_dump_json().encode(), Content_Type="application/json")
+    return answer(status, body.model_dump_json().encode(), Content_Type="application/json")
 
 
 def problem(code: Code, retry_after: int | None = None, **context: object) -> Planned:
     """A refusal."""
-    told = Problem.of(code, f"Planned {code}.", **context)
+    body = Problem.of(code, f"Planned {code}.", **context)
     headers = {} if retry_after is None else {"Retry_After": str(retry_after)}
-    return answer(told.status, told.model_dump_json().encode(), Content_Type=PROBLEM_MEDIA_TYPE, **headers)
+    return answer(body.status, body.model_dump_json().encode(), Content_Type=PROBLEM_MEDIA_TYPE, **headers)
 
 
 def cut(body: bytes, after: int, status: int = 200, **headers: str) -> Planned:

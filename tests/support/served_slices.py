@@ -16,17 +16,17 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 ETAG = f'"{SHA256}"'
 
 
-def wanted(*, known: bool = True) -> SliceRequest:
+def slice_request(*, known: bool = True) -> SliceRequest:
     """The slice of round 0; `known` as from a task, which announces digest and size."""
-    found = request_for_round(RUN, 0, RANK, {})
+    request = request_for_round(RUN, 0, RANK, {})
     if not known:
-        return found
-    return SliceRequest(found.path, found.config_path, RUN, RANK, {}, SHA256, len(DATA))
+        return request
+    return SliceRequest(request.path, request.config_path, RUN, RANK, {}, SHA256, len(DATA))
 
 
 def config(**changes: Any) -> Planned:
     """The slice's `adapter_config.json`."""
-    told = {
+    config_fields = {
         "peft_type": "LORA",
         "r": RANK,
         "lora_alpha": 2.0 * RANK,
@@ -35,7 +35,7 @@ def config(**changes: Any) -> Planned:
         "use_rslora": False,
         **changes,
     }
-    return answer(200, json.dumps(told).encode())
+    return answer(200, json.dumps(config_fields).encode())
 
 
 def whole() -> Planned:

@@ -90,8 +90,8 @@ class Returns(Nudge):
         self._fields = fields
 
     def train(self, job: Job) -> Outcome:
-        told = vars(super().train(job)) | self._fields
-        return told["whole"] if "whole" in told else Outcome(**told)
+        fields = vars(super().train(job)) | self._fields
+        return fields["whole"] if "whole" in fields else Outcome(**fields)
 
 
 class Renames(Nudge):

@@ -14,52 +14,52 @@ from flexlora_shared.problems import Code
 from tests.support.connecting import Waits, connect
 from tests.support.kit import encode, tensors
 from tests.support.misbehaving import Misbehaving, Planned, answer, cut, misbehaving, problem
-from tests.support.served_slices import DATA, ETAG, RUN, SHA256, config, rest, wanted, whole
+from tests.support.served_slices import DATA, ETAG, RUN, SHA256, config, rest, slice_request, whole
 
 ADAPTER = "GET /v1/runs/run/rounds/0/adapter"
 ADAPTER_CONFIG = "GET /v1/runs/run/rounds/0/adapter-config"
 
 
-def fetch(server: Misbehaving, folder: Path, asked: SliceRequest, attempts: int | None = 5) -> CachedSlice:
+def fetch(server: Misbehaving, folder: Path, request: SliceRequest, attempts: int | None = 5) -> CachedSlice:
     seen: list[tuple[int, int]] = []
     with connect(server.url, Waits(), attempts) as api:
-        found = download(api, SliceCache(folder), asked, lambda done, total: seen.append((done, total)))
-    assert (found.folder / ADAPTER_FILE).read_bytes() == DATA
+        fetched = download(api, SliceCache(folder), request, lambda done, total: seen.append((done, total)))
+    assert (fetched.folder / ADAPTER_FILE).read_bytes() == DATA
     assert seen == sorted(seen)
     assert not seen or seen[-1] == (len(DATA), len(DATA))
-    return found
+    return fetched
 
 
 def test_a_slice_arrives_as_a_peft_folder(tmp_path: Path) -> None:
     with misbehaving(whole(), config()) as server:
-        found = fetch(server, tmp_path, wanted())
+        fetched = fetch(server, tmp_path, slice_request())
         assert server.calls == [ADAPTER, ADAPTER_CONFIG]
-    assert found == CachedSlice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
-    assert json.loads((found.folder / CONFIG_FILE).read_bytes())["r"] == 4
+    assert fetched == CachedSlice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
+    assert json.loads((fetched.folder / CONFIG_FILE).read_bytes())["r"] == 4
     assert [path.name for path in tmp_path.iterdir()] == [SHA256]
 
 
 def test_a_slice_that_is_there_is_not_fetched_again(tmp_path: Path) -> None:
     with misbehaving(whole(), config()) as server:
-        fetch(server, tmp_path, wanted())
-        assert fetch(server, tmp_path, wanted()).fetched == 0
+        fetch(server, tmp_path, slice_request())
+        assert fetch(server, tmp_path, slice_request()).fetched == 0
         assert len(server.asked) == 2
 
 
 def test_a_kept_slice_of_unknown_digest_costs_a_conditional_request(tmp_path: Path) -> None:
     with misbehaving(whole(), config(), answer(304, ETag=ETAG)) as server:
-        fetch(server, tmp_path, wanted(known=False))
-        assert fetch(server, tmp_path, wanted(known=False)).fetched == 0
+        fetch(server, tmp_path, slice_request(known=False))
+        assert fetch(server, tmp_path, slice_request(known=False)).fetched == 0
         assert server.asked[2].headers["if-none-match"] == ETAG
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_after_a_cut_only_the_rest_is_fetched(tmp_path: Path, known: bool) -> None:
     with misbehaving(cut(DATA, after=100, ETag=ETAG), rest(100), config()) as server:
-        found = fetch(server, tmp_path, wanted(known=known))
+        fetched = fetch(server, tmp_path, slice_request(known=known))
         assert server.asked[1].headers["range"] == "bytes=100-"
         assert server.asked[1].headers["if-range"] == ETAG
-    assert found.fetched == len(DATA)
+    assert fetched.fetched == len(DATA)
 
 
 def test_an_agent_started_anew_goes_on_where_the_last_was_killed(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_an_agent_started_anew_goes_on_where_the_last_was_killed(tmp_path: Path)
     partial.mkdir()
     (partial / ADAPTER_FILE).write_bytes(DATA[:200])
     with misbehaving(rest(200), config()) as server:
-        assert fetch(server, tmp_path, wanted()).fetched == len(DATA) - 200
+        assert fetch(server, tmp_path, slice_request()).fetched == len(DATA) - 200
         assert server.asked[0].headers["range"] == "bytes=200-"
 
 
@@ -76,13 +76,13 @@ def test_an_agent_killed_before_the_rename_fetches_only_the_configuration(tmp_pa
     partial.mkdir()
     (partial / ADAPTER_FILE).write_bytes(DATA)
     with misbehaving(config()) as server:
-        assert fetch(server, tmp_path, wanted()).fetched == 0
+        assert fetch(server, tmp_path, slice_request()).fetched == 0
         assert server.calls == [ADAPTER_CONFIG]
 
 
 def test_a_coordinator_that_ignores_ranges_starts_over(tmp_path: Path) -> None:
     with misbehaving(cut(DATA, after=100, ETag=ETAG), whole(), config()) as server:
-        assert fetch(server, tmp_path, wanted()).fetched == len(DATA) + 100
+        assert fetch(server, tmp_path, slice_request()).fetched == len(DATA) + 100
 
 
 def test_a_range_beyond_the_file_starts_over(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_range_beyond_the_file_starts_over(tmp_path: Path) -> None:
     partial.mkdir()
     (partial / ADAPTER_FILE).write_bytes(DATA + b"too much")
     with misbehaving(problem(Code.RANGE_NOT_SATISFIABLE), whole(), config()) as server:
-        assert fetch(server, tmp_path, wanted()).fetched == len(DATA)
+        assert fetch(server, tmp_path, slice_request()).fetched == len(DATA)
         assert "range" not in server.asked[1].headers
 
 
@@ -98,27 +98,27 @@ def test_many_cuts_with_progress_outlast_the_attempts(tmp_path: Path) -> None:
     cuts: list[Planned] = [cut(DATA, after=50, ETag=ETAG)]
     cuts += [cut(DATA[n:], after=50, status=206, ETag=ETAG) for n in range(50, 500, 50)]
     with misbehaving(*cuts, rest(500), config()) as server:
-        assert fetch(server, tmp_path, wanted(), attempts=2).fetched == len(DATA)
+        assert fetch(server, tmp_path, slice_request(), attempts=2).fetched == len(DATA)
 
 
 def test_wrong_bytes_are_thrown_away_and_fetched_again(tmp_path: Path) -> None:
     wrong = bytes([DATA[-1] ^ 1])
     with misbehaving(answer(200, DATA[:-1] + wrong, ETag=ETAG), whole(), config()) as server:
-        fetch(server, tmp_path, wanted())
+        fetch(server, tmp_path, slice_request())
         assert "range" not in server.asked[1].headers
 
 
 def test_a_kept_slice_that_rotted_is_fetched_again(tmp_path: Path) -> None:
     with misbehaving(whole(), config(), whole(), config()) as server:
-        found = fetch(server, tmp_path, wanted())
-        (found.folder / ADAPTER_FILE).write_bytes(DATA[:-1] + b"?")
-        assert fetch(server, tmp_path, wanted()).fetched == len(DATA)
+        fetched = fetch(server, tmp_path, slice_request())
+        (fetched.folder / ADAPTER_FILE).write_bytes(DATA[:-1] + b"?")
+        assert fetch(server, tmp_path, slice_request()).fetched == len(DATA)
 
 
 def refused_download(folder: Path, *plan: Planned, known: bool = True, attempts: int | None = None) -> Exception:
     with misbehaving(*plan) as server, connect(server.url, Waits(), attempts) as api:
         with pytest.raises((Corrupted, Refused, Unreachable)) as caught:
-            download(api, SliceCache(folder), wanted(known=known), lambda done, total: None)
+            download(api, SliceCache(folder), slice_request(known=known), lambda done, total: None)
         assert server.plan == []
     assert not any(path.name == SHA256 for path in folder.iterdir())
     return caught.value
@@ -186,16 +186,16 @@ def test_a_configuration_that_would_scale_wrongly(tmp_path: Path, told: dict[str
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"peft_type": "LORA", "r": null}', b"\xff"])
 def test_a_configuration_that_is_none(body: bytes) -> None:
     with pytest.raises(Corrupted, match="adapter_config"):
-        check_config(body, wanted())
+        check_config(body, slice_request())
 
 
 def test_nested_patterns_are_compared_module_by_module() -> None:
-    asked = SliceRequest("/a", "/b", RUN, 4, {"q_proj": 8, "layers.0.q_proj": 4})
+    request = SliceRequest("/a", "/b", RUN, 4, {"q_proj": 8, "layers.0.q_proj": 4})
     right = {"q_proj": 16.0, "layers.0.q_proj": 8.0}
-    given = {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "rank_pattern": dict(asked.rank_pattern)}
-    check_config(json.dumps(given | {"alpha_pattern": right}).encode(), asked)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "rank_pattern": dict(request.rank_pattern)}
+    check_config(json.dumps(config | {"alpha_pattern": right}).encode(), request)
     with pytest.raises(Corrupted, match="does not agree"):
-        check_config(json.dumps(given | {"alpha_pattern": {"q_proj": 16.0}}).encode(), asked)
+        check_config(json.dumps(config | {"alpha_pattern": {"q_proj": 16.0}}).encode(), request)
 
 
 def test_only_the_current_slice_is_kept(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_it_takes_part_until_the_run_completes(site: Served, tmp_path: Path) -> 
     run, trainer, reporter = site.run(rounds=3), Nudge(), Listening("run")
     with agent(site, run, tmp_path / "home", trainer, reporter) as working:
         working.run()
-    one = ["task", "downloaded", "training", "trained", "accepted"]
-    assert [kind for kind in reporter.kinds() if kind != "waiting"] == ["declared", *one * 3, "completed"]
+    round_events = ["task", "downloaded", "training", "trained", "accepted"]
+    assert [kind for kind in reporter.kinds() if kind != "waiting"] == ["declared", *round_events * 3, "completed"]
     assert [job.round for job in trainer.jobs] == [1, 2, 3]
     summary = site.round("run", 3)["summary"]
     assert summary["state"] == "PUBLISHED"

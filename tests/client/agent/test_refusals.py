@@ -21,7 +21,7 @@ from flexlora_shared.messages.tasks import AdapterRef, Task
 from flexlora_shared.problems import Code
 from tests.support.connecting import Waits, connect
 from tests.support.misbehaving import Misbehaving, Planned, answer, message, misbehaving, problem
-from tests.support.served_slices import DATA, RANK, RUN, SHA256, config, wanted, whole
+from tests.support.served_slices import DATA, RANK, RUN, SHA256, config, slice_request, whole
 from tests.support.trainers import Nudge
 
 DECLARE, TASK = "PUT /v1/runs/run/declaration", "GET /v1/runs/run/task"
@@ -30,8 +30,8 @@ DECLARATION = Declaration(rank=RANK, examples=1)
 
 def told() -> Task:
     """The task of round 1."""
-    asked = wanted()
-    adapter = AdapterRef(href=asked.path, config_href=asked.config_path, sha256=SHA256, size=len(DATA))
+    request = slice_request()
+    adapter = AdapterRef(href=request.path, config_href=request.config_path, sha256=SHA256, size=len(DATA))
     return Task(
         run="run",
         round=1,

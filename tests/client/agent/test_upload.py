@@ -24,7 +24,7 @@ from tests.support.misbehaving import Asked, Misbehaving, Planned, answer, hang_
 DATA = bytes(range(256)) * 8_000  # two parts
 HALF = FIRST_PART_BYTES // 2
 SHA256 = hashlib.sha256(DATA).hexdigest()
-TOLD = UploadCreate(rank=4, alpha=8.0, examples=10, size=len(DATA), sha256=SHA256)
+ANNOUNCED = UploadCreate(rank=4, alpha=8.0, examples=10, size=len(DATA), sha256=SHA256)
 RECEIPT = Receipt(upload_id="u1", run="run", round=1, counts_in=1, sha256=SHA256, accepted_at="2030-01-01T00:00:00Z")
 CREATE, HEAD, PATCH = "POST /v1/runs/run/rounds/1/uploads", "HEAD /v1/uploads/u1", "PATCH /v1/uploads/u1"
 COMMIT = "PUT /v1/uploads/u1/commit"
@@ -56,7 +56,7 @@ def at(offset: int) -> Planned:
 
 def send(server: Misbehaving, file: Path, attempts: int | None = 5) -> Receipt:
     with connect(server.url, Waits(), attempts) as api:
-        return upload(api, "run", 1, TOLD, file, lambda done, total: None)
+        return upload(api, "run", 1, ANNOUNCED, file, lambda done, total: None)
 
 
 def parts(server: Misbehaving) -> list[tuple[int, int, str]]:
@@ -72,7 +72,7 @@ def test_parts_carry_the_file_and_their_digests(file: Path) -> None:
     with misbehaving(created(), at(FIRST_PART_BYTES), at(len(DATA)), message(RECEIPT)) as server:
         assert send(server, file) == RECEIPT
         assert server.calls == [CREATE, PATCH, PATCH, COMMIT]
-        assert UploadCreate.model_validate_json(server.asked[0].body) == TOLD
+        assert UploadCreate.model_validate_json(server.asked[0].body) == ANNOUNCED
         assert parts(server) == [(0, FIRST_PART_BYTES, "?0"), (FIRST_PART_BYTES, len(DATA) - FIRST_PART_BYTES, "?1")]
         assert b"".join(asked.body for asked in server.asked if asked.method == "PATCH") == DATA
         assert server.asked[1].headers["content-type"] == "application/partial-upload"
@@ -156,7 +156,7 @@ def test_a_busy_upload_is_waited_for(file: Path) -> None:
         message(RECEIPT),
     ) as server:
         with connect(server.url, waits, None) as api:
-            assert upload(api, "run", 1, TOLD, file, lambda done, total: None) == RECEIPT
+            assert upload(api, "run", 1, ANNOUNCED, file, lambda done, total: None) == RECEIPT
         assert waits.slept == [3.0]
 
 
@@ -232,7 +232,7 @@ def test_what_was_kept_of_a_cut_part_is_progress(file: Path) -> None:
     waits = Waits()
     cuts = [planned for offset in (1000, 2000, 3000, 4000) for planned in (hang_up, at(offset))]
     with misbehaving(created(), *cuts, at(len(DATA)), message(RECEIPT)) as server, connect(server.url, waits, 3) as api:
-        assert upload(api, "run", 1, TOLD, file, lambda done, total: None) == RECEIPT
+        assert upload(api, "run", 1, ANNOUNCED, file, lambda done, total: None) == RECEIPT
     assert waits.slept == [1.0, 1.0, 1.0, 1.0]
 
 
@@ -313,7 +313,7 @@ def test_a_coordinator_without_storage_or_database_is_waited_for(file: Path, cod
         message(RECEIPT),
     ]
     with misbehaving(*plan) as server, connect(server.url, waits, None) as api:
-        assert upload(api, "run", 1, TOLD, file, lambda done, total: None) == RECEIPT
+        assert upload(api, "run", 1, ANNOUNCED, file, lambda done, total: None) == RECEIPT
     assert min(waits.slept) > 30
     assert sum(waits.slept) > 600
     assert f"({code})" in str(waits.reasons[0])

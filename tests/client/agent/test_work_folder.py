@@ -18,9 +18,15 @@ DATA = b"trained tensors"
 def train(work: WorkFolder, round_: int = 3, adapter: str = ADAPTER) -> TrainedUpdate:
     """Leave a trained update in the folder, as an agent does before it uploads."""
     (work.fresh_output() / "adapter.safetensors").write_bytes(DATA)
-    told = UploadCreate(rank=4, alpha=8.0, examples=5, size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest())
+    announced = UploadCreate(rank=4, alpha=8.0, examples=5, size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest())
     trained = TrainedUpdate(
-        run="run", round=round_, attempt=1, adapter=adapter, file="adapter.safetensors", upload=told, basis=work.basis
+        run="run",
+        round=round_,
+        attempt=1,
+        adapter=adapter,
+        file="adapter.safetensors",
+        upload=announced,
+        basis=work.basis,
     )
     work.keep_trained(trained)
     return trained

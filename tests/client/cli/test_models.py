@@ -57,8 +57,8 @@ def test_a_described_model_is_fine_tuned_and_evaluated(site: Served, llama: Path
     assert all({"loss", "exact_match", "rouge_l"} <= metrics.keys() for _, metrics in evaluated)
     trained = next(event["metrics"] for event in events if event["event"] == "trained")
     assert {"train_loss", "heldout_loss"} <= trained.keys()
-    told = {e["metric"]: e["value"] for e in site.round("real", 2)["summary"]["evaluations"]}
-    assert told["loss"] == pytest.approx(evaluated[2][1]["loss"])
+    evaluations = {e["metric"]: e["value"] for e in site.round("real", 2)["summary"]["evaluations"]}
+    assert evaluations["loss"] == pytest.approx(evaluated[2][1]["loss"])
     again = call("run", "real", "--rank", "4", *more, env=home)
     assert [json.loads(line)["event"] for line in again.out.splitlines()] == ["downloaded", "completed"]
 
@@ -138,8 +138,8 @@ def test_labels_that_are_numbers_keep_their_order(llama: Path, tmp_path: Path) -
     spec = RunSpec.model_validate_json(call(*asked, "--json").out)
     assert spec.model.labels == ("0", "1", "2", "10")
     assert (spec.min_clients, spec.min_updates) == (3, 3)
-    found = [example for example in load(tmp_path / "data.jsonl", spec.model) if isinstance(example, Labelled)]
-    assert [example.label for example in found] == [3, 2, 0, 1]
+    examples = [example for example in load(tmp_path / "data.jsonl", spec.model) if isinstance(example, Labelled)]
+    assert [example.label for example in examples] == [3, 2, 0, 1]
 
 
 def test_labels_are_found_where_the_loader_finds_them(llama: Path, tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def test_rounds_show_losses_energy_and_participants(site: Served, operator: dict
     table = call("rounds", "one", env=operator).out
     assert "4: 2.500" in table
     assert "1.2500" in table
-    one = call("rounds", "one", "1", env=operator).out
-    assert "participant St. Marys" in one
-    assert "rank 4, declared 20" in one
-    assert "singular values of layers.0.q_proj" in one
+    round_view = call("rounds", "one", "1", env=operator).out
+    assert "participant St. Marys" in round_view
+    assert "rank 4, declared 20" in round_view
+    assert "singular values of layers.0.q_proj" in round_view
     assert call("rounds", "one", "1", "--json", env=operator).json["summary"]["number"] == 1
     assert [r["number"] for r in call("rounds", "one", "--json", env=operator).json["rounds"]] == [1, 0]
 
@@ -196,9 +196,9 @@ def test_failures_and_inputs_are_shown(site: Served) -> None:
     site.run("one")
     detail = RoundDetail.model_validate_json(json.dumps(site.round("one", 0)))
     summary = detail.summary.model_copy(update={"failures": 2, "reason": "upload u1 cannot be read"})
-    given = RoundInput(upload_id="u1", client_id="c1", round=3, staleness=1, excluded=True)
+    entry = RoundInput(upload_id="u1", client_id="c1", round=3, staleness=1, excluded=True)
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(rendering.round_detail(detail.model_copy(update={"summary": summary, "inputs": (given,)})))
+        console.print(rendering.round_detail(detail.model_copy(update={"summary": summary, "inputs": (entry,)})))
     assert "2 times, the last: upload u1 cannot be read" in captured.get()
     assert "of c1 for round 3, late by 1, excluded" in captured.get()

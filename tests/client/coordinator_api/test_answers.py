@@ -32,9 +32,9 @@ def test_unknown_fields_are_left_alone_at_every_depth() -> None:
 
 
 def test_a_state_that_is_not_known_is_shown_as_it_is() -> None:
-    found = parse_message(UploadStatus, answered(UPLOAD | {"state": "SCANNING"}))
-    assert found.state == "SCANNING"
-    assert json.loads(found.model_dump_json())["state"] == "SCANNING"
+    status = parse_message(UploadStatus, answered(UPLOAD | {"state": "SCANNING"}))
+    assert status.state == "SCANNING"
+    assert json.loads(status.model_dump_json())["state"] == "SCANNING"
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def refused_by(planned: Planned) -> Refused | Unreachable:
 
 def test_the_key_is_sent_and_the_answer_returned() -> None:
     with misbehaving(answer(200, b"hello", X_Found="yes")) as server, Http(server.url + "/", "a-key") as http:
-        found = http.request("GET", "/v1/runs")
-        assert (found.status, found.body, found.headers["x-found"]) == (200, b"hello", "yes")
+        response = http.request("GET", "/v1/runs")
+        assert (response.status, response.body, response.headers["x-found"]) == (200, b"hello", "yes")
         assert server.asked[0].headers["authorization"] == "Bearer a-key"
         assert server.asked[0].path == "/v1/runs"
 
@@ -92,7 +92,7 @@ def test_a_web_server_that_is_no_coordinator_is_not_asked_again() -> None:
 @pytest.mark.parametrize(("status", "transient"), [(400, False), (409, False), (429, True), (408, True), (503, True)])
 def test_a_problem_this_version_does_not_know(status: int, transient: bool) -> None:
     """Its sentence is shown; its status, not the one in the body, says whether to try again."""
-    told = {
+    problem_body = {
         "type": "x",
         "title": "New",
         "status": 418,
@@ -100,7 +100,9 @@ def test_a_problem_this_version_does_not_know(status: int, transient: bool) -> N
         "code": "brand-new",
         "hint": {"of": "tomorrow"},
     }
-    error = refused_by(answer(status, json.dumps(told).encode(), Content_Type=PROBLEM_MEDIA_TYPE, Retry_After="9"))
+    error = refused_by(
+        answer(status, json.dumps(problem_body).encode(), Content_Type=PROBLEM_MEDIA_TYPE, Retry_After="9")
+    )
     assert isinstance(error, Refused)
     assert (str(error), error.code, error.problem.title) == ("Wait. (brand-new)", "brand-new", "New")
     assert (error.problem.status, error.transient, error.retry_after) == (status, transient, 9)
@@ -237,8 +239,8 @@ def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
     try:
         with Http(url, ca_file=certificate) as trusting:
             assert trusting.request("GET", "/").status == 204
-            with trusting.stream_presigned(f"{url}/link", 0) as found:
-                assert found.status == 204
+            with trusting.stream_presigned(f"{url}/link", 0) as response:
+                assert response.status == 204
         with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"):
             doubting.request("GET", "/")
         with (

@@ -11,7 +11,7 @@ from flexlora_client.errors import ClientError, Corrupted, Unreachable
 from flexlora_client.training.contract import ADAPTER_FILE
 from tests.support.connecting import Waits, connect
 from tests.support.misbehaving import Misbehaving, Planned, answer, cut, misbehaving
-from tests.support.served_slices import DATA, ETAG, SHA256, config, wanted
+from tests.support.served_slices import DATA, ETAG, SHA256, config, slice_request
 
 STORAGE_ETAG = '"of-the-storage"'  # an object's tag there is not its SHA-256
 
@@ -27,17 +27,17 @@ def rest(begin: int) -> Planned:
 
 def fetch(coordinator: Misbehaving, folder: Path, *, known: bool = True, waits: Waits | None = None) -> CachedSlice:
     with connect(coordinator.url, waits or Waits(), 5) as api:
-        found = download(api, SliceCache(folder), wanted(known=known), lambda done, total: None)
-    assert (found.folder / ADAPTER_FILE).read_bytes() == DATA
+        fetched = download(api, SliceCache(folder), slice_request(known=known), lambda done, total: None)
+    assert (fetched.folder / ADAPTER_FILE).read_bytes() == DATA
     assert coordinator.plan == []
-    return found
+    return fetched
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_the_link_is_followed_without_the_key(tmp_path: Path, known: bool) -> None:
     with misbehaving(answer(200, DATA, ETag=STORAGE_ETAG)) as storage, misbehaving(link(storage), config()) as server:
-        found = fetch(server, tmp_path, known=known)
-        assert found == CachedSlice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
+        fetched = fetch(server, tmp_path, known=known)
+        assert fetched == CachedSlice(tmp_path / SHA256, SHA256, len(DATA), len(DATA))
         assert server.asked[0].headers["authorization"] == "Bearer a-key"
         [asked] = storage.asked
         assert asked.path == "/bucket/slice?signature=first"
@@ -95,7 +95,7 @@ def test_more_than_the_storage_has_starts_over(tmp_path: Path) -> None:
 def refused(folder: Path, *plan: Planned) -> ClientError:
     with misbehaving(*plan) as server, connect(server.url, Waits(), None) as api:
         with pytest.raises((Corrupted, Unreachable)) as caught:
-            download(api, SliceCache(folder), wanted(), lambda done, total: None)
+            download(api, SliceCache(folder), slice_request(), lambda done, total: None)
         assert server.plan == []
     assert not any(path.name == SHA256 for path in folder.iterdir())
     return caught.value

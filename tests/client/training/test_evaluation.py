@@ -34,8 +34,8 @@ def test_loss_is_the_mean_over_response_tokens_that_transformers_gives(llama: Pa
             loss = model(input_ids=torch.tensor([encoded.ids]), labels=torch.tensor([encoded.targets])).loss.item()
         tokens = sum(target != IGNORE_INDEX for target in encoded.targets)
         total, count = total + loss * tokens, count + tokens
-    found = evaluate(spec, served, QUESTIONS, device="cpu", answers=0)
-    assert found == {"loss": pytest.approx(total / count, rel=1e-5)}
+    metrics = evaluate(spec, served, QUESTIONS, device="cpu", answers=0)
+    assert metrics == {"loss": pytest.approx(total / count, rel=1e-5)}
 
 
 def test_answers_generated_in_a_batch_are_those_generated_alone(llama: Path, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_accuracy_and_loss_of_a_classifier(bert: Path, tmp_path: Path) -> None:
         logits = torch.cat([model(input_ids=row).logits for row in ids])
     classes = logits.argmax(-1).tolist()
     wrong = [*classes[:3], (classes[3] + 1) % 3, (classes[4] + 1) % 3]
-    found = evaluate(spec, served, [Labelled(text, n) for text, n in zip(texts, wrong, strict=True)], device="cpu")
+    metrics = evaluate(spec, served, [Labelled(text, n) for text, n in zip(texts, wrong, strict=True)], device="cpu")
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(wrong)).item()
-    assert found == {"loss": pytest.approx(expected, rel=1e-5), "accuracy": 0.6}
+    assert metrics == {"loss": pytest.approx(expected, rel=1e-5), "accuracy": 0.6}
 
 
 def test_nothing_to_evaluate_on(llama: Path, tmp_path: Path) -> None:

@@ -54,14 +54,14 @@ DISTIL: dict[str, Any] = {"dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads":
 def logits(models: Models, adapter: Path, spec: RunSpec) -> torch.Tensor:
     loaded = models.with_slice(read_slice(adapter, spec), spec, "cpu")
     with torch.no_grad():
-        found: torch.Tensor = loaded.model.eval()(input_ids=IDS).logits
-    return found
+        logits: torch.Tensor = loaded.model.eval()(input_ids=IDS).logits
+    return logits
 
 
 def plain_logits(base: Path, adapter: Path, spec: RunSpec) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = load_peft(base, spec, adapter)(input_ids=IDS).logits
-    return found
+        logits: torch.Tensor = load_peft(base, spec, adapter)(input_ids=IDS).logits
+    return logits
 
 
 def saved(model: PreTrainedModel, directory: Path, pad: bool = True) -> Path:

@@ -32,13 +32,13 @@ Make = Callable[..., Case]
 @pytest.fixture(params=["CAUSAL_LM", "SEQ_CLS"])
 def make(request: pytest.FixtureRequest, llama: Path, bert: Path, tmp_path: Path) -> Make:
     """A run of either task, a slice of it with ranks and alphas of its own for some modules, and examples."""
-    base, examples, one = (llama, QUESTIONS, "q_proj") if request.param == "CAUSAL_LM" else (bert, ANIMALS, "query")
+    base, examples, module = (llama, QUESTIONS, "q_proj") if request.param == "CAUSAL_LM" else (bert, ANIMALS, "query")
 
     def made(dtype: str = "float32", **training: Any) -> Case:
         quick = TrainingSpec(**{"learning_rate": 0.01, "epochs": 4, "batch_size": 4, "max_length": 64} | training)
         spec = make_run(base, request.param, training=quick, upload_dtype=dtype)
         served = make_slice(
-            tmp_path / "served", base, spec, use_rslora=True, rank_pattern={one: 8}, alpha_pattern={one: 3}
+            tmp_path / "served", base, spec, use_rslora=True, rank_pattern={module: 8}, alpha_pattern={module: 3}
         )
         return spec, served, examples
 
