@@ -105,7 +105,7 @@ class Agent:
         request = request_for_task(task)
         start = self._download(request, number)
         self._report(start, number - 1, request)
-        trained = self.work_folder.trained(number, start.sha256, task.trainable)
+        trained = self.work_folder.find_trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
         return self._sender.send(trained or self._train(task, request, start))
@@ -113,8 +113,8 @@ class Agent:
     def _download(self, request: SliceRequest, number: int) -> CachedSlice:
         if request.sha256 is not None:
             self.work_folder.slices.keep_only(request.sha256)
-        with self.reporter.bytes_bar("downloading") as position:
-            fetched = download(self.api, self.work_folder.slices, request, position)
+        with self.reporter.bytes_bar("downloading") as on_progress:
+            fetched = download(self.api, self.work_folder.slices, request, on_progress)
         self.reporter.step(
             "downloaded",
             f"round {number}: adapter of {fetched.size} bytes, {fetched.fetched} over the network",
@@ -142,12 +142,17 @@ class Agent:
         self.work_folder.set_evaluated(served.sha256)
 
     def _train(self, task: Task, request: SliceRequest, start: CachedSlice) -> TrainedUpdate:
-        number, output = task.round, self.work_folder.fresh_output()
+        number, output = task.round, self.work_folder.clear_output()
         examples = len(self.local_trainer.train)
         self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
-        with self.reporter.steps_bar("training") as position:
+        with self.reporter.steps_bar("training") as on_progress:
             outcome = self.local_trainer.fit(
-                request, number, start.folder, output, lambda step, total, loss: position(step, total), task.trainable
+                request,
+                number,
+                start.folder,
+                output,
+                lambda step, total, loss: on_progress(step, total),
+                task.trainable,
             )
         metrics = outcome.metrics
         if self.local_trainer.heldout:
@@ -178,7 +183,7 @@ class Agent:
                 metrics=metrics,
             ),
         )
-        self.work_folder.keep_trained(trained)
+        self.work_folder.save_trained(trained)
         return trained
 
     def _finish(self) -> None:

@@ -32,14 +32,14 @@ class Reporter:
     @contextmanager
     def bytes_bar(self, label: str) -> Iterator[ProgressCallback]:
         """Show a progress bar of bytes, on terminals only; yields the callback that advances it."""
-        with self._bar(label, DownloadColumn()) as position:
-            yield position
+        with self._bar(label, DownloadColumn()) as on_progress:
+            yield on_progress
 
     @contextmanager
     def steps_bar(self, label: str) -> Iterator[ProgressCallback]:
         """Show a progress bar of training steps; yields the callback that advances it."""
-        with self._bar(label, MofNCompleteColumn()) as position:
-            yield position
+        with self._bar(label, MofNCompleteColumn()) as on_progress:
+            yield on_progress
 
     @contextmanager
     def _bar(self, label: str, amount: ProgressColumn) -> Iterator[ProgressCallback]:

@@ -43,10 +43,10 @@ class Sender:
                 self.work_folder.drop_trained()
             if error.code not in KEEP_UPDATE_CODES | DROP_UPDATE_CODES:
                 raise
-            self._lost(trained, error)
+            self._report_lost(trained, error)
             return False
         self.work_folder.drop_trained()
-        self._accepted(trained, receipt)
+        self._report_accepted(trained, receipt)
         return True
 
     def send_kept(self, current: int | None = None) -> bool:
@@ -54,7 +54,7 @@ class Sender:
 
         Only in runs that count late updates; elsewhere it can count only in another attempt of its round.
         """
-        kept = self.work_folder.kept() if self.spec.late_updates == "next-round" else None
+        kept = self.work_folder.pending_update() if self.spec.late_updates == "next-round" else None
         if kept is None or kept.round == current:
             return False
         self.reporter.step("kept", f"round {kept.round}: sending the update trained before", round=kept.round)
@@ -62,14 +62,14 @@ class Sender:
 
     def _upload(self, trained: TrainedUpdate) -> Receipt:
         path = self.work_folder.output / trained.file
-        with self.reporter.bytes_bar("uploading") as position:
-            return upload(self.api, trained.run, trained.round, trained.upload, path, position)
+        with self.reporter.bytes_bar("uploading") as on_progress:
+            return upload(self.api, trained.run, trained.round, trained.upload, path, on_progress)
 
-    def _lost(self, trained: TrainedUpdate, error: Refused) -> None:
+    def _report_lost(self, trained: TrainedUpdate, error: Refused) -> None:
         sentence = f"round {trained.round}: the update does not count: {error}"
         self.reporter.step("lost", sentence, round=trained.round, code=str(error.code))
 
-    def _accepted(self, trained: TrainedUpdate, receipt: Receipt) -> None:
+    def _report_accepted(self, trained: TrainedUpdate, receipt: Receipt) -> None:
         number, size = trained.round, trained.upload.size
         step = self.reporter.step
         fields: dict[str, EventField] = {"round": number, "bytes": size, "sha256": receipt.sha256}

@@ -75,20 +75,20 @@ class WorkFolder:
         """Release the lock."""
         self._lock.release()
 
-    def fresh_output(self) -> Path:
+    def clear_output(self) -> Path:
         """Empty the output folder, drop the update in it, and return the folder."""
         self._save(WorkState(evaluated=self.state.evaluated))
         shutil.rmtree(self.output, ignore_errors=True)
         return make_folder(self.output)
 
-    def trained(self, round_: int, adapter: str, trainable: Trainable = "slice") -> TrainedUpdate | None:
+    def find_trained(self, round_: int, adapter: str, trainable: Trainable = "slice") -> TrainedUpdate | None:
         """The kept update of this round, slice and kind of training; None where there is none or its file changed."""
         update, expected = self.state.trained, (round_, adapter, trainable)
         if update is None or (update.round, update.adapter, update.upload.trainable) != expected:
             return None
-        return self.kept()
+        return self.pending_update()
 
-    def kept(self) -> TrainedUpdate | None:
+    def pending_update(self) -> TrainedUpdate | None:
         """The kept update of any round; None where there is none, its basis differs, or its file changed."""
         update = self.state.trained
         if update is None or update.basis != self.basis:
@@ -96,7 +96,7 @@ class WorkFolder:
         path = self.output / update.file
         return update if path.is_file() and sha256_of(path) == update.upload.sha256 else None
 
-    def keep_trained(self, trained: TrainedUpdate) -> None:
+    def save_trained(self, trained: TrainedUpdate) -> None:
         """Record an update; its file is synced to disk before the state names it."""
         sync_file(self.output / trained.file)
         self._save(WorkState(evaluated=self.state.evaluated, trained=trained))

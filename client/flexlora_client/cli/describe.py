@@ -41,9 +41,9 @@ def describe(
     """Show the layers of a model that a run can train, from its configuration alone."""
     require_agent_extra()
     labels = _read_labels(labels_from) if labels_from else ()
-    from flexlora_client.training import describe_model as models  # takes seconds to import
+    from flexlora_client.training import describe_model  # takes seconds to import
 
-    description = models.describe(model, task_type, target or models.ALL_LINEAR, labels, revision)
+    description = describe_model.describe(model, task_type, target or describe_model.ALL_LINEAR, labels, revision)
     spec = build_message(
         RunSpec,
         name=name,

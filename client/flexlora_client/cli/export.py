@@ -56,8 +56,8 @@ def _save(api: Api, request: SliceRequest, output: Path) -> str:
     make_folder(output.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        with Reporter(request.spec.name).bytes_bar("downloading") as position:
-            fetched = download(api, SliceCache(temporary), request, position)
+        with Reporter(request.spec.name).bytes_bar("downloading") as on_progress:
+            fetched = download(api, SliceCache(temporary), request, on_progress)
         fetched.folder.replace(output)
         return fetched.sha256
     finally:

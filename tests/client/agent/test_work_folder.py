@@ -17,7 +17,7 @@ DATA = b"trained tensors"
 
 def train(work: WorkFolder, round_: int = 3, adapter: str = ADAPTER) -> TrainedUpdate:
     """Leave a trained update in the folder, as an agent does before it uploads."""
-    (work.fresh_output() / "adapter.safetensors").write_bytes(DATA)
+    (work.clear_output() / "adapter.safetensors").write_bytes(DATA)
     announced = UploadCreate(rank=4, alpha=8.0, examples=5, size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest())
     trained = TrainedUpdate(
         run="run",
@@ -28,27 +28,27 @@ def train(work: WorkFolder, round_: int = 3, adapter: str = ADAPTER) -> TrainedU
         upload=announced,
         basis=work.basis,
     )
-    work.keep_trained(trained)
+    work.save_trained(trained)
     return trained
 
 
 def test_a_trained_update_outlives_the_agent(tmp_path: Path) -> None:
     trained = train(WorkFolder(tmp_path, "run"))
     work = WorkFolder(tmp_path, "run")
-    assert work.trained(3, ADAPTER) == trained
+    assert work.find_trained(3, ADAPTER) == trained
     assert (work.output / trained.file).read_bytes() == DATA
 
 
 @pytest.mark.parametrize(("round_", "adapter"), [(4, ADAPTER), (3, "b" * 64)])
 def test_an_update_of_another_round_or_slice_does_not_count(tmp_path: Path, round_: int, adapter: str) -> None:
     train(WorkFolder(tmp_path, "run"))
-    assert WorkFolder(tmp_path, "run").trained(round_, adapter) is None
+    assert WorkFolder(tmp_path, "run").find_trained(round_, adapter) is None
 
 
 @pytest.mark.parametrize("trainable", ["B", "fresh"])
 def test_an_update_that_was_trained_otherwise_does_not_count(tmp_path: Path, trainable: Trainable) -> None:
     train(WorkFolder(tmp_path, "run"))
-    assert WorkFolder(tmp_path, "run").trained(3, ADAPTER, trainable) is None
+    assert WorkFolder(tmp_path, "run").find_trained(3, ADAPTER, trainable) is None
 
 
 @pytest.mark.parametrize("content", [None, b"trained tensorz", b""])
@@ -58,7 +58,7 @@ def test_an_update_whose_file_is_gone_or_changed_does_not_count(tmp_path: Path, 
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    assert WorkFolder(tmp_path, "run").trained(3, ADAPTER) is None
+    assert WorkFolder(tmp_path, "run").find_trained(3, ADAPTER) is None
 
 
 def test_an_update_of_another_participant_or_other_data_does_not_count(tmp_path: Path) -> None:
@@ -69,14 +69,14 @@ def test_an_update_of_another_participant_or_other_data_does_not_count(tmp_path:
         compute_basis("me", [Plain("one")] * 2),
     ]
     trained = train(WorkFolder(tmp_path, "run", mine))
-    assert WorkFolder(tmp_path, "run", mine).trained(3, ADAPTER) == trained
-    assert [WorkFolder(tmp_path, "run", basis).trained(3, ADAPTER) for basis in others] == [None] * 3
+    assert WorkFolder(tmp_path, "run", mine).find_trained(3, ADAPTER) == trained
+    assert [WorkFolder(tmp_path, "run", basis).find_trained(3, ADAPTER) for basis in others] == [None] * 3
 
 
 def test_training_anew_forgets_what_lay_there(tmp_path: Path) -> None:
     work = WorkFolder(tmp_path, "run")
     train(work)
-    assert list(work.fresh_output().iterdir()) == []
+    assert list(work.clear_output().iterdir()) == []
     assert WorkFolder(tmp_path, "run").state.trained is None
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_state_file_counts_as_none(tmp_path: Path, content: bytes) -> 
     work = WorkFolder(tmp_path, "run")
     train(work)
     (work.folder / "state.json").write_bytes(content)
-    assert WorkFolder(tmp_path, "run").trained(3, ADAPTER) is None
+    assert WorkFolder(tmp_path, "run").find_trained(3, ADAPTER) is None
 
 
 def test_two_agents_never_share_a_folder(tmp_path: Path) -> None:
