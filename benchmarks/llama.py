@@ -23,14 +23,14 @@ import torch
 from benchmarks.lib.svd.llama_files import spec_of, write_round
 from benchmarks.lib.svd.memory import MIB, Peak
 from benchmarks.lib.svd.synthetic_rounds import CYCLE
-from flexlora_server.worker.aggregate_round import Work, write_aggregate
+from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate
 
 RANKS = (8, 16, 32, 48, 64) * 2
 TARGET = {"seconds": 120, "peak_anonymous_mib": 2048}  # on two cores
 Figures = dict[str, Any]
 
 
-def aggregate(work: Work, to: Path) -> Figures:
+def aggregate(work: RoundWork, to: Path) -> Figures:
     """The aggregation in this process."""
     torch.set_num_threads(1)
     with Peak() as peak:
@@ -41,7 +41,7 @@ def aggregate(work: Work, to: Path) -> Figures:
     return {"seconds": seconds, "peak_anonymous_mib": peak.mib, "routes": Counter(module.route for module in modules)}
 
 
-def in_processes(work: Work, to: Path, processes: int) -> Figures:
+def in_processes(work: RoundWork, to: Path, processes: int) -> Figures:
     """The modules dealt out to processes of one thread each; started before the clock."""
     parts = [
         replace(work, spec=work.spec.model_copy(update={"modules": work.spec.modules[part::processes]}), threads=1)

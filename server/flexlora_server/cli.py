@@ -20,7 +20,7 @@ from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from flexlora_server.maintenance import commands
 from flexlora_server.settings import Settings, load_settings
-from flexlora_server.worker.supervisor import Workers, check_device, check_installed
+from flexlora_server.worker.supervisor import WorkerSupervisor, check_device, check_installed
 from flexlora_shared.versions import version_line
 
 app = typer.Typer(
@@ -77,7 +77,7 @@ def serve() -> None:
     gc.freeze()  # of what stays for ever, and of thousands of waiting requests, no full collections
     gc.set_threshold(20_000, 20, 100)
     config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=3)
-    with Workers(settings.workers):
+    with WorkerSupervisor(settings.workers):
         uvicorn.Server(config).run(sockets=[listener])
     store.close()
 

@@ -50,7 +50,7 @@ def acknowledged_unsynced() -> Iterator[None]:
 
 @contextmanager
 def swept_early() -> Iterator[None]:
-    """The sweep takes uploads that are on their way for leftovers."""
+    """The garbage collector takes uploads that are on their way for leftovers."""
     with patch.object(uploads, "open_ids", lambda tx: frozenset()):
         yield
 

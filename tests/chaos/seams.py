@@ -96,7 +96,7 @@ def installed(
             (secrets, "token_hex", ids.hexadecimal),
             (secrets, "token_urlsafe", ids.hexadecimal),
             (serve_slice, "_cutting", _Lock(machine)),
-            (Heartbeat, "beating", _beating),
+            (Heartbeat, "running", _beating),
             (Heartbeat, "check", _check(machine)),
         ):
             stack.enter_context(patch.object(where, name, value))

@@ -15,7 +15,7 @@ from flexlora_server.app import create_app
 from flexlora_server.database.queries import clients
 from flexlora_server.long_polling.waiting_room import Lobby
 from flexlora_server.storage import open_blobs
-from flexlora_server.worker.garbage_collector import sweep
+from flexlora_server.worker.garbage_collector import collect_garbage
 from flexlora_server.worker.worker import Worker
 from flexlora_shared.messages.clients import Enrollment, TokenRequest
 from tests.chaos.agent import Agent
@@ -148,7 +148,7 @@ class World:
         """A worker sweeps; files are as old as the simulated clock says."""
         self.here.disk.age(self.clock())
         process, _ = self.worker(number)
-        self._by_itself(process, lambda: sweep(self.here.store, open_blobs(self.here.settings)), during)
+        self._by_itself(process, lambda: collect_garbage(self.here.store, open_blobs(self.here.settings)), during)
 
     def _by_itself(self, process: Process, work: Callable[[], Any], during: Sequence[Interruption]) -> None:
         try:

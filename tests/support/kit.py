@@ -24,7 +24,7 @@ from flexlora_server.database.queries import uploads
 from flexlora_server.database.transactions import Store
 from flexlora_server.settings import Settings
 from flexlora_server.storage import BlobStore, open_blobs
-from flexlora_server.worker.garbage_collector import sweep
+from flexlora_server.worker.garbage_collector import collect_garbage
 from flexlora_server.worker.worker import Worker
 from flexlora_shared.digests import digest_field
 from flexlora_shared.layout import adapter_shapes
@@ -236,9 +236,9 @@ class Served:
         return participant, participant.task("run"), encode(tensors(run, rank))
 
     def check_storage(self) -> None:
-        """After a sweep, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
+        """After garbage collection, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
         before = self.open_uploads()  # the lobby may close a round at any time
-        sweep(self.store, self.blobs)
+        collect_garbage(self.store, self.blobs)
         assert set(self.blobs.incoming.ids()) <= before | self.open_uploads()
         assert list((self.settings.data_dir / "temporary").iterdir()) == []
         for path in (self.settings.data_dir / "blobs").glob("*/*"):

@@ -13,7 +13,7 @@ from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, se
 from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
 from flexlora_server.adapter_files.slicing import served_scaling
 from flexlora_server.aggregation.factors import slice_factors
-from flexlora_server.worker.aggregate_round import Work, write_aggregate, write_initial
+from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
@@ -38,8 +38,8 @@ class Late:
     inputs: tuple[InputUpdate, ...]
 
     @property
-    def work(self) -> Work:
-        return Work(self.run, self.inputs, self.published[-1], self.published[-2])
+    def work(self) -> RoundWork:
+        return RoundWork(self.run, self.inputs, self.published[-1], self.published[-2])
 
     def base(self, given: InputUpdate) -> Path:
         return given.base or self.published[-1]
@@ -90,7 +90,7 @@ def late_round(run: RunSpec, folder: Path, step: float = 0.3) -> Late:
     for number in (1, 2):
         inputs = weighted([accepted(run, folder, published[-1], r, r + number, 0.3) for r in run.ranks])
         published.append(folder / f"published-{number}")
-        aggregated(Work(run, inputs, published[-2]), published[-1])
+        aggregated(RoundWork(run, inputs, published[-2]), published[-1])
     given = [
         accepted(run, folder, published[2 - stale], run.ranks[seed % len(run.ranks)], seed, step, stale)
         for seed, stale in enumerate(STALENESS)
@@ -98,7 +98,7 @@ def late_round(run: RunSpec, folder: Path, step: float = 0.3) -> Late:
     return Late(run, tuple(published), tuple(weighted(given)))
 
 
-def aggregated(work: Work, target: Path) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
+def aggregated(work: RoundWork, target: Path) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
     with target.open("w+b") as file:
         return write_aggregate(work, file, lambda: None)
 

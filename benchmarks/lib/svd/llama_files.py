@@ -19,7 +19,7 @@ from flexlora_server.adapter_files.global_adapter_torch import StoredWriter, as_
 from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
 from flexlora_server.adapter_files.safetensors_writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
-from flexlora_server.worker.aggregate_round import Work
+from flexlora_server.worker.aggregate_round import RoundWork
 from flexlora_shared.layout import adapter_shapes, key_A, key_B
 from flexlora_shared.messages.runs import ModelSpec, ModuleSpec, RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
@@ -56,7 +56,7 @@ def spec_of(layers: int, ranks: Sequence[int], dtype: str, error_bound: float) -
     )
 
 
-def write_round(spec: RunSpec, ranks: Sequence[int], folder: Path, threads: int) -> Work:
+def write_round(spec: RunSpec, ranks: Sequence[int], folder: Path, threads: int) -> RoundWork:
     """All the files of a round in `folder`, and the work of aggregating them."""
     made = _Made(spec)
     previous = folder / "previous.safetensors"
@@ -66,7 +66,7 @@ def write_round(spec: RunSpec, ranks: Sequence[int], folder: Path, threads: int)
             writer.module(module.name, made.published(module))
         writer.close()
     uploads = [made.upload(participant, rank, folder) for participant, rank in enumerate(ranks)]
-    return Work(spec, weighted(uploads), previous, threads=threads)
+    return RoundWork(spec, weighted(uploads), previous, threads=threads)
 
 
 class _Made:

@@ -24,7 +24,7 @@ from flexlora_shared.ranks import by_pattern
 class InputUpdate:
     """An accepted update as one input of a round's aggregation.
 
-    path: its file, named by the SHA-256 of its bytes; as long as it is not fetched (`Work.located`), that name alone.
+    path: its file, named by the SHA-256 of its bytes; as long as it is not fetched (`RoundWork.with_paths`), that name alone.
     announced: what its sender said of it. staleness: by how many rounds it comes late. base: the stored global update that
     its participant was served from, named like `path`, where that is not the round's previous one. weight: its share in the
     round.

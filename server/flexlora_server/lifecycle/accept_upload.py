@@ -126,7 +126,7 @@ def _incomplete(there: int, size: int) -> Refusal:
 
 def drop(blobs: BlobStore, upload: str) -> None:
     """Delete the bytes of an upload that is over."""
-    with suppress(OSError):  # it is decided already; `sweep` deletes what is left
+    with suppress(OSError):  # it is decided already; `collect_garbage` deletes what is left
         blobs.incoming.drop(upload)
 
 

@@ -1,6 +1,6 @@
-"""One aggregation with its files open: what each tensor of the round contributes to it, apart from all others.
+"""Aggregates one tensor or module of a round at a time, independently of all others.
 
-A pool calls this for one module at a time, in threads of one process or in processes on other machines.
+Executors call `ModuleAggregator` for one module at a time, in threads of one process or in processes on other machines.
 """
 
 import time
@@ -26,17 +26,17 @@ from flexlora_server.aggregation.geometry.update_geometry import (
 )
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.aggregation.truncate import Aggregate, as_they_are
-from flexlora_server.worker.metrics import Seen
+from flexlora_server.worker.metrics import UpdateGeometry
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 
-# Columns of all updates together up to which their inner products are computed exactly for the figures alone (a filter
-# always gets the exact ones): beyond, in the leading directions of the result, which costs less than the result did.
-EXACT_FIGURES = 1024
+# Sum of the updates' ranks up to which metrics use exact inner products (filters always do). Above it they use projections on
+# the leading directions of the result, which cost less than the result did.
+MAX_EXACT_COLUMNS = 1024
 
 
 @dataclass(frozen=True)
-class Work:
-    """One aggregation: the frozen inputs of a round, and how to go about it.
+class RoundWork:
+    """The frozen inputs of one aggregation, and where to run it.
 
     previous: the stored global update that participants were served; before: the one published a round earlier, if any.
     past_norms: the past rounds' median change norms, newest last.
@@ -50,51 +50,55 @@ class Work:
     threads: int = 1
     device: str = "cpu"
 
-    def located(self, find: Callable[[Path], Path]) -> "Work":
-        """The same work on files where `find` says that they are."""
+    def with_paths(self, locate: Callable[[Path], Path]) -> "RoundWork":
+        """The same work with every path replaced by `locate(path)`."""
         inputs = [
-            replace(update, path=find(update.path), base=None if update.base is None else find(update.base))
+            replace(update, path=locate(update.path), base=None if update.base is None else locate(update.base))
             for update in self.inputs
         ]
-        before = None if self.before is None else find(self.before)
-        return replace(self, inputs=inputs, previous=find(self.previous), before=before)
+        before = None if self.before is None else locate(self.before)
+        return replace(self, inputs=inputs, previous=locate(self.previous), before=before)
 
 
 @dataclass(frozen=True)
-class Done:
-    """One module's result."""
+class ModuleResult:
+    """The aggregate of one module.
+
+    geometry: of the updates' changes; None where filters have needed it in an earlier pass.
+    bytes_read: size of the updates' factors. seconds: wall time.
+    """
 
     aggregate: Aggregate
-    seen: Seen | None  # None where a pass before has seen it
+    geometry: UpdateGeometry | None
     seconds: float
     bytes_read: int
 
 
-class Opened:
-    """The files of one aggregation, each opened once; every method is a function of them and its arguments."""
+class ModuleAggregator:
+    """Opens the files of one aggregation once; every result depends only on them and on the arguments."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: RoundWork) -> None:
         self.work, self._spec = work, work.spec
         self._previous = StoredAdapter(work.previous)
         self._before = None if work.before is None else StoredAdapter(work.before)
         self._strategy, self._dtype = strategy(work.spec.strategy), served_dtype(work.spec)
         self._fresh = self._strategy.agents_train == "fresh"
-        self._uploads = Uploads(work.spec, [_of_round(given, work.previous) for given in work.inputs])
+        self._uploads = Uploads(work.spec, [_measured_from(update, work.previous) for update in work.inputs])
 
-    def aggregate(self, module: ModuleSpec, shares: Shares) -> Done:
-        """A module of the next global update, and the geometry of its changes where filters have not needed it before."""
+    def aggregate(self, module: ModuleSpec, shares: Shares) -> ModuleResult:
+        """A module of the next global update, and the geometry of its changes unless filters have needed it before."""
         started = time.perf_counter()
         updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
         if shares.moves:
             aggregate = self._on_device(split(updates, shares, previous, self._dtype, self._fresh), previous)
         else:
             aggregate = as_they_are(previous)
-        read = sum(update.A.nbytes + update.B.nbytes for update in updates)
-        seen = None if self._spec.robust else self._seen(module, updates, previous, aggregate)
-        return Done(aggregate, seen, time.perf_counter() - started, read)
+        bytes_read = sum(update.A.nbytes + update.B.nbytes for update in updates)
+        geometry = None if self._spec.robust else self._update_geometry(module, updates, previous, aggregate)
+        return ModuleResult(aggregate, geometry, time.perf_counter() - started, bytes_read)
 
     def geometry(self, module: ModuleSpec) -> Geometry:
-        """Of a module's changes; with the last change of the global update where filters ask for it."""
+        """The exact geometry of a module's changes; with the last change of the global update where the run has filters."""
         before = None if self._before is None or not self._spec.robust else self._before.factors(module.name)
         updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
         if self._strategy.averages_factors:
@@ -102,13 +106,13 @@ class Opened:
         return module_geometry(updates, previous, before, self._dtype, self._fresh)
 
     def extra_geometry(self, name: str) -> Geometry:
-        """The same of a tensor beside LoRA."""
+        """The exact geometry of the changes of a tensor beside LoRA."""
         before = None if self._before is None or not self._spec.robust else self._before.extra(name)
         uploads, late = list(self._uploads.extra(name)), self._uploads.late_extra(name)
         return tensor_geometry(uploads, self._previous.extra(name), before, self._dtype, late)
 
     def average(self, name: str, shares: Shares) -> Tensor:
-        """A tensor beside LoRA of the next global update."""
+        """The next value of a tensor beside LoRA."""
         previous = self._previous.extra(name)
         if not shares.moves:
             return previous
@@ -117,27 +121,22 @@ class Opened:
             uploads, late = rebased(uploads, previous, late, self._dtype), {}
         return weighted_average(split_tensors(uploads, shares, previous, late, self._dtype))
 
-    def _seen(
+    def _update_geometry(
         self, module: ModuleSpec, updates: Sequence[Update], previous: GlobalFactors, aggregate: Aggregate
-    ) -> Seen:
-        if self._strategy.averages_factors or sum(update.rank for update in updates) <= EXACT_FIGURES:
-            return exactly(self.geometry(module))
+    ) -> UpdateGeometry:
+        if self._strategy.averages_factors or sum(update.rank for update in updates) <= MAX_EXACT_COLUMNS:
+            return UpdateGeometry.exact(self.geometry(module))
         geometry = projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh)
-        return Seen(geometry, squared_norms(updates, previous, self._dtype, self._fresh))
+        return UpdateGeometry(geometry, squared_norms(updates, previous, self._dtype, self._fresh))
 
     def _on_device(self, updates: Sequence[Update], previous: GlobalFactors) -> Aggregate:
         device = torch.device(self.work.device)
-        there = {id(u.base): u.base.to(device) for u in updates if u.base is not None}
-        moved = [replace(u, A=u.A.to(device), B=u.B.to(device), base=there.get(id(u.base))) for u in updates]
-        done = self._strategy.aggregate(moved, previous.to(device), self._dtype, self._spec.error_bound)
-        return replace(done, factors=done.factors.to(torch.device("cpu")))
+        bases = {id(u.base): u.base.to(device) for u in updates if u.base is not None}
+        moved = [replace(u, A=u.A.to(device), B=u.B.to(device), base=bases.get(id(u.base))) for u in updates]
+        aggregate = self._strategy.aggregate(moved, previous.to(device), self._dtype, self._spec.error_bound)
+        return replace(aggregate, factors=aggregate.factors.to(torch.device("cpu")))
 
 
-def _of_round(given: InputUpdate, previous: Path) -> InputUpdate:
-    """One that was served from the previous update after all is measured as all others are: a round that is tried again."""
-    return replace(given, base=None) if given.base == previous else given
-
-
-def exactly(geometry: Geometry) -> Seen:
-    """What is reported of a geometry that was computed exactly."""
-    return Seen(geometry, geometry.inner.diagonal().clone())
+def _measured_from(update: InputUpdate, previous: Path) -> InputUpdate:
+    """The update without its base, where that is the round's previous global update: a late update in a repeated round."""
+    return replace(update, base=None) if update.base == previous else update

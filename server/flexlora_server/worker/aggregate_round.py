@@ -1,7 +1,7 @@
 """Aggregates a round: reads the accepted uploads module by module from their files, writes the new global update.
 
-One LAPACK thread a module, modules side by side. No more than a pool works on and a few that wait to be written are in memory,
-never a whole upload. Results are written in the order of the modules, so the bytes do not depend on who worked on them.
+One LAPACK thread a module, several modules at a time. Only the modules at work and a few finished ones are in memory, never a
+whole upload. Results are written in the order of the modules, so the bytes do not depend on the executor.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from flexlora_server.aggregation.factors import initial_factors
 from flexlora_server.aggregation.filters.from_definition import rules
 from flexlora_server.aggregation.filters.reweight import Shares, reweighted
 from flexlora_server.aggregation.geometry.projection import cosines
-from flexlora_server.worker import metrics as figures
-from flexlora_server.worker.aggregate_module import Opened, Work, exactly
-from flexlora_server.worker.executors.base import Pool, Threads
-from flexlora_server.worker.metrics import Seen
-from flexlora_shared.messages.runs import RunSpec
+from flexlora_server.worker import metrics
+from flexlora_server.worker.aggregate_module import ModuleAggregator, ModuleResult, RoundWork
+from flexlora_server.worker.executors.base import Executor, ThreadExecutor
+from flexlora_server.worker.metrics import UpdateGeometry
+from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, CosineRange, ModuleMetrics
 
-__all__ = ["Work", "write_aggregate", "write_initial"]
+__all__ = ["RoundWork", "write_aggregate", "write_initial"]
 
 
 def write_initial(spec: RunSpec, file: BinaryIO) -> None:
-    """Round 0: B = 0 and one seeded A of the largest rank, of which every rank gets a prefix."""
+    """Write round 0: B = 0 and one seeded A of the largest rank, of which every rank gets a prefix."""
     writer, dtype = StoredWriter(file, spec), served_dtype(spec)
     for module in spec.modules:
         d, k = module.out_features, module.in_features
@@ -36,63 +36,68 @@ def write_initial(spec: RunSpec, file: BinaryIO) -> None:
 
 
 def write_aggregate(
-    work: Work, file: BinaryIO, alive: Callable[[], None], pool: Pool | None = None
+    work: RoundWork, file: BinaryIO, check_alive: Callable[[], None], executor: Executor | None = None
 ) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
-    """The next global update, from the accepted inputs in their given order and the previous one.
+    """Write the next global update, from the accepted inputs in their given order and the previous one.
 
-    `alive` is called between modules: it renews the lease, and raises to stop the work. `pool`: who works on the modules;
-    the threads of this process where none is given.
+    `check_alive` is called between modules and raises to stop the work. `executor`: runs the modules; the threads of this
+    process where it is None.
 
     Raises:
         AggregationError: the inputs cannot be aggregated.
     """
-    return _Round(work, alive, pool or Threads()).write(file)
+    return _Round(work, check_alive, executor or ThreadExecutor()).write(file)
 
 
 class _Round:
-    """One aggregation under way."""
+    """The state of one aggregation."""
 
-    def __init__(self, work: Work, alive: Callable[[], None], pool: Pool) -> None:
-        self._work, self._alive, self._pool, self._spec = work, alive, pool, work.spec
-        self._opened = Opened(work)
+    def __init__(self, work: RoundWork, check_alive: Callable[[], None], executor: Executor) -> None:
+        self._work, self._check_alive, self._executor, self._spec = work, check_alive, executor, work.spec
+        self._aggregator = ModuleAggregator(work)
         self._ranges: dict[str, CosineRange | None] = {}
-        self._whole: Seen | None = None
+        self._total: UpdateGeometry | None = None
 
     def write(self, file: BinaryIO) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
-        shares = self._filtered() if self._spec.robust else self._as_given()
-        writer, metrics = StoredWriter(file, self._spec), []
-        task = partial(Opened.aggregate, shares=shares)
-        for module, done in self._pool.over_modules(self._opened, task, self._alive):
-            writer.module(module.name, done.aggregate.factors)
-            if done.seen is not None:
-                self._see(module.name, done.seen)
-            found = figures.of_module(self._spec, module, done.aggregate, self._ranges[module.name])
-            metrics.append(found.model_copy(update={"seconds": done.seconds, "bytes_read": done.bytes_read}))
+        shares = self._filtered() if self._spec.robust else self._unfiltered()
+        writer, modules = StoredWriter(file, self._spec), []
+        task = partial(ModuleAggregator.aggregate, shares=shares)
+        for module, result in self._executor.map_modules(self._aggregator, task, self._check_alive):
+            writer.module(module.name, result.aggregate.factors)
+            if result.geometry is not None:
+                self._add_geometry(module.name, result.geometry)
+            modules.append(self._module_metrics(module, result))
         for extra in self._spec.extra:
-            self._alive()
+            self._check_alive()
             if not self._spec.robust:
-                self._see(extra.name, exactly(self._opened.extra_geometry(extra.name)))
-            writer.extra(extra.name, self._opened.average(extra.name, shares))
+                self._add_geometry(extra.name, UpdateGeometry.exact(self._aggregator.extra_geometry(extra.name)))
+            writer.extra(extra.name, self._aggregator.average(extra.name, shares))
         writer.close()
-        assert self._whole is not None, "a run has modules"
-        return tuple(metrics), figures.of_updates(self._work.inputs, shares, self._whole)
+        assert self._total is not None, "a run has modules"
+        return tuple(modules), metrics.update_metrics(self._work.inputs, shares, self._total)
 
-    def _see(self, name: str, seen: Seen) -> None:
-        """Keep of a tensor's geometry what is reported, and add it to that of the whole updates."""
-        self._ranges[name] = figures.cosine_range(cosines(seen.geometry))
-        self._whole = seen if self._whole is None else self._whole + seen
+    def _module_metrics(self, module: ModuleSpec, result: ModuleResult) -> ModuleMetrics:
+        computed = metrics.module_metrics(self._spec, module, result.aggregate, self._ranges[module.name])
+        return computed.model_copy(update={"seconds": result.seconds, "bytes_read": result.bytes_read})
 
-    def _as_given(self) -> Shares:
-        weights = tuple(given.weight for given in self._work.inputs)
+    def _add_geometry(self, name: str, geometry: UpdateGeometry) -> None:
+        """Keep the range of a tensor's cosines for its metrics, and add its geometry to the total."""
+        self._ranges[name] = metrics.cosine_range(cosines(geometry.geometry))
+        self._total = geometry if self._total is None else self._total + geometry
+
+    def _unfiltered(self) -> Shares:
+        weights = tuple(update.weight for update in self._work.inputs)
         return Shares(weights, (0.0,) * len(weights), ((),) * len(weights))
 
     def _filtered(self) -> Shares:
-        """A pass over all tensors for the geometry of the whole updates, and what the run's filters make of it."""
-        for module, geometry in self._pool.over_modules(self._opened, Opened.geometry, self._alive):
-            self._see(module.name, exactly(geometry))
+        """The shares after the run's filters, which need the geometry of all tensors: one pass over them before the other."""
+        for module, geometry in self._executor.map_modules(
+            self._aggregator, ModuleAggregator.geometry, self._check_alive
+        ):
+            self._add_geometry(module.name, UpdateGeometry.exact(geometry))
         for extra in self._spec.extra:
-            self._alive()
-            self._see(extra.name, exactly(self._opened.extra_geometry(extra.name)))
-        assert self._whole is not None, "a run has modules"
-        weights = [given.weight for given in self._work.inputs]
-        return reweighted(weights, self._whole.geometry, rules(self._spec.robust), self._work.past_norms)
+            self._check_alive()
+            self._add_geometry(extra.name, UpdateGeometry.exact(self._aggregator.extra_geometry(extra.name)))
+        assert self._total is not None, "a run has modules"
+        weights = [update.weight for update in self._work.inputs]
+        return reweighted(weights, self._total.geometry, rules(self._spec.robust), self._work.past_norms)

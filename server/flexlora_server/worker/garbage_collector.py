@@ -1,64 +1,69 @@
-"""Deletes bytes that nobody will ask for again: of uploads that ended without counting, of processes that died writing,
-and blobs that no row names.
+"""Deletes bytes that nothing refers to: of uploads that ended, of processes that died while writing, and blobs without a row.
 
-The rows say first that an upload is over; its bytes go later, so that no crash in between leaves a row without them. A blob is
+A row is closed first and its bytes are deleted later, so that a crash in between never leaves a row without bytes. A blob is
 written before the row that names it: it has a day for that, by the storage's own clock.
 """
 
 import time
 
-from flexlora_server.database.queries import blobs as claims
+from flexlora_server.database.queries import blobs as blob_queries
 from flexlora_server.database.queries import uploads
 from flexlora_server.database.transactions import Store
 from flexlora_server.storage import BlobStore
 
-EVERY = 30.0  # seconds between sweeps
-RARELY = 3600.0  # seconds between listings of all blobs
-ABANDONED = 86_400.0  # seconds after which a temporary file that nobody wrote to is nobody's, and a blob without a row
+INTERVAL_S = 30.0  # between collections
+BLOB_INTERVAL_S = 3600.0  # between listings of all blobs
+ABANDONED_AFTER_S = 86_400.0  # age from which an unwritten temporary file, or a blob without a row, is deleted
 
 
-class Sweeper:
-    """Sweeps when it is time to."""
+class GarbageCollector:
+    """Collects garbage when the interval since the last collection has passed."""
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store, self._blobs = store, blobs
-        self._next, self._next_listing = 0.0, time.monotonic() + EVERY
+        self._next, self._next_listing = 0.0, time.monotonic() + INTERVAL_S
 
     def step(self) -> None:
-        """Sweep, if it is time to. One that failed comes again after the same while."""
+        """Collect garbage, if it is time to. A collection that failed is repeated after the same interval."""
         now = time.monotonic()
         if now >= self._next:
-            self._next = now + EVERY
-            sweep_incoming(self._store, self._blobs)
+            self._next = now + INTERVAL_S
+            collect_uploads(self._store, self._blobs)
         if now >= self._next_listing:
-            self._next_listing = now + RARELY
-            sweep_blobs(self._store, self._blobs)
+            self._next_listing = now + BLOB_INTERVAL_S
+            collect_blobs(self._store, self._blobs)
 
 
-def sweep(store: Store, blobs: BlobStore, *, unclaimed: float = ABANDONED) -> None:
-    """Delete all that is left over; blobs that no row names after `unclaimed` seconds."""
-    sweep_incoming(store, blobs)
-    sweep_blobs(store, blobs, unclaimed=unclaimed)
+def collect_garbage(store: Store, blobs: BlobStore, *, min_blob_age: float = ABANDONED_AFTER_S) -> None:
+    """Delete everything that nothing refers to; blobs without a row only from an age of `min_blob_age` seconds."""
+    collect_uploads(store, blobs)
+    collect_blobs(store, blobs, min_blob_age=min_blob_age)
 
 
-def sweep_incoming(store: Store, blobs: BlobStore) -> None:
-    """Uploads are listed before their rows are read: one that begins meanwhile is not seen."""
-    found = blobs.incoming.ids()
-    if found:
+def collect_uploads(store: Store, blobs: BlobStore) -> None:
+    """Delete the bytes of uploads that are over, and old temporary files.
+
+    Uploads are listed before their rows are read, so that one that begins meanwhile is not touched.
+    """
+    upload_ids = blobs.incoming.ids()
+    if upload_ids:
         with store.reading() as tx:
-            going_on = uploads.open_ids(tx)
-        for upload in found:
-            if upload not in going_on:
+            open_ids = uploads.open_ids(tx)
+        for upload in upload_ids:
+            if upload not in open_ids:
                 blobs.incoming.drop(upload)
-    blobs.drop_temporary(ABANDONED)
+    blobs.drop_temporary(ABANDONED_AFTER_S)
 
 
-def sweep_blobs(store: Store, blobs: BlobStore, *, unclaimed: float = ABANDONED) -> None:
-    """Blobs are listed before the rows are read: what a row names by then stays, what is written again is young."""
-    old = blobs.older(unclaimed)
+def collect_blobs(store: Store, blobs: BlobStore, *, min_blob_age: float = ABANDONED_AFTER_S) -> None:
+    """Delete old blobs that no row names.
+
+    Blobs are listed before the rows are read: what a row names by then stays, and what is written again is young.
+    """
+    old = blobs.older(min_blob_age)
     if old:
         with store.reading() as tx:
-            claimed = claims.claimed(tx)
+            claimed = blob_queries.claimed(tx)
         for entry in old:
             if entry.name not in claimed:
                 blobs.discard(entry)

@@ -1,4 +1,4 @@
-"""What an aggregation is given: the frozen inputs of a leased round, and the blobs that hold them."""
+"""Reads the job of a leased round from the database: its frozen inputs, and the blobs that hold them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from flexlora_server.database.queries import adapters, inputs, rounds, runs
 from flexlora_server.database.schema import Round
 from flexlora_server.database.transactions import Tx
 from flexlora_server.settings import Settings
-from flexlora_server.worker.aggregate_module import Work
+from flexlora_server.worker.aggregate_module import RoundWork
 from flexlora_server.worker.leases import Lease
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
@@ -18,26 +18,26 @@ from flexlora_shared.messages.uploads import UploadCreate
 class Job:
     """One aggregation under its lease.
 
-    work: None in round 0, which has no inputs; its paths are still bare SHA-256 names: see `Work.located`.
-    ranks: the slices that participants will ask for.
+    work: None in round 0, which has no inputs; its paths are bare SHA-256 names: see `RoundWork.with_paths`.
+    slices: (rank, pattern) of the slices that participants will ask for.
     """
 
     lease: Lease
     spec: RunSpec
-    work: Work | None
-    ranks: tuple[tuple[int, dict[str, int]], ...]
+    work: RoundWork | None
+    slices: tuple[tuple[int, dict[str, int]], ...]
 
 
 def read_job(tx: Tx, lease: Lease, settings: Settings) -> Job:
-    """The job of a leased round."""
+    """The job of a leased round; round 0 has no inputs."""
     spec = runs.spec_of(runs.get(tx, lease.run))
     work = _work(tx, lease, spec, settings) if lease.number > 0 else None
     return Job(lease, spec, work, adapters.wanted_slices(tx, lease.run, spec.largest_rank))
 
 
-def _work(tx: Tx, lease: Lease, spec: RunSpec, settings: Settings) -> Work:
+def _work(tx: Tx, lease: Lease, spec: RunSpec, settings: Settings) -> RoundWork:
     frozen = inputs.counting(tx, tx.session.get_one(Round, lease.round_id))
-    return Work(
+    return RoundWork(
         spec=spec,
         inputs=weighted([_input(tx, lease, row) for row in frozen]),
         previous=_published(tx, lease.run, lease.number - 1),

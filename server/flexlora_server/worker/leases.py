@@ -1,6 +1,6 @@
-"""Who aggregates a round: one worker at a time, by a lease with a fencing token, in the database's time.
+"""Leases: one worker at a time aggregates a round, by a lease with a fencing token, in the database's time.
 
-A worker that was paused longer than its lease may wake up and go on; every write of its result compares the token, so it changes
+A worker that was paused for longer than its lease may go on; every write of its result compares the token, so it changes
 nothing. (Kleppmann 2016, "How to do distributed locking", describes the token.)
 """
 
@@ -19,7 +19,7 @@ from flexlora_server.database.transactions import Store, Tx
 from flexlora_server.errors import LeaseLost
 from flexlora_server.lifecycle import transitions
 
-BACK_OFF = 10.0  # seconds until a round that was given back for its storage's sake may be taken again
+RELEASE_DELAY_S = 10.0  # until a round whose storage failed may be taken again
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Lease:
 
 
 def take(tx: Tx, seconds: float, holder: str) -> Lease | None:
-    """Lease a round that waits for aggregation to `holder`, a name for people; None where none does.
+    """Lease a round that waits for aggregation to `holder`, a name for people; None where none waits.
 
-    A lease that ended without a word is a failed attempt: a round that kills its worker, by the memory it takes say, must not
-    do so for ever.
+    A lease that expired is a failed attempt: a round that kills its workers, for example by its memory, must not do so for
+    ever.
     """
     free = or_(Round.lease_until.is_(None), Round.lease_until <= tx.now)
     waiting = select(Round.id, Round.run).where(Round.state == "AGGREGATING", free).order_by(Round.id).limit(1)
@@ -44,7 +44,7 @@ def take(tx: Tx, seconds: float, holder: str) -> Lease | None:
     if first is None:
         return None
     run = runs.lock(tx, first.run)  # before the round's row, as everybody else does; one run a transaction
-    round_ = tx.session.scalar(_if_it_waits(free, first.id))
+    round_ = tx.session.scalar(_select_waiting(free, first.id))
     if round_ is not None and round_.lease_holder is not None:
         transitions.failed(tx, run, round_, f"worker {round_.lease_holder} died or was cut off while it aggregated")
     if round_ is None or round_.state != "AGGREGATING":  # another worker was first, or it failed too often
@@ -52,10 +52,10 @@ def take(tx: Tx, seconds: float, holder: str) -> Lease | None:
     return _lease(tx, round_, seconds, holder)
 
 
-def _if_it_waits(free: ColumnElement[bool], round_id: int) -> Select[Round]:
-    """The round, as it is now, where it still waits."""
-    wanted = select(Round).where(Round.id == round_id, Round.state == "AGGREGATING", free)
-    return wanted.with_for_update().execution_options(populate_existing=True)
+def _select_waiting(free: ColumnElement[bool], round_id: int) -> Select[Round]:
+    """Selects the round with a lock, as it is now, if it still waits."""
+    query = select(Round).where(Round.id == round_id, Round.state == "AGGREGATING", free)
+    return query.with_for_update().execution_options(populate_existing=True)
 
 
 def _lease(tx: Tx, round_: Round, seconds: float, holder: str) -> Lease:
@@ -65,7 +65,7 @@ def _lease(tx: Tx, round_: Round, seconds: float, holder: str) -> Lease:
 
 
 def renew(tx: Tx, lease: Lease, seconds: float) -> None:
-    """Hold on to a lease that was not given back; the token is compared in the same statement.
+    """Extend a lease that was not released; the token is compared in the same statement.
 
     Raises:
         LeaseLost: another worker has it, or the round is no longer AGGREGATING.
@@ -81,10 +81,10 @@ def renew(tx: Tx, lease: Lease, seconds: float) -> None:
         raise LeaseLost(f"round {lease.number} of run {lease.run} is aggregated elsewhere or was abandoned")
 
 
-def release(tx: Tx, lease: Lease, why: str | None) -> None:
+def release(tx: Tx, lease: Lease, reason: str | None) -> None:
     """Give a round back without counting an attempt.
 
-    Where something went wrong (`why`) it is not taken again for a while: its storage may be what fails, and other runs' is not.
+    With a `reason`, a failure outside the round, it is not taken again for `RELEASE_DELAY_S`; other rounds may be.
 
     Raises:
         LeaseLost: as `renew`.
@@ -93,13 +93,13 @@ def release(tx: Tx, lease: Lease, why: str | None) -> None:
     renew(tx, lease, 0)
     round_ = tx.session.get_one(Round, lease.round_id, populate_existing=True)
     round_.lease_until, round_.lease_holder = None, None
-    if why is not None:
-        round_.reason, round_.lease_until = why, tx.now + timedelta(seconds=BACK_OFF)
+    if reason is not None:
+        round_.reason, round_.lease_until = reason, tx.now + timedelta(seconds=RELEASE_DELAY_S)
     events.touch(tx, run)
 
 
 class Heartbeat:
-    """Renews a lease in the background; `check` raises as soon as it is known to be lost."""
+    """Renews a lease in a thread; `check` raises once the lease is lost."""
 
     def __init__(self, store: Store, lease: Lease, seconds: float) -> None:
         self._store, self._lease, self._seconds = store, lease, seconds
@@ -107,11 +107,11 @@ class Heartbeat:
         self._lost: Exception | None = None
 
     def check(self) -> None:
-        """Raise what ended the lease."""
+        """Raise the error that ended the lease, if any."""
         if self._lost is not None:
             raise self._lost
 
-    def _beat(self) -> None:
+    def _renew_until_stopped(self) -> None:
         renewed = time.monotonic()
         while not self._stop.wait(self._seconds / 3):
             try:
@@ -121,15 +121,15 @@ class Heartbeat:
             except LeaseLost as lost:
                 self._lost = lost
                 return
-            except Exception as error:  # a database that is away for a moment costs nothing while the lease lasts
+            except Exception as error:  # a short failure of the database does no harm while the lease lasts
                 if time.monotonic() - renewed >= self._seconds:
                     self._lost = error
                     return
 
     @contextmanager
-    def beating(self) -> Iterator["Heartbeat"]:
-        """Renew as long as the block runs."""
-        thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
+    def running(self) -> Iterator["Heartbeat"]:
+        """Renew the lease while the block runs."""
+        thread = threading.Thread(target=self._renew_until_stopped, name="lease-heartbeat", daemon=True)
         thread.start()
         try:
             yield self

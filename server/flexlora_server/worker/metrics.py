@@ -1,4 +1,4 @@
-"""What is reported of an aggregated round: of each module, of the updates beside each other, of all modules together."""
+"""The metrics of an aggregated round: of each module, of the updates compared with each other, and of all modules together."""
 
 import math
 from collections.abc import Sequence
@@ -24,69 +24,78 @@ from flexlora_shared.messages.status import (
     UpdateMetrics,
 )
 
-SHOWN_PAIRS = 32  # participants up to which the cosine of every pair is kept
+MAX_PAIRWISE_PARTICIPANTS = 32  # participants up to which the cosine of every pair is kept
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The geometry of some tensors' changes, of which the inner products may be those within leading directions; and the
-    squared norms of the whole changes (N,), float64.
+class UpdateGeometry:
+    """How the updates of a round changed some tensors.
+
+    geometry: inner products of the changes, or of their projections on the leading directions of the result.
+    squared_norms: of the whole changes (N,), float64.
     """
 
     geometry: Geometry
     squared_norms: Tensor
 
-    def __add__(self, other: "Seen") -> "Seen":
-        return Seen(self.geometry + other.geometry, self.squared_norms + other.squared_norms)
+    @classmethod
+    def exact(cls, geometry: Geometry) -> "UpdateGeometry":
+        """Of a geometry that was computed exactly: its diagonal holds the squared norms."""
+        return cls(geometry, geometry.inner.diagonal().clone())
+
+    def __add__(self, other: "UpdateGeometry") -> "UpdateGeometry":
+        return UpdateGeometry(self.geometry + other.geometry, self.squared_norms + other.squared_norms)
 
 
-def of_module(spec: RunSpec, module: ModuleSpec, done: Aggregate, cosine: CosineRange | None) -> ModuleMetrics:
-    """One module's figures."""
-    kept = energy_kept(done, sorted(spec.ranks))
+def module_metrics(
+    spec: RunSpec, module: ModuleSpec, aggregate: Aggregate, cosine: CosineRange | None
+) -> ModuleMetrics:
+    """The metrics of one module, without the time and the bytes it took."""
+    kept = energy_kept(aggregate, sorted(spec.ranks))
     return ModuleMetrics(
         name=module.name,
-        singular_values=done.singular_values,
-        total_energy=done.total_energy,
-        effective_rank=effective_rank(done.singular_values),
+        singular_values=aggregate.singular_values,
+        total_energy=aggregate.total_energy,
+        effective_rank=effective_rank(aggregate.singular_values),
         energy_kept=tuple(EnergyKept(rank=rank, share=share) for rank, share in kept),
         pairwise_cosine=cosine,
-        route=done.route,
-        fell_back=done.fell_back,
-        certificate=done.certificate,
+        route=aggregate.route,
+        fell_back=aggregate.fell_back,
+        certificate=aggregate.certificate,
     )
 
 
-def of_updates(inputs: Sequence[InputUpdate], shares: Shares, whole: Seen) -> AggregationMetrics:
-    """The updates beside each other, over all modules."""
-    found = cosines(whole.geometry)
+def update_metrics(inputs: Sequence[InputUpdate], shares: Shares, total: UpdateGeometry) -> AggregationMetrics:
+    """The metrics of the updates over all modules, compared with each other; `total` is the sum over the modules."""
+    pairwise = cosines(total.geometry)
     n = len(inputs)
-    others = torch.where(torch.eye(n, dtype=torch.bool), torch.nan, found)
+    others = torch.where(torch.eye(n, dtype=torch.bool), torch.nan, pairwise)
     means = others.nanmean(dim=1).tolist()
-    norms = whole.squared_norms.clamp(min=0).sqrt().tolist()
+    norms = total.squared_norms.clamp(min=0).sqrt().tolist()
     updates = tuple(
-        UpdateMetrics(client_id=given.client_id, weight=weight, change_norm=norm, cosine=_or_none(mean), notes=notes)
-        for given, weight, norm, mean, notes in zip(inputs, shares.upload, norms, means, shares.notes, strict=True)
+        UpdateMetrics(client_id=update.client_id, weight=weight, change_norm=norm, cosine=_or_none(mean), notes=notes)
+        for update, weight, norm, mean, notes in zip(inputs, shares.upload, norms, means, shares.notes, strict=True)
     )
-    pairs = tuple(tuple(map(_or_none, row)) for row in found.tolist()) if n <= SHOWN_PAIRS else ()
+    pairs = tuple(tuple(map(_or_none, row)) for row in pairwise.tolist()) if n <= MAX_PAIRWISE_PARTICIPANTS else ()
     return AggregationMetrics(
-        change_norm=round_norm(norms), pairwise_cosine=cosine_range(found), cosines=pairs, updates=updates
+        change_norm=round_norm(norms), pairwise_cosine=cosine_range(pairwise), cosines=pairs, updates=updates
     )
 
 
-def summary(modules: Sequence[ModuleMetrics], updates: AggregationMetrics) -> AggregationSummary:
-    """What a list of rounds shows."""
+def summarize(modules: Sequence[ModuleMetrics], updates: AggregationMetrics) -> AggregationSummary:
+    """The summary that lists of rounds show."""
     return AggregationSummary(
         pairwise_cosine=updates.pairwise_cosine,
         change_norm=updates.change_norm,
-        filtered=sum(bool(one.notes) for one in updates.updates),
+        filtered=sum(bool(update.notes) for update in updates.updates),
         certificate=max(module.certificate for module in modules),
     )
 
 
-def cosine_range(found: Tensor) -> CosineRange | None:
-    """Of the pairs (i, j), i < j."""
-    i, j = torch.triu_indices(len(found), len(found), 1)
-    pairs = found[i, j]
+def cosine_range(cosines: Tensor) -> CosineRange | None:
+    """Least, median and largest cosine of the pairs (i, j), i < j, of an (N, N) matrix; None where all are NaN."""
+    i, j = torch.triu_indices(len(cosines), len(cosines), 1)
+    pairs = cosines[i, j]
     pairs = pairs[~pairs.isnan()]
     if len(pairs) == 0:
         return None
@@ -98,7 +107,7 @@ def _or_none(value: float) -> float | None:
 
 
 def energy_over_modules(modules: Sequence[ModuleMetrics]) -> tuple[EnergyKept, ...]:
-    """The energy kept at each rank over all modules together; all of it where there is none to lose."""
+    """The share of the energy kept at each rank over all modules together; 1 where there is no energy."""
     total = sum(module.total_energy for module in modules)
     if total == 0:
         return modules[0].energy_kept if modules else ()

@@ -1,4 +1,4 @@
-"""The result of an aggregation, and the transaction that makes it the round's."""
+"""The result of an aggregation, and how it is published in one transaction."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from flexlora_server.lifecycle import transitions
 from flexlora_server.storage import Blob
 from flexlora_server.worker import leases
 from flexlora_server.worker.leases import Lease
-from flexlora_server.worker.metrics import energy_over_modules, summary
+from flexlora_server.worker.metrics import energy_over_modules, summarize
 from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
 
 
 @dataclass(frozen=True)
-class Result:
-    """What an aggregation made: the global update, its slices and its figures."""
+class AggregationResult:
+    """What an aggregation produced: blobs of the global update and of its slices (rank, pattern, blob), and the metrics."""
 
     adapter: Blob
     slices: tuple[tuple[int, dict[str, int], Blob], ...]
@@ -25,15 +25,15 @@ class Result:
 
     @property
     def digests(self) -> list[str]:
-        """Of every blob that it is made of."""
+        """The digests of its blobs."""
         return [self.adapter.sha256, *(blob.sha256 for _, _, blob in self.slices)]
 
 
-def publish(tx: Tx, lease: Lease, result: Result) -> None:
-    """Make the result the leased round's, and move the run on.
+def publish(tx: Tx, lease: Lease, result: AggregationResult) -> None:
+    """Store the result of the leased round, and move the run on.
 
     Raises:
-        LeaseLost: the round is another worker's by now.
+        LeaseLost: another worker has the round by now.
     """
     run = runs.lock(tx, lease.run)
     leases.renew(tx, lease, 0)  # the fencing token, compared in the transaction that publishes
@@ -44,7 +44,9 @@ def publish(tx: Tx, lease: Lease, result: Result) -> None:
     energy = [kept.model_dump(mode="json") for kept in energy_over_modules(result.modules)]
     modules = [module.model_dump(mode="json") for module in result.modules]
     updates = None if result.updates is None else result.updates.model_dump(mode="json")
-    told = None if result.updates is None else summary(result.modules, result.updates).model_dump(mode="json")
-    tx.session.add(RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates, summary=told))
+    summary = None if result.updates is None else summarize(result.modules, result.updates).model_dump(mode="json")
+    tx.session.add(
+        RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates, summary=summary)
+    )
     round_.aggregation_seconds = result.seconds
     transitions.published(tx, run, round_)

@@ -1,4 +1,4 @@
-"""Aggregates rounds: lease one, work with no transaction open, publish. Runs in its own process, outside the event loop."""
+"""Aggregates rounds: takes a lease, works with no transaction open, publishes. Runs in its own process."""
 
 import contextlib
 import logging
@@ -18,27 +18,27 @@ from flexlora_server.lifecycle.serve_slice import cut_blob
 from flexlora_server.settings import Settings
 from flexlora_server.storage import BlobStore, Damaged
 from flexlora_server.worker import aggregate_round, leases
-from flexlora_server.worker.diagnosis import explain
-from flexlora_server.worker.executors.base import pool_of
+from flexlora_server.worker.diagnosis import explain_failure
+from flexlora_server.worker.executors.base import create_executor
 from flexlora_server.worker.job import Job, read_job
 from flexlora_server.worker.leases import Heartbeat, Lease
-from flexlora_server.worker.publish import Result, publish
+from flexlora_server.worker.publish import AggregationResult, publish
 from flexlora_shared.messages.status import ModuleMetrics
 
 log = logging.getLogger("flexlora.worker")
-MOST = 4000  # characters of a reason
+MAX_REASON_CHARS = 4000
 
 
 class Worker:
-    """Works off the rounds that wait for aggregation. `stop` is asked between modules whether to end."""
+    """Aggregates the rounds that wait for it. `stop` is called between modules: True ends the work."""
 
     def __init__(
         self, store: Store, blobs: BlobStore, settings: Settings, stop: Callable[[], bool] = lambda: False
     ) -> None:
         self._store, self._blobs, self._settings, self._stop = store, blobs, settings, stop
-        self._pool = pool_of(settings)
+        self._executor = create_executor(settings)
         self._name = f"{socket.gethostname()[:100]}:{os.getpid()}"
-        self._owed: tuple[Lease, str] | None = None  # to be given back, once the database answers again
+        self._lease_to_release: tuple[Lease, str] | None = None  # with a reason; kept while the database fails
 
     def step(self) -> bool:
         """Work on one round, where one waits; whether there was one.
@@ -47,7 +47,7 @@ class Worker:
             SQLAlchemyError, OSError: the database or the storage failed; no attempt is counted, unless that lasts longer
                 than the lease and another worker takes the round first.
         """
-        self._give_back()
+        self._release_lease()
         with self._store.transaction() as tx:
             lease = leases.take(tx, self._settings.lease_seconds, self._name)
         if lease is None:
@@ -58,30 +58,30 @@ class Worker:
         except LeaseLost as lost:
             log.warning("%s", lost)
         except Stopping:
-            self._owed = lease, ""
-            self._give_back()
+            self._lease_to_release = lease, ""
+            self._release_lease()
         except (SQLAlchemyError, OSError) as error:
-            # the place fails, not the round, also where the result is published
-            self._owed = lease, f"the storage failed: {error}"
+            # the database or the storage fails, not the round; also when the result is published
+            self._lease_to_release = lease, f"the storage failed: {error}"
             with contextlib.suppress(SQLAlchemyError):  # else before the next step
-                self._give_back()
+                self._release_lease()
             raise
         return True
 
-    def _give_back(self) -> None:
-        if self._owed is None:
+    def _release_lease(self) -> None:
+        if self._lease_to_release is None:
             return
-        lease, why = self._owed
+        lease, reason = self._lease_to_release
         with contextlib.suppress(LeaseLost), self._store.transaction() as tx:
-            leases.release(tx, lease, why or None)
-        self._owed = None
+            leases.release(tx, lease, reason or None)
+        self._lease_to_release = None
 
     def _aggregate(self, lease: Lease) -> None:
         with self._store.reading() as tx:
             job = read_job(tx, lease, self._settings)
-        with Heartbeat(self._store, lease, self._settings.lease_seconds).beating() as heartbeat:
+        with Heartbeat(self._store, lease, self._settings.lease_seconds).running() as heartbeat:
             try:
-                result = self._work(job, lambda: self._alive(heartbeat))
+                result = self._work(job, lambda: self._check_alive(heartbeat))
             except (FileNotFoundError, Damaged) as error:  # an input is gone: no later try finds it
                 self._failed(job, heartbeat, f"a file that the round needs is missing or damaged: {error}")
                 return
@@ -91,45 +91,45 @@ class Worker:
                 log.exception("run %s round %d: aggregation failed", lease.run, lease.number)
                 self._failed(job, heartbeat, f"{type(error).__name__}: {error}")
                 return
-            # with the heart still beating: files that are far away may have to be fetched again
+            # while the lease is still renewed: remote files may have to be fetched again
             with self._blobs.publishing(result.digests), self._store.transaction() as tx:
                 publish(tx, lease, result)
         log.info("run %s round %d: published in %.1f s", lease.run, lease.number, result.seconds)
 
-    def _alive(self, heartbeat: Heartbeat) -> None:
+    def _check_alive(self, heartbeat: Heartbeat) -> None:
         heartbeat.check()
         if self._stop():
             raise Stopping
 
-    def _work(self, job: Job, alive: Callable[[], None]) -> Result:
+    def _work(self, job: Job, check_alive: Callable[[], None]) -> AggregationResult:
         started = time.perf_counter()
         with self._blobs.writing() as file, self._blobs.pinned() as pin:
             modules, updates = tuple[ModuleMetrics, ...](), None
             if job.work is None:
                 aggregate_round.write_initial(job.spec, file)
             else:
-                work = job.work.located(lambda path: pin(path.name))
-                modules, updates = aggregate_round.write_aggregate(work, file, alive, self._pool)
+                work = job.work.with_paths(lambda path: pin(path.name))
+                modules, updates = aggregate_round.write_aggregate(work, file, check_alive, self._executor)
             adapter = self._blobs.finish(file)
-        cut = []
-        for rank, pattern in job.ranks:
-            alive()
-            cut.append((rank, pattern, cut_blob(self._blobs, adapter.sha256, job.spec, rank, pattern)))
-        return Result(adapter, tuple(cut), modules, updates, time.perf_counter() - started)
+        slices = []
+        for rank, pattern in job.slices:
+            check_alive()
+            slices.append((rank, pattern, cut_blob(self._blobs, adapter.sha256, job.spec, rank, pattern)))
+        return AggregationResult(adapter, tuple(slices), modules, updates, time.perf_counter() - started)
 
-    def _failed(self, job: Job, heartbeat: Heartbeat, why: str) -> None:
-        """Count a failed attempt, with the uploads that break the aggregation named where they can be told."""
+    def _failed(self, job: Job, heartbeat: Heartbeat, reason: str) -> None:
+        """Count a failed attempt; its reason names the uploads that break the aggregation where they can be found."""
         try:
-            told = explain(job, self._blobs, self._settings, lambda: self._alive(heartbeat))
+            explanation = explain_failure(job, self._blobs, self._settings, lambda: self._check_alive(heartbeat))
         except (LeaseLost, Stopping, SQLAlchemyError):
             raise
         except Exception as error:  # a failure that cannot be explained is a failure still
             log.exception(
                 "run %s round %d: looking for the input that breaks it failed", job.lease.run, job.lease.number
             )
-            told = f" Which input breaks it could not be told: {error}."
+            explanation = f" Which input breaks it could not be told: {error}."
         with self._store.transaction() as tx:
             run = runs.lock(tx, job.lease.run)
             leases.renew(tx, job.lease, 0)  # the token is compared: a worker that lost its lease reports nothing
             round_ = tx.session.get_one(Round, job.lease.round_id, populate_existing=True)
-            transitions.failed(tx, run, round_, f"{why}{told}"[:MOST])
+            transitions.failed(tx, run, round_, f"{reason}{explanation}"[:MAX_REASON_CHARS])

@@ -19,7 +19,7 @@ from flexlora_server.maintenance.backup import backup, restore
 from flexlora_server.maintenance.commands import app
 from flexlora_server.maintenance.verify_blobs import faults
 from flexlora_server.storage import open_blobs
-from flexlora_server.worker.garbage_collector import sweep
+from flexlora_server.worker.garbage_collector import collect_garbage
 from tests.support.databases import create_database
 from tests.support.kit import Clock, Participant, Served, encode, part, served, tensors
 
@@ -147,13 +147,13 @@ def test_the_sweep_deletes_blobs_without_a_row_and_no_other(coordinator: Served)
         lost = coordinator.blobs.finish(file)
     with coordinator.store.reading() as tx:
         wanted = named(tx)
-    sweep(coordinator.store, coordinator.blobs)
+    collect_garbage(coordinator.store, coordinator.blobs)
     assert blob_path(coordinator, lost.sha256).exists(), "its row may come yet"
     before = blob_path(coordinator, lost.sha256).stat().st_mtime - 86_401
     os.utime(blob_path(coordinator, lost.sha256), (before, before))
-    sweep(coordinator.store, coordinator.blobs)
+    collect_garbage(coordinator.store, coordinator.blobs)
     assert not blob_path(coordinator, lost.sha256).exists()
-    sweep(coordinator.store, coordinator.blobs, unclaimed=-10)
+    collect_garbage(coordinator.store, coordinator.blobs, min_blob_age=-10)
     assert coordinator.blobs.missing(wanted) == []
 
 

@@ -17,7 +17,7 @@ from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from flexlora_server.maintenance.verify_blobs import faults
 from flexlora_server.storage.s3_uploads import Parts
-from flexlora_server.worker.garbage_collector import sweep
+from flexlora_server.worker.garbage_collector import collect_garbage
 from tests.support.kit import Api, Clock, Participant, Served, part, served
 from tests.support.objectstore import ObjectStore
 
@@ -34,7 +34,7 @@ def test_a_round(site: Served, s3: ObjectStore, prefix: str) -> None:
     participant, task, data = site.working()
     upload = participant.announce(task, data)["id"]
     participant.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=part(data[:999], 0), content=data[:999])
-    sweep(site.store, site.blobs)  # of an open upload it deletes nothing
+    collect_garbage(site.store, site.blobs)  # of an open upload it deletes nothing
     participant.send(upload, data, 999)
     assert len([key for key in s3.keys(prefix) if key.startswith(f"incoming/{upload}/")]) == 2
     receipt = participant.commit(upload)
@@ -43,7 +43,7 @@ def test_a_round(site: Served, s3: ObjectStore, prefix: str) -> None:
     assert site.work() == 1
     participant.download(participant.task("run"))
     assert list((site.settings.data_dir / "temporary").iterdir()) == []
-    sweep(site.store, site.blobs, unclaimed=-10)
+    collect_garbage(site.store, site.blobs, min_blob_age=-10)
     assert all(fault is None for _, fault in faults(site.store, site.settings))
     obstore.put(s3.direct(prefix), f"blobs/{receipt['sha256'][:2]}/{receipt['sha256']}", b"damaged")
     found = dict(faults(site.store, site.settings))

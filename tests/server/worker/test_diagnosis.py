@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flexlora_server.database.queries import rounds
-from flexlora_server.worker.diagnosis import explain
+from flexlora_server.worker.diagnosis import explain_failure
 from flexlora_server.worker.job import Job, read_job
 from flexlora_server.worker.leases import Lease
 from tests.support.databases import ON_SQLITE
@@ -28,7 +28,7 @@ def frozen(coordinator: Served) -> Job:
 
 
 def told(coordinator: Served, job: Job) -> str:
-    return explain(job, coordinator.blobs, coordinator.settings, lambda: None)
+    return explain_failure(job, coordinator.blobs, coordinator.settings, lambda: None)
 
 
 def flip(path: Path) -> None:

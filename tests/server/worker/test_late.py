@@ -13,7 +13,7 @@ from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, se
 from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
 from flexlora_server.aggregation.factors import slice_factors
 from flexlora_server.worker import aggregate_module
-from flexlora_server.worker.aggregate_round import Work, write_initial
+from flexlora_server.worker.aggregate_round import RoundWork, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.uploads import UploadCreate
 from tests.server.aggregation import oracle
@@ -97,7 +97,7 @@ def test_changes_are_measured_against_what_each_was_served(
     """Lengths of whole updates, the head among them, with and without exact inner products."""
     late = late_round(run_of(strategy, dtype), tmp_path)
     if not exact:
-        monkeypatch.setattr(aggregate_module, "EXACT_FIGURES", 0)
+        monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 0)
     _, updates = aggregated(late.work, tmp_path / "result")
     for seed, (given, became) in enumerate(zip(late.inputs, updates.updates, strict=True)):
         base = StoredAdapter(late.base(given))
@@ -124,7 +124,7 @@ def test_nobody_learned_and_nothing_changes(
     """Late ones sent back what they had been served rounds ago: the next global update is this one, to the last byte."""
     late = late_round(run_of("flexlora-residual", dtype, extra=[]), tmp_path, step=0.0)
     if not exact:
-        monkeypatch.setattr(aggregate_module, "EXACT_FIGURES", 0)
+        monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 0)
     _, updates = aggregated(late.work, tmp_path / "result")
     assert (tmp_path / "result").read_bytes() == late.published[-1].read_bytes()
     assert max(one.change_norm for one in updates.updates) < 1e-6
@@ -185,7 +185,7 @@ def test_each_counts_once_with_its_discounted_weight(tmp_path: Path) -> None:
         path.write_bytes(encode({key_A("layers.0.proj"): A, key_B("layers.0.proj"): A.mT / 2}))
         told = UploadCreate(rank=1, alpha=2.0, examples=10 + i, size=path.stat().st_size, sha256="0" * 64)
         made.append(InputUpdate(path, told, f"client-{i}", stale, previous if stale else None))
-    aggregated(Work(run, weighted(made), previous), tmp_path / "result")
+    aggregated(RoundWork(run, weighted(made), previous), tmp_path / "result")
     assert np.allclose(dense(tmp_path / "result", "layers.0.proj"), np.diag(weights_by_hand()), atol=1e-7)
 
 
@@ -193,7 +193,7 @@ def test_each_counts_once_with_its_discounted_weight(tmp_path: Path) -> None:
 def test_the_same_late_inputs_make_the_same_bytes(tmp_path: Path, strategy: str) -> None:
     late = late_round(run_of(strategy), tmp_path)
     for threads in (1, 3):
-        work = Work(late.run, late.inputs, late.published[-1], late.published[-2], threads=threads)
+        work = RoundWork(late.run, late.inputs, late.published[-1], late.published[-2], threads=threads)
         aggregated(work, tmp_path / f"result-{threads}")
     assert (tmp_path / "result-1").read_bytes() == (tmp_path / "result-3").read_bytes()
 
@@ -205,6 +205,6 @@ def test_served_from_the_previous_one_after_all(tmp_path: Path, strategy: str) -
     previous = late.published[-1]
     named = [replace(update, staleness=1, base=previous) for update in late.inputs]
     silent = [replace(update, staleness=1, base=None) for update in late.inputs]
-    aggregated(Work(late.run, named, previous), tmp_path / "named")
-    aggregated(Work(late.run, silent, previous), tmp_path / "silent")
+    aggregated(RoundWork(late.run, named, previous), tmp_path / "named")
+    aggregated(RoundWork(late.run, silent, previous), tmp_path / "silent")
     assert (tmp_path / "named").read_bytes() == (tmp_path / "silent").read_bytes()

@@ -6,7 +6,7 @@ from sqlalchemy.exc import OperationalError
 from flexlora_server.database.transactions import Tx
 from flexlora_server.worker import worker
 from flexlora_server.worker.leases import Lease
-from flexlora_server.worker.publish import Result
+from flexlora_server.worker.publish import AggregationResult
 from tests.support.kit import Served
 
 TRIES = 6  # more than an aggregation may fail
@@ -16,7 +16,7 @@ def test_a_database_that_takes_no_result_fails_no_round(coordinator: Served) -> 
     participant, task, data = coordinator.working()
     participant.upload(task, data)
 
-    def refuse(tx: Tx, lease: Lease, result: Result) -> None:
+    def refuse(tx: Tx, lease: Lease, result: AggregationResult) -> None:
         raise OperationalError("COMMIT", {}, Exception("database or disk is full"))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -90,12 +90,12 @@ def test_a_lost_lease_stops_the_work_between_modules(coordinator: Served) -> Non
         job = read_job(tx, slow, coordinator.settings)
     calls = []
 
-    def alive() -> None:
+    def check_alive() -> None:
         calls.append(1)
         raise LeaseLost("taken over")
 
     with pytest.raises(LeaseLost):
-        coordinator.worker._work(job, alive)
+        coordinator.worker._work(job, check_alive)
     assert len(calls) == 1
     coordinator.check_storage()
 
@@ -111,7 +111,7 @@ def test_the_heartbeat_notices_a_takeover(coordinator: Served) -> None:
     heartbeat = Heartbeat(coordinator.store, lease, 0.003)
 
     def work_on() -> None:
-        with heartbeat.beating():
+        with heartbeat.running():
             while True:
                 heartbeat.check()
 
@@ -177,7 +177,7 @@ def test_a_storage_that_fails_costs_no_attempt(coordinator: Served) -> None:
     folder.unlink()
     folder.mkdir()
     assert coordinator.work() == 0
-    coordinator.clock.advance(leases.BACK_OFF)
+    coordinator.clock.advance(leases.RELEASE_DELAY_S)
     assert coordinator.work() == 1
     assert state(coordinator) == "PUBLISHED"
     assert coordinator.round("run", 1)["summary"]["failures"] == 0
@@ -316,7 +316,7 @@ def test_a_failure_that_cannot_be_explained_counts_still(coordinator: Served, mo
 
     ready(coordinator)
     monkeypatch.setattr(aggregate_round, "write_aggregate", lambda *given: [][1])
-    monkeypatch.setattr(worker, "explain", no_room)
+    monkeypatch.setattr(worker, "explain_failure", no_room)
     assert coordinator.worker.step()
     found = round_of(coordinator)
     assert (found.failures, found.lease_holder) == (1, None)

@@ -140,7 +140,7 @@ def in_round(tx: Tx, round_: Round) -> Sequence[Upload]:
 
 
 def cancel_open(tx: Tx, round_: Round) -> None:
-    """Cancel what is still open in a round that has ended; `sweep` deletes the bytes."""
+    """Cancel what is still open in a round that has ended; `collect_garbage` deletes the bytes."""
     _cancel(tx, Upload.round_id == round_.id)
 
 

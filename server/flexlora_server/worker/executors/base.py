@@ -1,55 +1,88 @@
-"""Who works on the modules of a round: the threads of this process here, the machines of a Ray cluster in `ray_pool`."""
+"""Executors spread the modules of one aggregation over threads or machines, and return the results in the modules' order.
 
-from collections.abc import Callable, Iterator
+The executor on a Ray cluster is in `ray_cluster`. One LAPACK thread a module: two threads in one factorization were 20 times
+slower than one on a busy two-core machine.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
+
+import torch
 
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
-from flexlora_server.worker.aggregate_module import Opened
-from flexlora_server.worker.executors.side_by_side import side_by_side
+from flexlora_server.worker.aggregate_module import ModuleAggregator
 from flexlora_shared.messages.runs import ModuleSpec
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Pool(Protocol):
-    """Spreads the modules of one aggregation over whatever can factor them."""
+class Executor(Protocol):
+    """Runs a task for every module of one aggregation."""
 
-    def over_modules(
-        self, opened: Opened, task: Callable[[Opened, ModuleSpec], R], alive: Callable[[], None]
+    def map_modules(
+        self,
+        aggregator: ModuleAggregator,
+        task: Callable[[ModuleAggregator, ModuleSpec], R],
+        check_alive: Callable[[], None],
     ) -> Iterator[tuple[ModuleSpec, R]]:
-        """`task` of every module, in the run's order, a bounded number at a time; the same bytes whoever made them.
+        """`task` of every module, in the run's order, a bounded number at a time; the same bytes whatever ran the task.
 
-        `alive` is called before each result is handed on, and while others are waited for; it raises to stop the work.
-        `task` must be picklable: a function of a module, a method of `Opened`, or a `partial` of one.
+        `check_alive` is called before each result is returned, and while one is waited for; it raises to stop the work.
+        `task` must be picklable: a function of a module, a method of `ModuleAggregator`, or a `partial` of one.
         """
 
 
-def pool_of(settings: Settings) -> Pool:
-    """The pool that the settings ask for.
+def create_executor(settings: Settings) -> Executor:
+    """The executor that the settings ask for.
 
     Raises:
         StartupError: Ray is asked for, but not installed.
     """
     if settings.ray_address is None:
-        return Threads()
+        return ThreadExecutor()
     try:
-        from flexlora_server.worker.executors.ray_cluster import RayPool
+        from flexlora_server.worker.executors.ray_cluster import RayExecutor
     except ModuleNotFoundError as error:
         raise StartupError(
             f"FLEXLORA_RAY_ADDRESS is set, but {error.name} is not installed here: pip install 'flexlora[ray]'"
         ) from error
-    return RayPool(settings.ray_address, settings.blobs_url)
+    return RayExecutor(settings.ray_address, settings.blobs_url)
 
 
-class Threads:
-    """`work.threads` modules side by side, in this process."""
+class ThreadExecutor:
+    """Runs `work.threads` modules at a time, in threads of this process."""
 
-    def over_modules(
-        self, opened: Opened, task: Callable[[Opened, ModuleSpec], R], alive: Callable[[], None]
+    def map_modules(
+        self,
+        aggregator: ModuleAggregator,
+        task: Callable[[ModuleAggregator, ModuleSpec], R],
+        check_alive: Callable[[], None],
     ) -> Iterator[tuple[ModuleSpec, R]]:
-        """See `Pool`."""
-        work = opened.work
-        for done in side_by_side(lambda module: task(opened, module), work.spec.modules, work.threads):
-            alive()
-            yield done
+        """See `Executor`."""
+        work = aggregator.work
+        for result in _map_in_threads(lambda module: task(aggregator, module), work.spec.modules, work.threads):
+            check_alive()
+            yield result
+
+
+def _map_in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[tuple[T, R]]:
+    """`function` of each item, in order, at most `threads` at a time and one more submitted."""
+    # set in every thread: otherwise the first product in a new one would be summed in another order
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running: deque[tuple[T, Future[R]]] = deque()
+        try:
+            for item in items:
+                running.append((item, pool.submit(function, item)))
+                if len(running) > threads:
+                    first, future = running.popleft()
+                    yield first, future.result()
+            while running:
+                first, future = running.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in running:
+                future.cancel()

@@ -1,7 +1,7 @@
-"""A Ray cluster as the pool: every module of a round is a task on some machine of the cluster.
+"""An executor on a Ray cluster: every module of a round is a task on some machine of the cluster.
 
-Ray comes with the extra `ray`; this file alone imports it, and is imported where an address is set. A node reads the round's
-files by itself, so that only results travel: `ray_node` is what runs there.
+Ray comes with the extra `ray`; only this file imports it, and only where an address is set. A node reads the round's files by
+itself, so that only results travel: `ray_node` runs there.
 """
 
 import logging
@@ -20,18 +20,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is import
 import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
-from flexlora_server.worker.aggregate_module import Opened, Work
-from flexlora_server.worker.executors.ray_node import Sent, on_node, versions
+from flexlora_server.worker.aggregate_module import ModuleAggregator, RoundWork
+from flexlora_server.worker.executors.ray_node import NodeWork, required_versions, run_on_node
 from flexlora_shared.messages.runs import ModuleSpec
 
 log = logging.getLogger("flexlora.worker")
 R = TypeVar("R")
-RETRIES = 5  # of a module whose node or process died
-AHEAD = 2  # modules for each processor of the cluster that are under way or wait to be written
-WAIT = 1.0  # seconds between looks at the lease while a module is waited for
+MAX_TASK_RETRIES = 5  # for a module whose node or process died
+MODULES_PER_CPU = 2  # of the cluster, submitted or waiting to be written
+LEASE_CHECK_INTERVAL_S = 1.0  # while a module is waited for
 
 
-class RayPool:
+class RayExecutor:
     """The cluster at an address: `auto`, HOST:PORT of one that this machine is a node of, or ray://HOST:PORT of any.
 
     blobs_url: the object store that nodes fetch a round's files from; None: they see this machine's folder at the same path.
@@ -40,46 +40,49 @@ class RayPool:
     def __init__(self, address: str, blobs_url: str | None = None) -> None:
         self._address, self._blobs_url = address, blobs_url
 
-    def over_modules(
-        self, opened: Opened, task: Callable[[Opened, ModuleSpec], R], alive: Callable[[], None]
+    def map_modules(
+        self,
+        aggregator: ModuleAggregator,
+        task: Callable[[ModuleAggregator, ModuleSpec], R],
+        check_alive: Callable[[], None],
     ) -> Iterator[tuple[ModuleSpec, R]]:
-        """See `Pool`.
+        """See `Executor`.
 
         Raises:
-            ConnectionError: the cluster cannot be reached or lost what it held: the place fails, not the round.
+            ConnectionError: the cluster cannot be reached or lost its data: the place fails, not the round.
         """
         self._connect()
         try:
-            yield from self._over_modules(opened.work, task, alive)
+            yield from self._map_modules(aggregator.work, task, check_alive)
         except (WorkerCrashedError, OutOfMemoryError):
             raise  # the same module again and again: a failed attempt
         except RayError as error:
             ray.shutdown()  # the next aggregation connects anew
             raise ConnectionError(f"the Ray cluster at {self._address} failed: {error}") from error
 
-    def _over_modules(
-        self, work: Work, task: Callable[[Opened, ModuleSpec], R], alive: Callable[[], None]
+    def _map_modules(
+        self, work: RoundWork, task: Callable[[ModuleAggregator, ModuleSpec], R], check_alive: Callable[[], None]
     ) -> Iterator[tuple[ModuleSpec, R]]:
-        sent = ray.put(Sent(uuid4().hex, versions(), self._blobs_url, work.located(Path.absolute)))
+        node_work = ray.put(NodeWork(uuid4().hex, required_versions(), self._blobs_url, work.with_paths(Path.absolute)))
         gpus = 0 if work.device == "cpu" else 1
-        module_on_node = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(on_node)
+        remote_module = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_TASK_RETRIES)(run_on_node)
         waiting: deque[tuple[ModuleSpec, Any]] = deque()
         try:
             for module in work.spec.modules:
-                waiting.append((module, module_on_node.remote(sent, task, module)))
-                if len(waiting) > AHEAD * _processors():
-                    yield _result(*waiting.popleft(), alive)
+                waiting.append((module, remote_module.remote(node_work, task, module)))
+                if len(waiting) > MODULES_PER_CPU * _cpu_count():
+                    yield _result(*waiting.popleft(), check_alive)
             while waiting:
-                yield _result(*waiting.popleft(), alive)
+                yield _result(*waiting.popleft(), check_alive)
         finally:
-            for _, promised in waiting:
-                ray.cancel(promised)
+            for _, reference in waiting:
+                ray.cancel(reference)
 
     def _connect(self) -> None:
         if ray.is_initialized():
             return
         try:
-            with _own_signals():
+            with _keep_sigterm_handler():
                 ray.init(self._address, log_to_driver=False, configure_logging=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConnectionError(
@@ -88,28 +91,28 @@ class RayPool:
             ) from error
 
 
-def _result(module: ModuleSpec, promised: Any, alive: Callable[[], None]) -> tuple[ModuleSpec, Any]:
-    """One module's result, once it is there; raises what its task raised."""
-    alive()
-    while not ray.wait([promised], timeout=WAIT)[0]:
-        alive()
+def _result(module: ModuleSpec, reference: Any, check_alive: Callable[[], None]) -> tuple[ModuleSpec, Any]:
+    """Wait for one module's result; raises what its task raised."""
+    check_alive()
+    while not ray.wait([reference], timeout=LEASE_CHECK_INTERVAL_S)[0]:
+        check_alive()
     try:
-        done = ray.get(promised)
+        result = ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, Exception):
             raise error.cause from error
         raise
-    return module, done
+    return module, result
 
 
-def _processors() -> int:
-    """Of the nodes that live now, so that joining ones get work; 1 while there are none."""
+def _cpu_count() -> int:
+    """Of the nodes alive now, so that joining nodes get work; 1 while there are none."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself; a worker that is asked to end gives its round back."""
+def _keep_sigterm_handler() -> Iterator[None]:
+    """Restore the SIGTERM handler that `ray.init` replaces: a worker that is stopped gives its round back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

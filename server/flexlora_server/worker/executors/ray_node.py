@@ -1,7 +1,7 @@
-"""What runs on a node of a Ray cluster: one module of a round, from the files as that node sees them.
+"""Runs on a node of a Ray cluster: aggregates one module of a round from the files as that node sees them.
 
-Which machine made a module does not show in the bytes: nodes must have the worker's versions of this program and of PyTorch
-(that is checked), and processors of one kind (that is the operator's to see to).
+The bytes do not depend on the machine: nodes must have the worker's versions of this program and of PyTorch (checked here), and
+processors of one kind (the operator's responsibility).
 """
 
 import platform
@@ -15,20 +15,20 @@ import torch
 
 from flexlora_server.settings import load_settings
 from flexlora_server.storage import open_blobs
-from flexlora_server.worker.aggregate_module import Opened, Work
+from flexlora_server.worker.aggregate_module import ModuleAggregator, RoundWork
 from flexlora_shared.messages.runs import ModuleSpec
 
 R = TypeVar("R")
 
 
-def versions() -> str:
-    """What must be the same on every node."""
+def required_versions() -> str:
+    """The versions that must be the same on every node."""
     return f"flexlora {version('flexlora')}, torch {torch.__version__}"
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What a node gets of an aggregation, by reference: its files stay open between modules of one `name`.
+class NodeWork:
+    """The work of one aggregation, node_work to nodes by reference; its files stay open between modules of one `name`.
 
     blobs_url: the object store that holds the files; None: the node sees the worker's folder at the same path.
     """
@@ -36,47 +36,49 @@ class Sent:
     name: str
     versions: str
     blobs_url: str | None
-    work: Work
+    work: RoundWork
 
 
-class _Kept:
-    """The files of the aggregation that this process worked for last."""
+class _OpenRound:
+    """The open files of the latest aggregation in this process."""
 
     name = ""
-    opened: Opened | None = None
-    pins = ExitStack()  # copies of blobs, which the cache may not evict before they are opened
+    aggregator: ModuleAggregator | None = None
+    pins = ExitStack()  # keep copies of blobs in the cache until they are opened
 
 
-def on_node(sent: Sent, task: Callable[[Opened, ModuleSpec], R], module: ModuleSpec) -> R:
-    """One module's part of an aggregation.
+def run_on_node(node_work: NodeWork, task: Callable[[ModuleAggregator, ModuleSpec], R], module: ModuleSpec) -> R:
+    """The result of `task` for one module.
 
     Raises:
         OSError: this node does not fit the worker, or cannot read the files.
     """
-    if sent.versions != versions():
-        raise OSError(f"the Ray node {platform.node()} runs {versions()}, the worker {sent.versions}: install the same")
-    torch.set_num_threads(1)  # one LAPACK thread a task: what its bytes depend on
+    if node_work.versions != required_versions():
+        raise OSError(
+            f"the Ray node {platform.node()} runs {required_versions()}, the worker {node_work.versions}: install the same"
+        )
+    torch.set_num_threads(1)  # the bytes depend on the number of LAPACK threads
     try:
-        if _Kept.opened is None or _Kept.name != sent.name:
-            _Kept.pins.close()
-            _Kept.opened, _Kept.name = Opened(_located(sent)), sent.name
-        return task(_Kept.opened, module)
-    except FileNotFoundError as error:  # the worker has found it: it is missing here
+        if _OpenRound.aggregator is None or _OpenRound.name != node_work.name:
+            _OpenRound.pins.close()
+            _OpenRound.aggregator, _OpenRound.name = ModuleAggregator(_with_local_paths(node_work)), node_work.name
+        return task(_OpenRound.aggregator, module)
+    except FileNotFoundError as error:  # the worker has found the file: it is missing only here
         raise OSError(
             f"the Ray node {platform.node()} lacks a file of the round ({error}): nodes need the data folder at the worker's "
             "path, or an object store (FLEXLORA_BLOBS_URL)"
         ) from error
 
 
-def _located(sent: Sent) -> Work:
-    """The work on this node's own copies of the blobs, where they come from an object store."""
-    if sent.blobs_url is None:
-        return sent.work
+def _with_local_paths(node_work: NodeWork) -> RoundWork:
+    """The work with the paths of this node's copies of the blobs, where they come from an object store."""
+    if node_work.blobs_url is None:
+        return node_work.work
     settings = load_settings()
-    if settings.blobs_url != sent.blobs_url:
+    if settings.blobs_url != node_work.blobs_url:
         raise OSError(
-            f"the Ray node {platform.node()} has FLEXLORA_BLOBS_URL={settings.blobs_url}, the worker {sent.blobs_url}: start "
-            "Ray with the worker's settings of the object store"
+            f"the Ray node {platform.node()} has FLEXLORA_BLOBS_URL={settings.blobs_url}, the worker {node_work.blobs_url}: "
+            "start Ray with the worker's settings of the object store"
         )
-    pin = _Kept.pins.enter_context(open_blobs(settings).pinned())
-    return sent.work.located(lambda path: pin(path.name))
+    pin = _OpenRound.pins.enter_context(open_blobs(settings).pinned())
+    return node_work.work.with_paths(lambda path: pin(path.name))

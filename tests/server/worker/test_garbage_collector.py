@@ -1,8 +1,8 @@
-"""The sweep deletes what nobody will ask for, and nothing else."""
+"""The garbage collector deletes what nothing refers to, and nothing else."""
 
 import os
 
-from flexlora_server.worker.garbage_collector import ABANDONED, sweep
+from flexlora_server.worker.garbage_collector import ABANDONED_AFTER_S, collect_garbage
 from tests.support.kit import Served, part
 
 
@@ -15,10 +15,10 @@ def test_bytes_of_open_uploads_and_fresh_temporary_files_stay(coordinator: Serve
     fresh, old = folder / "temporary" / "fresh", folder / "temporary" / "old"
     for path in (fresh, old):
         path.write_bytes(b"half a slice")
-    last_write = old.stat().st_mtime - ABANDONED - 1
+    last_write = old.stat().st_mtime - ABANDONED_AFTER_S - 1
     os.utime(old, (last_write, last_write))
     blobs = set((folder / "blobs").glob("*/*"))
-    sweep(coordinator.store, coordinator.blobs)
+    collect_garbage(coordinator.store, coordinator.blobs)
     assert coordinator.blobs.incoming.ids() == [upload]
     assert (fresh.exists(), old.exists()) == (True, False)
     assert set((folder / "blobs").glob("*/*")) == blobs
@@ -33,5 +33,5 @@ def test_the_bytes_of_a_cancelled_runs_uploads_go(coordinator: Served) -> None:
     upload = participant.announce(task, data)["id"]
     participant.send(upload, data)
     coordinator.operator.expect(200, "POST", "/v1/runs/run/cancel")
-    sweep(coordinator.store, coordinator.blobs)
+    collect_garbage(coordinator.store, coordinator.blobs)
     assert coordinator.blobs.incoming.ids() == []

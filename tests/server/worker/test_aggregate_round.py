@@ -19,7 +19,7 @@ from flexlora_server.aggregation.geometry.projection import projected_geometry
 from flexlora_server.aggregation.svd import cost
 from flexlora_server.errors import AggregationError
 from flexlora_server.worker import aggregate_module
-from flexlora_server.worker.aggregate_round import Work, write_aggregate, write_initial
+from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate, write_initial
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, ModuleMetrics
@@ -70,7 +70,7 @@ def inputs(
     return weighted(made)
 
 
-def aggregated(work: Work, target: Path) -> Figures:
+def aggregated(work: RoundWork, target: Path) -> Figures:
     with target.open("w+b") as file:
         return write_aggregate(work, file, lambda: None)
 
@@ -97,7 +97,7 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path, strategy: st
     digests, figures = set(), set()
     for threads in range(1, 9):
         target = tmp_path / f"result-{threads}"
-        modules, updates = aggregated(Work(run, given, previous, threads=threads), target)
+        modules, updates = aggregated(RoundWork(run, given, previous, threads=threads), target)
         digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
         figures.add(repr(([m.model_copy(update={"seconds": 0.0}) for m in modules], updates)))
     assert len(digests) == 1
@@ -114,7 +114,7 @@ def test_so_it_is_on_the_routes_of_larger_modules(tmp_path: Path, route: str, mo
     digests, figures = set(), set()
     for threads in (1, 2, 4):
         target = tmp_path / f"result-{threads}"
-        modules, _ = aggregated(Work(run, given, previous, threads=threads), target)
+        modules, _ = aggregated(RoundWork(run, given, previous, threads=threads), target)
         assert {module.route for module in modules} == {route}
         digests.add(hashlib.sha256(target.read_bytes()).hexdigest())
         figures.add(repr([(m.singular_values, m.total_energy, m.energy_kept, m.pairwise_cosine) for m in modules]))
@@ -129,11 +129,11 @@ def test_so_it_is_in_a_process_that_was_told_of_one_thread_by_the_program_alone(
     initial(run, tmp_path)
     script = (
         "import torch; torch.set_num_threads(1)\n"
-        "import sys; from pathlib import Path; from tests.server.worker.test_engine import *\n"
+        "import sys; from pathlib import Path; from tests.server.worker.test_aggregate_round import *\n"
         "folder = Path(sys.argv[1]); run = RunSpec.model_validate_json((folder / 'run.json').read_text())\n"
         "given = inputs(run, folder, (16,) * 10)\n"
         "for threads in (1, 2, 4):\n"
-        "    modules, _ = aggregated(Work(run, given, folder / 'previous', threads=threads), folder / 'result')\n"
+        "    modules, _ = aggregated(RoundWork(run, given, folder / 'previous', threads=threads), folder / 'result')\n"
         "    print([(m.route, m.singular_values, m.total_energy) for m in modules])\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
@@ -152,8 +152,8 @@ def _large(count: int) -> list[dict[str, Any]]:
 def test_the_order_of_participants_changes_no_more_than_rounding(tmp_path: Path) -> None:
     run = run_of()
     previous, given = initial(run, tmp_path), inputs(run, tmp_path)
-    aggregated(Work(run, given, previous), tmp_path / "one")
-    aggregated(Work(run, given[::-1], previous), tmp_path / "other")
+    aggregated(RoundWork(run, given, previous), tmp_path / "one")
+    aggregated(RoundWork(run, given[::-1], previous), tmp_path / "other")
     one, other = products(run, tmp_path / "one"), products(run, tmp_path / "other")
     assert max(oracle.relative_error(one[name], other[name]) for name in one) < 1e-6
 
@@ -164,7 +164,7 @@ def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
     run = run_of(ranks=[1, 2, 8])
     made = [upload(run, tmp_path, rank, rank, dtype=dtype) for rank in (1, 2, 8)]
     given = weighted([InputUpdate(made[i % 3], told(made[i % 3], (1, 2, 8)[i % 3]), f"{i:04}") for i in range(1000)])
-    _, updates = aggregated(Work(run, given, initial(run, tmp_path), threads=2), tmp_path / "result")
+    _, updates = aggregated(RoundWork(run, given, initial(run, tmp_path), threads=2), tmp_path / "result")
     found = products(run, tmp_path / "result")
     for module in run.modules:
         W = np.zeros((module.out_features, module.in_features))
@@ -182,18 +182,18 @@ def test_a_boosted_update_is_dropped_or_clipped_and_everybody_is_told(tmp_path: 
     plain = run_of()
     honest = weighted([InputUpdate(g.path, g.announced, g.client_id) for g in inputs(plain, tmp_path, ranks[:5])])
     previous = initial(plain, tmp_path)
-    aggregated(Work(plain, honest, previous), tmp_path / "honest")
+    aggregated(RoundWork(plain, honest, previous), tmp_path / "honest")
     krum = run_of(robust=[{"kind": "multi-krum", "byzantine_share": 0.2}])
     given = inputs(krum, tmp_path, ranks, factors)
-    _, updates = aggregated(Work(krum, given, previous), tmp_path / "krum")
+    _, updates = aggregated(RoundWork(krum, given, previous), tmp_path / "krum")
     assert updates.updates[-1].weight == 0
     assert "dropped by multi-krum" in updates.updates[-1].notes[0]
     clip = run_of(robust=[{"kind": "norm-clip", "median_factor": 1.0}])
-    _, updates = aggregated(Work(clip, given, previous), tmp_path / "clip")
+    _, updates = aggregated(RoundWork(clip, given, previous), tmp_path / "clip")
     assert updates.updates[-1].notes[0].startswith("clipped to 0.01")
     assert updates.updates[-1].weight == pytest.approx(given[-1].weight / 100, rel=0.2)
     best = products(plain, tmp_path / "honest")
-    aggregated(Work(plain, given, previous), tmp_path / "boosted")
+    aggregated(RoundWork(plain, given, previous), tmp_path / "boosted")
     errors = {
         name: max(oracle.relative_error(found[m], best[m]) for m in best)
         for name in ("krum", "clip", "boosted")
@@ -208,8 +208,8 @@ def test_when_filters_leave_nobody_the_global_update_stays(tmp_path: Path) -> No
     run = run_of(robust=[{"kind": "cosine", "minimum": 1.0}], ranks=[8])
     first, given = initial(run, tmp_path), inputs(run, tmp_path, (8, 8, 8))
     plain = run_of(ranks=[8])
-    aggregated(Work(plain, given, first), tmp_path / "second")
-    _, updates = aggregated(Work(run, given, tmp_path / "second", first), tmp_path / "third")
+    aggregated(RoundWork(plain, given, first), tmp_path / "second")
+    _, updates = aggregated(RoundWork(run, given, tmp_path / "second", first), tmp_path / "third")
     assert (tmp_path / "third").read_bytes() == (tmp_path / "second").read_bytes()
     assert all(one.weight == 0 and one.notes for one in updates.updates)
 
@@ -227,7 +227,7 @@ def test_strategies_that_average_factors_are_judged_by_factors(tmp_path: Path, k
         encode({key: t / 1e4 if "lora_A" in key else 1e4 * t if "lora_B" in key else t for key, t in made.items()})
     )
     given[0] = InputUpdate(path, told(path, 8), "client-0", weight=given[0].weight)
-    _, updates = aggregated(Work(run, given, previous), tmp_path / "result")
+    _, updates = aggregated(RoundWork(run, given, previous), tmp_path / "result")
     assert updates.updates[0].notes
     assert updates.updates[0].weight < 1e-3
 
@@ -236,7 +236,7 @@ def test_the_running_bound_uses_past_rounds(tmp_path: Path) -> None:
     run = run_of(robust=[{"kind": "norm-clip", "median_factor": 1.0, "history": 5}])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path)
     past = (1e-3,) * 5  # five quiet rounds outvote this round's four updates
-    _, updates = aggregated(Work(run, given, previous, past_norms=past), tmp_path / "result")
+    _, updates = aggregated(RoundWork(run, given, previous, past_norms=past), tmp_path / "result")
     assert all("bound 0.001" in one.notes[0] for one in updates.updates)
 
 
@@ -244,7 +244,7 @@ def test_a_clipped_head_is_clipped_with_its_update(tmp_path: Path) -> None:
     """A boosted classification head alone makes an update long, and is averaged with the same shares."""
     run = run_of(robust=[{"kind": "norm-clip", "bound": 1.0}])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (4,))
-    aggregated(Work(run, given, previous), tmp_path / "result")
+    aggregated(RoundWork(run, given, previous), tmp_path / "result")
     before = StoredAdapter(previous).extra("head.weight")
     sent = tensors(run, 4, seed=0)[key_extra("head.weight")]
     whole = sum(float(np.linalg.norm(average(run, given, module.name))) ** 2 for module in run.modules) + float(
@@ -257,7 +257,7 @@ def test_a_clipped_head_is_clipped_with_its_update(tmp_path: Path) -> None:
 def test_figures_are_the_oracles(tmp_path: Path) -> None:
     run = run_of()
     previous, given = initial(run, tmp_path), inputs(run, tmp_path)
-    modules, updates = aggregated(Work(run, given, previous), tmp_path / "result")
+    modules, updates = aggregated(RoundWork(run, given, previous), tmp_path / "result")
     changes = []
     for seed, one in enumerate(given):
         named = tensors(run, one.announced.rank, seed=seed)
@@ -303,9 +303,9 @@ def test_with_many_participants_cosines_are_of_the_leading_directions(
     """Where the result holds all that anybody changed, these are the whole changes."""
     run = run_of(ranks=[2, 16])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (2, 2, 2, 2))
-    exact, _ = aggregated(Work(run, given, previous), tmp_path / "exact")
-    monkeypatch.setattr(aggregate_module, "EXACT_FIGURES", 7)
-    projected, _ = aggregated(Work(run, given, previous), tmp_path / "projected")
+    exact, _ = aggregated(RoundWork(run, given, previous), tmp_path / "exact")
+    monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 7)
+    projected, _ = aggregated(RoundWork(run, given, previous), tmp_path / "projected")
     for one, other in zip(exact, projected, strict=True):
         assert one.pairwise_cosine is not None
         assert other.pairwise_cosine is not None
@@ -315,7 +315,7 @@ def test_with_many_participants_cosines_are_of_the_leading_directions(
 def test_a_projection_sees_what_moves_the_result(tmp_path: Path) -> None:
     run = run_of(ranks=[8])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (8, 8))
-    aggregated(Work(run, given, previous), tmp_path / "result")
+    aggregated(RoundWork(run, given, previous), tmp_path / "result")
     uploads = Uploads(run, given)
     name = run.modules[0].name
     before, after = StoredAdapter(previous).factors(name), StoredAdapter(tmp_path / "result").factors(name)
@@ -332,13 +332,13 @@ def test_a_lost_lease_stops_the_work(tmp_path: Path) -> None:
     previous, given = initial(run, tmp_path), inputs(run, tmp_path)
     calls = []
 
-    def alive() -> None:
+    def check_alive() -> None:
         calls.append(1)
         if len(calls) == 3:
             raise AggregationError("the lease is lost")
 
     with pytest.raises(AggregationError, match="the lease is lost"):
-        write_aggregate(Work(run, given, previous, threads=2), io.BytesIO(), alive)
+        write_aggregate(RoundWork(run, given, previous, threads=2), io.BytesIO(), check_alive)
     assert len(calls) == 3
 
 
@@ -346,7 +346,7 @@ def test_a_lost_lease_stops_the_work(tmp_path: Path) -> None:
 def test_a_gpu_gives_what_the_processor_does(tmp_path: Path) -> None:
     run = run_of()
     previous, given = initial(run, tmp_path), inputs(run, tmp_path)
-    aggregated(Work(run, given, previous), tmp_path / "cpu")
-    aggregated(Work(run, given, previous, device="cuda"), tmp_path / "cuda")
+    aggregated(RoundWork(run, given, previous), tmp_path / "cpu")
+    aggregated(RoundWork(run, given, previous, device="cuda"), tmp_path / "cuda")
     one, other = products(run, tmp_path / "cpu"), products(run, tmp_path / "cuda")
     assert max(oracle.relative_error(one[name], other[name]) for name in one) < 1e-5

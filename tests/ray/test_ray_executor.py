@@ -20,9 +20,9 @@ from sqlalchemy import URL
 
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import AggregationError, LeaseLost
-from flexlora_server.worker.aggregate_module import Opened
-from flexlora_server.worker.aggregate_round import Work, write_aggregate
-from flexlora_server.worker.executors.ray_cluster import RayPool
+from flexlora_server.worker.aggregate_module import ModuleAggregator
+from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate
+from flexlora_server.worker.executors.ray_cluster import RayExecutor
 from flexlora_shared.messages.runs import ModuleSpec
 from tests.support.kit import Clock, served
 from tests.support.late import Late, late_round, run_of
@@ -39,9 +39,9 @@ def large_round(folder: Path, strategy: str = "flexlora-residual", **changes: An
     return late_round(run_of(strategy, modules=MODULES, ranks=[16, 64], **changes), folder)
 
 
-def result(work: Work, pool: Any = None) -> bytes:
+def result(work: RoundWork, executor: Any = None) -> bytes:
     file = io.BytesIO()
-    write_aggregate(work, file, lambda: None, pool)
+    write_aggregate(work, file, lambda: None, executor)
     return file.getvalue()
 
 
@@ -73,20 +73,26 @@ def processes_of(node: Any) -> list[psutil.Process]:
 class Watched:
     """A cluster on which every task passes `gate` first, on its node."""
 
-    def __init__(self, pool: RayPool, gate: Callable[[], None]) -> None:
-        self._pool, self._gate = pool, gate
+    def __init__(self, executor: RayExecutor, gate: Callable[[], None]) -> None:
+        self._executor, self._gate = executor, gate
 
-    def over_modules(
-        self, opened: Opened, task: Callable[[Opened, ModuleSpec], R], alive: Callable[[], None]
+    def map_modules(
+        self,
+        aggregator: ModuleAggregator,
+        task: Callable[[ModuleAggregator, ModuleSpec], R],
+        check_alive: Callable[[], None],
     ) -> Iterator[tuple[ModuleSpec, R]]:
-        return self._pool.over_modules(opened, partial(_through, self._gate, task), alive)
+        return self._executor.map_modules(aggregator, partial(_through, self._gate, task), check_alive)
 
 
 def _through(
-    gate: Callable[[], None], task: Callable[[Opened, ModuleSpec], R], opened: Opened, module: ModuleSpec
+    gate: Callable[[], None],
+    task: Callable[[ModuleAggregator, ModuleSpec], R],
+    aggregator: ModuleAggregator,
+    module: ModuleSpec,
 ) -> R:
     gate()
-    return task(opened, module)
+    return task(aggregator, module)
 
 
 def stop_at_the_fourth(victim: str, folder: Path) -> None:
@@ -101,14 +107,14 @@ def stop_at_the_fourth(victim: str, folder: Path) -> None:
 def test_two_nodes_make_the_bytes_of_one_process(cluster: Any, tmp_path: Path) -> None:
     """With filters, which go over the modules once more, and late inputs."""
     work = large_round(tmp_path, robust=[{"kind": "norm-clip", "median_factor": 1.0}]).work
-    assert result(work, RayPool(cluster.address)) == result(work)
+    assert result(work, RayExecutor(cluster.address)) == result(work)
 
 
 def test_a_worker_that_is_no_node_of_the_cluster(cluster: Any, tmp_path: Path) -> None:
     work = large_round(tmp_path).work
     server, address = client_server(cluster)
     try:
-        assert result(work, RayPool(address)) == result(work)
+        assert result(work, RayExecutor(address)) == result(work)
     finally:
         ray.shutdown()
         server.terminate()
@@ -123,7 +129,7 @@ def test_a_node_killed_in_the_middle_costs_nothing(cluster: Any, tmp_path: Path,
     marks = tmp_path / "marks"
     marks.mkdir()
     made: list[bytes] = []
-    pool = Watched(RayPool(cluster.address), partial(stop_at_the_fourth, victim.node_id, marks))
+    pool = Watched(RayExecutor(cluster.address), partial(stop_at_the_fourth, victim.node_id, marks))
     aggregation = threading.Thread(target=lambda: made.append(result(work, pool)), daemon=True)
     aggregation.start()
     wait_until((marks / "stands").exists)
@@ -167,7 +173,7 @@ def test_a_lost_lease_stops_the_work_while_a_module_is_waited_for(cluster: Any, 
         if calls > 2:
             raise LeaseLost("taken over")
 
-    stuck = Watched(RayPool(cluster.address), _stand_still)
+    stuck = Watched(RayExecutor(cluster.address), _stand_still)
     with pytest.raises(LeaseLost):
         write_aggregate(work, io.BytesIO(), lost, stuck)
 
@@ -179,7 +185,7 @@ def _stand_still() -> None:
 def test_what_a_module_fails_with_is_what_is_raised(cluster: Any, tmp_path: Path) -> None:
     late = large_round(tmp_path)
     with pytest.raises(AggregationError, match="this node cannot"):
-        result(late.work, Watched(RayPool(cluster.address), _cannot))
+        result(late.work, Watched(RayExecutor(cluster.address), _cannot))
 
 
 def _cannot() -> None:
@@ -190,4 +196,4 @@ def _cannot() -> None:
 def test_a_cluster_that_is_not_there_is_the_places_failure(tmp_path: Path) -> None:
     work = large_round(tmp_path).work
     with pytest.raises(ConnectionError, match="no Ray cluster at FLEXLORA_RAY_ADDRESS=ray:"):
-        result(work, RayPool("ray://127.0.0.1:1"))
+        result(work, RayExecutor("ray://127.0.0.1:1"))

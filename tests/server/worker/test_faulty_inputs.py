@@ -13,8 +13,8 @@ from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.strategies import flexlora
 from flexlora_server.aggregation.truncate import Aggregate
 from flexlora_server.errors import AggregationError, LeaseLost
-from flexlora_server.worker.aggregate_round import Work
-from flexlora_server.worker.poison import Culprit, culprits
+from flexlora_server.worker.aggregate_round import RoundWork
+from flexlora_server.worker.diagnosis import FaultyInput, find_faulty_inputs
 from tests.support.late import aggregated, late_round, run_of
 
 ROBUST: tuple[list[dict[str, Any]], ...] = (
@@ -24,13 +24,13 @@ ROBUST: tuple[list[dict[str, Any]], ...] = (
 )
 
 
-def work_of(folder: Path, strategy: str = "flexlora", **changes: Any) -> Work:
+def work_of(folder: Path, strategy: str = "flexlora", **changes: Any) -> RoundWork:
     """Five inputs, of which the second, fourth and fifth are late."""
     return late_round(run_of(strategy, **changes), folder).work
 
 
-def blamed(work: Work, folder: Path) -> tuple[Culprit, ...]:
-    return culprits(work, lambda: None, folder)
+def blamed(work: RoundWork, folder: Path) -> tuple[FaultyInput, ...]:
+    return find_faulty_inputs(work, lambda: None, folder)
 
 
 def spoil(given: InputUpdate) -> None:
@@ -76,7 +76,7 @@ def test_updates_that_are_none_any_more(tmp_path: Path) -> None:
     strict = work.spec.model_copy(update={"norm_bound": 1e-3})
     assert [one.index for one in blamed(replace(work, spec=strict), tmp_path)] == list(range(5))
     assert all(
-        "would not be accepted now (tensor 'base_model" in one.why
+        "would not be accepted now (tensor 'base_model" in one.reason
         for one in blamed(replace(work, spec=strict), tmp_path)
     )
 
@@ -86,7 +86,7 @@ def test_one_that_the_strategy_chokes_on(tmp_path: Path, monkeypatch: pytest.Mon
     choking(monkeypatch, _first_number(work, 3))
     [one] = blamed(work, tmp_path)
     assert one.index == 3
-    assert one.why == "it cannot be aggregated, not even alone (AggregationError: this one is too much); exclude it"
+    assert one.reason == "it cannot be aggregated, not even alone (AggregationError: this one is too much); exclude it"
 
 
 def test_where_everything_fails_nobody_is_blamed_but_for_what_is_refused(
@@ -121,8 +121,8 @@ def test_a_lost_lease_stops_the_search(tmp_path: Path) -> None:
         raise LeaseLost("taken over")
 
     with pytest.raises(LeaseLost):
-        culprits(work, lost, tmp_path)
+        find_faulty_inputs(work, lost, tmp_path)
 
 
-def _first_number(work: Work, index: int) -> float:
+def _first_number(work: RoundWork, index: int) -> float:
     return float(Uploads(work.spec, work.inputs).updates("layers.0.proj")[index].A[0, 0])
