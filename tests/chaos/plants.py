@@ -16,7 +16,7 @@ from flexlora_server.database.transactions import Tx
 from flexlora_server.lifecycle import transitions
 from flexlora_server.lifecycle.transitions import Due
 from flexlora_server.state_machine import Candidate, RoundView
-from flexlora_server.storage.local_uploads import Appending
+from flexlora_server.storage.local_uploads import LocalUploads
 from flexlora_server.worker import leases
 from flexlora_server.worker.leases import Lease
 from flexlora_shared.messages.runs import RunSpec
@@ -40,11 +40,11 @@ def no_fencing() -> Iterator[None]:
 def acknowledged_unsynced() -> Iterator[None]:
     """A part is acknowledged before its bytes are on the disk."""
 
-    def keep(self: Appending, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
+    def keep(self: LocalUploads, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
         file.flush()
         return file.tell(), None
 
-    with patch.object(Appending, "keep", keep):
+    with patch.object(LocalUploads, "finish_part", keep):
         yield
 
 

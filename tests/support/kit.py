@@ -239,7 +239,7 @@ class Served:
         """After garbage collection, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
         before = self.open_uploads()  # the lobby may close a round at any time
         collect_garbage(self.store, self.blobs)
-        assert set(self.blobs.incoming.ids()) <= before | self.open_uploads()
+        assert set(self.blobs.uploads.upload_ids()) <= before | self.open_uploads()
         assert list((self.settings.data_dir / "temporary").iterdir()) == []
         for path in (self.settings.data_dir / "blobs").glob("*/*"):
             assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name

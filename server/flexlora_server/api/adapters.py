@@ -78,7 +78,7 @@ def _serve(request: Request, coordinator: Coordinator, find: Callable[[], Blob])
 
 def _linked(request: Request, coordinator: Coordinator, blob: Blob, headers: dict[str, str]) -> Response | None:
     """The slice where the object store serves it itself; None where it does not."""
-    link = coordinator.blobs.link(blob.sha256)
+    link = coordinator.blobs.presigned_url(blob.sha256)
     if link is None:
         return None
     if request.method == "HEAD":  # the link is signed for GET
@@ -90,7 +90,7 @@ def _file(request: Request, coordinator: Coordinator, blob: Blob, headers: dict[
     _select(request, blob)
     path = coordinator.blobs.path(blob.sha256)
     if path.stat().st_size != blob.size:  # a damaged copy
-        path = coordinator.blobs.whole(blob.sha256)
+        path = coordinator.blobs.verified_path(blob.sha256)
     found = path.stat()  # here a missing file is a fault of the storage, in the response it would be a defect
     return FileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=found)
 

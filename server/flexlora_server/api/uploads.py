@@ -143,7 +143,7 @@ def _opened(coordinator: Coordinator, row: Upload) -> BinaryIO:
                 uploads.shorten(tx, row.id, row.offset, there)
         _writable(coordinator, row.id, row.client_id, row.offset)
 
-    return coordinator.blobs.incoming.begin(row.id, row.offset, check)
+    return coordinator.blobs.uploads.open_part(row.id, row.offset, check)
 
 
 async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha256: bytes) -> int:
@@ -172,14 +172,14 @@ async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha2
 def _undo(coordinator: Coordinator, row: Upload, file: BinaryIO) -> None:
     """Keep nothing, acknowledge nothing: what a disk that fails does not let go of, the next part cuts off."""
     with suppress(OSError), file:
-        coordinator.blobs.incoming.undo(row.offset, file)
+        coordinator.blobs.uploads.discard_part(row.offset, file)
 
 
 def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
     """Bytes are durable before they are acknowledged, and held until the next request can see the new offset."""
-    incoming = coordinator.blobs.incoming
+    incoming = coordinator.blobs.uploads
     with file:
-        end, part = incoming.keep(row.id, row.offset, file)
+        end, part = incoming.finish_part(row.id, row.offset, file)
         try:
             with coordinator.store.transaction() as tx:
                 if not uploads.advance(tx, row.id, row.offset, end, part):
@@ -189,7 +189,7 @@ def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
                     )
         except Refusal:  # only then is it certain that no row names the part
             if part is not None:
-                incoming.forget(part)
+                incoming.delete_part(part)
             raise
     return end
 
@@ -222,5 +222,5 @@ async def commit_upload(request: Request, upload: UploadPath, client: ClientId) 
 
 
 def _commit(coordinator: Coordinator, upload: str, client: str) -> Receipt:
-    with coordinator.blobs.incoming.exclusive(upload):
+    with coordinator.blobs.uploads.lock(upload):
         return accept_upload.commit(coordinator.store, coordinator.blobs, coordinator.settings, upload, client)

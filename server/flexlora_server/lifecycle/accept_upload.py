@@ -86,15 +86,15 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
     if row.offset != row.size:
         raise _incomplete(row.offset, row.size)
     try:
-        with blobs.incoming.gathered(upload, row.parts or (), row.sha256) as path:
+        with blobs.uploads.assembled(upload, row.parts or (), row.sha256) as path:
             _check(path, runs.spec_of(run), row, StoredRows(blobs.path(previous.sha256)))
-            blobs.keep(path, row.sha256)
+            blobs.publish_file(path, row.sha256)
     except Refusal:
         _discard(store, blobs, upload, client)
         raise
     except FileNotFoundError:
         return _gone(store, blobs, row)
-    with blobs.publishing([row.sha256]):
+    with blobs.protect_from_collection([row.sha256]):
         receipt = _accept(store, settings, upload, client)
     drop(blobs, upload)
     return receipt
@@ -102,7 +102,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
 
 def _gone(store: Store, blobs: BlobStore, row: Upload) -> Receipt:
     """What becomes of a commit that found bytes missing: another one has moved them, or the row says why, or they are lost."""
-    lost = blobs.incoming.lost(row.id, row.parts or (), row.sha256)
+    lost = blobs.uploads.is_incomplete(row.id, row.parts or (), row.sha256)
     with store.transaction() as tx:
         now = uploads.owned(tx, row.id, row.client_id)
         if now.state == "ACCEPTED":
@@ -127,7 +127,7 @@ def _incomplete(there: int, size: int) -> Refusal:
 def drop(blobs: BlobStore, upload: str) -> None:
     """Delete the bytes of an upload that is over."""
     with suppress(OSError):  # it is decided already; `collect_garbage` deletes what is left
-        blobs.incoming.drop(upload)
+        blobs.uploads.delete(upload)
 
 
 def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredRows) -> None:

@@ -77,7 +77,7 @@ def slice_blob(
         if found is not None:
             return found
         blob = cut_blob(blobs, whole.sha256, spec, rank, pattern)
-        with blobs.publishing([blob.sha256]), store.transaction() as tx:
+        with blobs.protect_from_collection([blob.sha256]), store.transaction() as tx:
             runs.lock(tx, run)  # another process may have cut the same slice
             adapters.keep_cut(tx, run, number, rank, pattern, blob)
         return blob

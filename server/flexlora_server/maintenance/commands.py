@@ -1,4 +1,4 @@
-"""`flexlora-server` verify, backup, restore."""
+"""The commands verify, backup and restore of `flexlora-server`."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
-from flexlora_server.maintenance import backup as backups
+from flexlora_server.maintenance import backup as backup_module
 from flexlora_server.maintenance import verify_blobs
 from flexlora_server.settings import Settings, load_settings
 from flexlora_server.storage import open_blobs
@@ -19,7 +19,7 @@ app = typer.Typer()
 FOLDER = typer.Argument(help="The folder of the backup.")
 
 
-def _opened() -> tuple[Settings, Store]:
+def _open_store() -> tuple[Settings, Store]:
     settings = load_settings()
     store = Store(settings.url)
     store.check_head()
@@ -27,8 +27,8 @@ def _opened() -> tuple[Settings, Store]:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Faults of the machine or the database as one sentence."""
+def _as_startup_error(what: str) -> Iterator[None]:
+    """Turn errors of the storage or the database into one sentence."""
     try:
         yield
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
@@ -38,10 +38,10 @@ def _told(what: str) -> Iterator[None]:
 @app.command()
 def verify() -> None:
     """Hash every blob that the database names; exit code 1 and a list where one is missing or damaged. Safe while it serves."""
-    settings, store = _opened()
+    settings, store = _open_store()
     checked = wrong = 0
-    with _told("the blobs could not all be verified"):
-        for sha256, fault in verify_blobs.faults(store, settings):
+    with _as_startup_error("the blobs could not all be verified"):
+        for sha256, fault in verify_blobs.check_each_blob(store, settings):
             checked += 1
             if fault is not None:
                 wrong += 1
@@ -55,9 +55,9 @@ def verify() -> None:
 @app.command()
 def backup(folder: Path = FOLDER) -> None:
     """Copy the database and every blob it names into a new folder, also while the coordinator runs."""
-    settings, store = _opened()
-    with _told(f"the backup is not whole, delete {folder}"), verify_blobs.past_the_cache(settings) as blobs:
-        count = backups.backup(store, blobs, folder)
+    settings, store = _open_store()
+    with _as_startup_error(f"the backup is not whole, delete {folder}"), verify_blobs.uncached_blobs(settings) as blobs:
+        count = backup_module.backup(store, blobs, folder)
     store.close()
     typer.echo(f"The database and {count} blobs are in {folder}. The operator's key is not: keep it elsewhere.")
 
@@ -68,7 +68,7 @@ def restore(folder: Path = FOLDER) -> None:
     settings = load_settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = Store(settings.url)
-    with _told("the backup was not restored"):
-        count = backups.restore(store, open_blobs(settings), folder)
+    with _as_startup_error("the backup was not restored"):
+        count = backup_module.restore(store, open_blobs(settings), folder)
     store.close()
     typer.echo(f"The database and {count} blobs are restored; `flexlora-server serve` goes on from there.")

@@ -1,4 +1,4 @@
-"""Copies a database while it is in use, and puts a copy back: SQLite by its backup interface, PostgreSQL by its programs."""
+"""Copies a database in use, and restores a copy: SQLite by its backup interface, PostgreSQL by pg_dump and pg_restore."""
 
 import os
 import shutil
@@ -13,19 +13,19 @@ from flexlora_server.database.queries.blobs import named
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 
-NAMES = {"sqlite": "flexlora.db", "postgresql": "database.dump"}  # of the copy in a backup
+COPY_NAMES = {"sqlite": "flexlora.db", "postgresql": "database.dump"}  # in a backup, by the kind of database
 
 
 def copy_out(store: Store, folder: Path) -> frozenset[str]:
-    """Copy the database into the folder; the blobs that this copy names.
+    """Copy the database into the folder; the digests of the blobs that the copy names.
 
     Raises:
         StartupError: SQLite cannot copy it, or PostgreSQL's programs are missing or fail.
     """
     kind = store.url.get_backend_name()
     if kind == "postgresql":
-        return _dump(store, folder / NAMES[kind])
-    target = folder / NAMES[kind]
+        return _dump(store, folder / COPY_NAMES[kind])
+    target = folder / COPY_NAMES[kind]
     _copy(Path(str(store.url.database)), target)
     copied = Store(store.url.set(database=str(target)))
     try:
@@ -34,29 +34,29 @@ def copy_out(store: Store, folder: Path) -> frozenset[str]:
     finally:
         copied.close()
         with closing(sqlite3.connect(target)) as copy:
-            copy.execute("PRAGMA journal_mode=DELETE")  # one file holds it all
+            copy.execute("PRAGMA journal_mode=DELETE")  # no separate journal file
 
 
 def _dump(store: Store, target: Path) -> frozenset[str]:
-    with store.reading() as tx:  # one snapshot for the dump and for the question which blobs it names
+    with store.reading() as tx:  # one snapshot for the dump and for the blobs it names
         snapshot = tx.session.scalar(text("SELECT pg_export_snapshot()"))
         _run("pg_dump", store.url, "--format=custom", f"--snapshot={snapshot}", f"--file={target}")
         return named(tx)
 
 
 def copy_in(url: URL, folder: Path) -> None:
-    """Make the copy in the folder the database.
+    """Restore the database from the copy in the folder.
 
     Raises:
         StartupError: as `copy_out`.
     """
     kind = url.get_backend_name()
     if kind == "postgresql":
-        _run("pg_restore", url, "--no-owner", "--exit-on-error", "--single-transaction", str(folder / NAMES[kind]))
+        _run("pg_restore", url, "--no-owner", "--exit-on-error", "--single-transaction", str(folder / COPY_NAMES[kind]))
         return
     target = Path(str(url.database))
     target.parent.mkdir(parents=True, exist_ok=True)
-    _copy(folder / NAMES[kind], target)
+    _copy(folder / COPY_NAMES[kind], target)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -79,7 +79,7 @@ def is_empty(url: URL) -> bool:
 
 
 def clear(url: URL) -> None:
-    """Take out what `copy_in` put into an empty database."""
+    """Delete what `copy_in` has restored into an empty database."""
     if url.get_backend_name() == "sqlite":
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(f"{url.database}{suffix}").unlink(missing_ok=True)
@@ -99,6 +99,6 @@ def _run(program: str, url: URL, *arguments: str) -> None:
     address = url.set(drivername="postgresql", password=None).render_as_string()
     password = {} if url.password is None else {"PGPASSWORD": str(url.password)}
     command = [program, f"--dbname={address}", *arguments]
-    done = subprocess.run(command, env=os.environ | password, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise StartupError(f"{program} failed: {' '.join(done.stderr.split())[:1000]}")
+    completed = subprocess.run(command, env=os.environ | password, capture_output=True, text=True, check=False)
+    if completed.returncode != 0:
+        raise StartupError(f"{program} failed: {' '.join(completed.stderr.split())[:1000]}")

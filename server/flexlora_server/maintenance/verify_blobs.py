@@ -1,4 +1,4 @@
-"""Whether every blob that the database names is there, and whole."""
+"""Checks that every blob that the database names exists and has its digest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,55 +9,56 @@ from flexlora_server.database.queries.blobs import named
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
-from flexlora_server.storage import BlobStore, Damaged, open_blobs
+from flexlora_server.storage import BlobStore, DamagedBlob, open_blobs
 
-SHOWN = 5  # digests in a sentence
+MAX_SHOWN_DIGESTS = 5  # in an error message
 
 
 def check_blobs(store: Store, blobs: BlobStore) -> None:
-    """Refuse to run with blobs missing. The rows are read first: what they name by then was written before.
+    """Refuse to start with blobs missing. The rows are read first: blobs are written before their rows.
 
     Raises:
-        StartupError: it says which, or that the storage cannot be read.
+        StartupError: blobs are missing, or the storage cannot be read.
     """
     with store.reading() as tx:
-        wanted = named(tx)
+        digests = named(tx)
     try:
-        missing = blobs.missing(wanted)
+        missing = blobs.missing(digests)
     except OSError as error:
         raise StartupError(f"the storage of the blobs cannot be read: {error}") from error
     if missing:
-        more = "" if len(missing) <= SHOWN else f" and {len(missing) - SHOWN} more"
+        more = "" if len(missing) <= MAX_SHOWN_DIGESTS else f" and {len(missing) - MAX_SHOWN_DIGESTS} more"
+        shown = ", ".join(missing[:MAX_SHOWN_DIGESTS])
         raise StartupError(
-            f"{len(missing)} of {len(wanted)} blobs that the database names are missing: {', '.join(missing[:SHOWN])}{more}; "
+            f"{len(missing)} of {len(digests)} blobs that the database names are missing: {shown}{more}; "
             "put them back from a backup (`flexlora-server verify` lists all), or correct FLEXLORA_DATA_DIR or FLEXLORA_BLOBS_URL"
         )
 
 
 @contextmanager
-def past_the_cache(settings: Settings) -> Iterator[BlobStore]:
-    """The storage as it is itself, whatever copies lie here."""
-    temporary = settings.data_dir / "temporary"  # what is left of one that was killed is swept there
+def uncached_blobs(settings: Settings) -> Iterator[BlobStore]:
+    """The storage without the shared cache of copies on this machine."""
+    temporary = settings.data_dir / "temporary"  # what a killed process leaves there is collected as garbage
     temporary.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=temporary, prefix="verify-") as folder:
-        yield open_blobs(settings, fresh=Path(folder))
+        yield open_blobs(settings, cache_folder=Path(folder))
 
 
-def faults(store: Store, settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """Every blob that the database names, hashed anew in the storage itself: its digest and what is wrong, None for nothing."""
-    with past_the_cache(settings) as blobs:
+def check_each_blob(store: Store, settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """Hash every blob that the database names, in the storage itself: yields its digest and its fault, None where it has none."""
+    with uncached_blobs(settings) as blobs:
         with store.reading() as tx:
-            wanted = named(tx)
-        for sha256 in sorted(wanted):
+            digests = named(tx)
+        for sha256 in sorted(digests):
             yield sha256, _fault(blobs, sha256)
 
 
 def _fault(blobs: BlobStore, sha256: str) -> str | None:
     try:
-        blobs.whole(sha256)
+        blobs.verified_path(sha256)
     except FileNotFoundError:
         return "missing"
-    except Damaged as error:
+    except DamagedBlob as error:
         return f"damaged: {error}"
     except OSError as error:
         return f"unreadable: {error}"

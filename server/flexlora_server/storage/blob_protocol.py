@@ -1,4 +1,4 @@
-"""What a storage of blobs must do: five methods."""
+"""The protocol of a backend that stores blobs: five methods."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An object and when it was written, in seconds since the epoch by the storage's own clock."""
+class BlobEntry:
+    """A stored object: its key, and when it was written, in seconds since the epoch by the storage's own clock."""
 
     key: str
     modified: float
@@ -19,20 +19,20 @@ class Entry:
         return self.key.rpartition("/")[2]
 
 
-class Objects(Protocol):
-    """Objects under keys like `blobs/ab/abcd…`. What fails is an OSError, what is not there a FileNotFoundError."""
+class BlobBackend(Protocol):
+    """Objects under keys like `blobs/ab/abcd…`. A failure is an OSError, a missing object a FileNotFoundError."""
 
     def put(self, key: str, file: Path) -> None:
-        """Make a synced file of ours the object, whole or not at all, and durable; the file is gone then."""
+        """Store a synced file of ours as the object, atomically and durably; the file is moved or deleted."""
 
-    def get(self, key: str, *, anew: bool = False) -> Path:
-        """A local file of the object's bytes: itself, or a copy that is kept for a while; `anew`: not one that lies here."""
+    def get(self, key: str, *, refetch: bool = False) -> Path:
+        """A local file with the object's bytes: itself, or a copy that is kept for a while; `refetch`: not a cached copy."""
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[BlobEntry]:
         """The objects whose keys begin with `prefix`, a folder that ends in a slash, or one whole key."""
 
-    def delete(self, key: str, seen: Entry | None = None) -> None:
-        """Delete the object, where there is one; with `seen`, only if it has not been written again since."""
+    def delete(self, key: str, if_unchanged: BlobEntry | None = None) -> None:
+        """Delete the object, if it exists; with `if_unchanged`, only if it has not been written again since."""
 
-    def link(self, key: str) -> str | None:
-        """An address from which anyone may read the object for a while; None where the storage has none."""
+    def presigned_url(self, key: str) -> str | None:
+        """A URL from which anyone may read the object for a limited time; None where the storage has none."""

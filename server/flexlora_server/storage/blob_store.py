@@ -1,4 +1,4 @@
-"""What everybody uses of the storage: finished blobs by their SHA-256, files being written, and uploads on their way."""
+"""The storage as the other rooms use it: finished blobs by their SHA-256, temporary files, and unfinished uploads."""
 
 import logging
 import secrets
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flexlora_server.storage import fsync
-from flexlora_server.storage.blob_protocol import Entry, Objects
-from flexlora_server.storage.files import Damaged, digest, scratch, second_name
-from flexlora_server.storage.upload_protocol import Incoming
+from flexlora_server.storage.blob_protocol import BlobBackend, BlobEntry
+from flexlora_server.storage.files import DamagedBlob, digest, link_or_copy, temporary_file
+from flexlora_server.storage.upload_protocol import UploadStore
 
-PROBE = "probe/written"  # the key of the object that shows whether and when the storage takes writes
-EVICTED = 3  # times that a copy may be evicted before its second name is given up
+PROBE_KEY = "probe/written"  # of the object that is written to learn the storage's time and whether it takes writes
+PIN_ATTEMPTS = 3  # a cached copy may be evicted before it is pinned
 log = logging.getLogger("flexlora.blobs")
 
 
@@ -29,23 +29,23 @@ class Blob:
 
 
 class BlobStore:
-    """Blobs in `objects`, uploads on their way in `incoming`, files being written in the folder `temporary`."""
+    """Blobs in `backend`, unfinished uploads in `uploads`, temporary files in the folder `temporary`."""
 
-    def __init__(self, objects: Objects, incoming: Incoming, temporary: Path) -> None:
-        self.incoming = incoming
-        self._objects, self._temporary = objects, temporary
+    def __init__(self, backend: BlobBackend, uploads: UploadStore, temporary: Path) -> None:
+        self.uploads = uploads
+        self._backend, self._temporary = backend, temporary
         temporary.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
-        """A local file of the blob: itself, or a copy of it that stays for some minutes; `pinned` keeps it longer.
+        """A local file of the blob: itself, or a copy that stays for some minutes; `pinned` keeps it longer.
 
         Raises:
-            FileNotFoundError: an object store has no such blob; a local folder leaves that to whoever opens the path.
+            FileNotFoundError: an object store has no such blob; for a local folder, opening the path raises it.
         """
-        return self._objects.get(_key(sha256))
+        return self._backend.get(_key(sha256))
 
-    def whole(self, sha256: str) -> Path:
-        """As `path`, hashed anew: a local copy of other bytes is dropped and fetched again.
+    def verified_path(self, sha256: str) -> Path:
+        """As `path`, after hashing the file; a cached copy with other bytes is fetched again.
 
         Raises:
             Damaged: the storage itself holds other bytes.
@@ -53,14 +53,14 @@ class BlobStore:
         """
         path = self.path(sha256)
         if digest(path) != sha256:
-            path = self._objects.get(_key(sha256), anew=True)
-            if (found := digest(path)) != sha256:
-                raise Damaged(f"the storage holds other bytes under {sha256}: their SHA-256 is {found}")
+            path = self._backend.get(_key(sha256), refetch=True)
+            if (actual := digest(path)) != sha256:
+                raise DamagedBlob(f"the storage holds other bytes under {sha256}: their SHA-256 is {actual}")
         return path
 
     @contextmanager
     def pinned(self) -> Iterator[Callable[[str], Path]]:
-        """Within the block, what `path` does, under names of its own that stay until its end, or a day after the last one."""
+        """A function like `path` whose files stay until the end of the block, or after a crash for a day."""
         folder = self._temporary / f"pins-{secrets.token_hex(16)}"
         folder.mkdir()
         try:
@@ -69,41 +69,41 @@ class BlobStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _pin(self, sha256: str, folder: Path) -> Path:
-        name = folder / sha256
-        for left in reversed(range(EVICTED)):
+        pinned = folder / sha256
+        for attempts_left in reversed(range(PIN_ATTEMPTS)):
             try:
-                if not name.exists():
-                    second_name(self.path(sha256), name)
+                if not pinned.exists():
+                    link_or_copy(self.path(sha256), pinned)
                 break
-            except FileNotFoundError:  # not there, or a copy that was evicted before it had its second name
-                if not left:
+            except FileNotFoundError:  # no such blob, or a copy that was evicted before it was pinned
+                if not attempts_left:
                     raise
-        return name
+        return pinned
 
     @contextmanager
-    def publishing(self, digests: Iterable[str]) -> Iterator[None]:
-        """For the transaction that names blobs just made: what a sweep deletes meanwhile is put back.
+    def protect_from_collection(self, digests: Iterable[str]) -> Iterator[None]:
+        """Wraps the transaction that names new blobs: what the garbage collector deletes meanwhile is put back.
 
-        It had asked for their age before they were made, and stores have no deletion on condition.
+        It may have listed an older blob of the same bytes, and object stores have no conditional deletion.
         """
         with self.pinned() as pin:
-            held = {sha256: pin(sha256) for sha256 in digests}
+            pinned = {sha256: pin(sha256) for sha256 in digests}
             yield
-            for sha256, path in held.items():
+            for sha256, path in pinned.items():
                 try:
-                    if next(self._objects.list(_key(sha256)), None) is None:
-                        self._objects.put(_key(sha256), path)
-                except OSError as error:  # it is named now: nothing to take back, and hardly ever anything lost
+                    if next(self._backend.list(_key(sha256)), None) is None:
+                        self._backend.put(_key(sha256), path)
+                except OSError as error:  # the row is committed and cannot be undone; the blob is most likely there
                     log.warning("it could not be seen that the blob %s is still in the storage: %s", sha256, error)
 
-    def link(self, sha256: str) -> str | None:
-        """An address from which anyone may read the blob for a while, where the storage gives such."""
-        return self._objects.link(_key(sha256))
+    def presigned_url(self, sha256: str) -> str | None:
+        """A URL from which anyone may read the blob for a limited time, where the storage has such."""
+        return self._backend.presigned_url(_key(sha256))
 
     @contextmanager
     def writing(self) -> Iterator[BinaryIO]:
         """A new temporary file, open for writing and reading; `finish` makes it a blob, leaving the block deletes it."""
-        with scratch(self._temporary) as file:
+        with temporary_file(self._temporary) as file:
             yield file
 
     def finish(self, file: BinaryIO) -> Blob:
@@ -111,7 +111,7 @@ class BlobStore:
         fsync.sync(file)
         size, path = file.tell(), Path(file.name)
         sha256 = digest(path)
-        self._objects.put(_key(sha256), path)
+        self._backend.put(_key(sha256), path)
         return Blob(sha256, size)
 
     def add(self, source: Path) -> Blob:
@@ -121,12 +121,12 @@ class BlobStore:
                 file.write(piece)
             return self.finish(file)
 
-    def keep(self, path: Path, sha256: str) -> None:
-        """Make the bytes of a complete, checked upload, as `incoming.gathered` gave them, a blob."""
-        self._objects.put(_key(sha256), path)
+    def publish_file(self, path: Path, sha256: str) -> None:
+        """Make the checked file of `uploads.assembled` a blob."""
+        self._backend.put(_key(sha256), path)
 
-    def drop_temporary(self, seconds: float) -> None:
-        """Delete what a process that died was writing or had pinned: untouched for so long."""
+    def delete_temporary(self, seconds: float) -> None:
+        """Delete temporary files and pins of dead processes: untouched for so many seconds."""
         for path in self._temporary.iterdir():
             with suppress(FileNotFoundError):  # finished or deleted meanwhile
                 if time.time() - path.stat().st_mtime <= seconds:
@@ -138,41 +138,41 @@ class BlobStore:
 
     def check_writable(self) -> None:
         """Raise OSError when the storage does not take writes."""
-        self._now()
+        self._storage_time()
 
     def missing(self, digests: Iterable[str]) -> list[str]:
-        """Those of the digests that name no blob, by one listing; listings may lag, so what one lacks is asked for by itself."""
-        wanted = set(digests)
-        if wanted:
-            wanted.difference_update(entry.name for entry in self._objects.list("blobs/"))
-        return [sha256 for sha256 in sorted(wanted) if next(self._objects.list(_key(sha256)), None) is None]
+        """The digests without a blob. One listing finds most; listings may lag, so the others are looked up one by one."""
+        absent = set(digests)
+        if absent:
+            absent.difference_update(entry.name for entry in self._backend.list("blobs/"))
+        return [sha256 for sha256 in sorted(absent) if next(self._backend.list(_key(sha256)), None) is None]
 
-    def older(self, seconds: float) -> list[Entry]:
-        """The blobs that were written longer ago, by the storage's own clock."""
-        found = list(self._objects.list("blobs/"))
-        limit = self._now() - seconds if found else 0.0
-        return [entry for entry in found if entry.modified < limit]
+    def older_than(self, seconds: float) -> list[BlobEntry]:
+        """The blobs that were written more than so many seconds ago, by the storage's own clock."""
+        entries = list(self._backend.list("blobs/"))
+        limit = self._storage_time() - seconds if entries else 0.0
+        return [entry for entry in entries if entry.modified < limit]
 
-    def discard(self, entry: Entry) -> None:
+    def delete_if_unchanged(self, entry: BlobEntry) -> None:
         """Delete a blob, unless it was written again since it was listed."""
-        self._objects.delete(entry.key, entry)
+        self._backend.delete(entry.key, entry)
 
-    def other_than(self, digests: Collection[str]) -> bool:
-        """Whether there is any blob that these do not name."""
-        return any(entry.name not in digests for entry in self._objects.list("blobs/"))
+    def has_other_than(self, digests: Collection[str]) -> bool:
+        """Whether there is any blob with another digest."""
+        return any(entry.name not in digests for entry in self._backend.list("blobs/"))
 
-    def remove(self, digests: Iterable[str]) -> None:
-        """Delete the blobs that these name, where they are there."""
+    def delete(self, digests: Iterable[str]) -> None:
+        """Delete the blobs with these digests, if they exist."""
         for sha256 in digests:
-            self._objects.delete(_key(sha256))
+            self._backend.delete(_key(sha256))
 
-    def _now(self) -> float:
-        """The storage's own time: that of an object written now, always the same one."""
-        with scratch(self._temporary) as file:
+    def _storage_time(self) -> float:
+        """The storage's own time: the modification time of the probe object, written now."""
+        with temporary_file(self._temporary) as file:
             file.write(b"flexlora")
             fsync.sync(file)
-            self._objects.put(PROBE, Path(file.name))
-        return next(entry.modified for entry in self._objects.list(PROBE))
+            self._backend.put(PROBE_KEY, Path(file.name))
+        return next(entry.modified for entry in self._backend.list(PROBE_KEY))
 
 
 def _key(sha256: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that are being written and have no name of their own yet, and what names them in the end."""
+"""Local files: temporary ones, digests, hard links."""
 
 import hashlib
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-class Damaged(OSError):
-    """A blob has other bytes than it was stored with; the message names it."""
+class DamagedBlob(OSError):
+    """The bytes of a blob do not have its digest; the message names it."""
 
 
 @contextmanager
-def scratch(folder: Path) -> Iterator[BinaryIO]:
-    """A new file in the folder, open for writing and reading, deleted on leaving unless it was moved."""
+def temporary_file(folder: Path) -> Iterator[BinaryIO]:
+    """A new file in the folder, open for writing and reading; deleted at the end unless it was moved."""
     path = folder / secrets.token_hex(16)
     try:
         with path.open("x+b") as file:
@@ -31,8 +31,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def second_name(source: Path, target: Path) -> None:
-    """A second name for the same bytes where the file system has such, else a copy."""
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source` where the file system has such, else a copy."""
     try:
         os.link(source, target)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What must be on the disk before anything is promised: the only calls of `fsync`."""
+"""Calls of `fsync`: what is acknowledged to agents must be on the disk first."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ def sync(file: BinaryIO) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Return when the folder's names are on the disk."""
+    """Return when the folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Blobs in a local folder: `blobs/ab/abcd…`. A file is renamed into place; what is read is the blob itself."""
+"""Blobs as files of a local folder: `blobs/ab/abcd…`. A file is renamed into place and read in place."""
 
 import fcntl
 import os
@@ -7,11 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flexlora_server.storage import fsync
-from flexlora_server.storage.blob_protocol import Entry
+from flexlora_server.storage.blob_protocol import BlobEntry
 
 
-class LocalObjects:
-    """Objects that are files under a folder."""
+class LocalBlobs:
+    """A `BlobBackend` whose objects are files under a folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -19,21 +19,21 @@ class LocalObjects:
         fsync.sync_folder(root)
 
     def put(self, key: str, file: Path) -> None:
-        """Rename the file into place, the same bytes again too: the blob is young from now on."""
+        """Rename the file into place, also where the same bytes exist: that renews the blob's modification time."""
         target = self._root / key
         target.parent.mkdir(parents=True, exist_ok=True)
-        fsync.sync_folder(target.parent.parent)  # first, or a new folder could be lost with what was renamed into it
+        fsync.sync_folder(target.parent.parent)  # first: otherwise a new folder could be lost together with the file
         with self._lock(fcntl.LOCK_SH):
             os.utime(file)
-            if file != target:  # else renamed by somebody who may have died before the folders were synced
+            if file != target:  # else renamed by a process that may have died before the folders were synced
                 file.replace(target)
         fsync.sync_folder(target.parent)
 
-    def get(self, key: str, *, anew: bool = False) -> Path:
-        """The object's own file, never a copy; whoever opens it finds out whether it is there."""
+    def get(self, key: str, *, refetch: bool = False) -> Path:
+        """The object's own file, never a copy; it may not exist."""
         return self._root / key
 
-    def list(self, prefix: str) -> Iterator[Entry]:
+    def list(self, prefix: str) -> Iterator[BlobEntry]:
         """Walk the folder."""
         if not prefix.endswith("/"):
             yield from self._entries(Path(prefix).parent, [Path(prefix).name])
@@ -41,24 +41,24 @@ class LocalObjects:
         for folder, _, names in os.walk(self._root / prefix):
             yield from self._entries(Path(folder).relative_to(self._root), names)
 
-    def _entries(self, folder: Path, names: Iterable[str]) -> Iterator[Entry]:
-        inside, at = f"{folder.as_posix()}/", f"{self._root / folder}/"  # strings: there may be many
+    def _entries(self, folder: Path, names: Iterable[str]) -> Iterator[BlobEntry]:
+        key_prefix, path_prefix = f"{folder.as_posix()}/", f"{self._root / folder}/"  # strings: there may be many
         for name in names:
             with suppress(FileNotFoundError):  # deleted meanwhile
-                yield Entry(inside + name, os.stat(at + name).st_mtime)  # noqa: PTH116
+                yield BlobEntry(key_prefix + name, os.stat(path_prefix + name).st_mtime)  # noqa: PTH116
 
-    def delete(self, key: str, seen: Entry | None = None) -> None:
-        """Delete the file; one that is being published again stays."""
+    def delete(self, key: str, if_unchanged: BlobEntry | None = None) -> None:
+        """Delete the file, unless it is being published again."""
         path = self._root / key
-        if seen is None:
+        if if_unchanged is None:
             path.unlink(missing_ok=True)
             return
         with suppress(BlockingIOError, FileNotFoundError), self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if path.stat().st_mtime == seen.modified:
+            if path.stat().st_mtime == if_unchanged.modified:
                 path.unlink()
 
-    def link(self, key: str) -> str | None:
-        """A folder has no address."""
+    def presigned_url(self, key: str) -> str | None:
+        """A local folder has no URLs."""
         return None
 
     @contextmanager

@@ -1,7 +1,7 @@
-"""Uploads on their way in an object store: an object for each part, under a name that no other writer can choose.
+"""Unfinished uploads in an object store: an object for each part, under a unique random name.
 
-Nothing is locked. The row lists the parts that were acknowledged, in order; the compare-and-set on its offset decides between
-writers, and the objects of those that lost are deleted, at the latest with the upload.
+Nothing is locked between processes. The row lists the acknowledged parts in order; the compare-and-set on its offset decides
+between writers, and the objects of the others are deleted, at the latest with the upload.
 """
 
 import secrets
@@ -12,75 +12,75 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flexlora_server.storage import fsync
-from flexlora_server.storage.files import scratch
-from flexlora_server.storage.s3_blobs import S3Objects
-from flexlora_server.storage.upload_protocol import busy
+from flexlora_server.storage.files import temporary_file
+from flexlora_server.storage.s3_blobs import S3Blobs
+from flexlora_server.storage.upload_protocol import upload_busy
 
 
-class Parts:
-    """Parts are received into local files of the folder `temporary` first."""
+class S3Uploads:
+    """An `UploadStore` in an object store; parts are received into local files of the folder `temporary` first."""
 
-    def __init__(self, objects: S3Objects, temporary: Path) -> None:
-        self._objects, self._temporary = objects, temporary
-        self._turn, self._at_work = threading.Lock(), set[str]()
+    def __init__(self, blobs: S3Blobs, temporary: Path) -> None:
+        self._blobs, self._temporary = blobs, temporary
+        self._mutex, self._active = threading.Lock(), set[str]()
 
-    def begin(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
-        """A file of this request's own; whether the objects of earlier parts are there shows when they are gathered."""
+    def open_part(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
+        """A file of this request alone; whether the objects of earlier parts exist shows in `assembled`."""
         path = self._temporary / secrets.token_hex(16)
         file = path.open("x+b")
-        path.unlink()  # it has no name from here on: nothing is left of a request that dies
+        path.unlink()  # the file has no name from here on: nothing is left of a request that dies
         return file
 
-    def keep(self, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
-        """Send the part."""
+    def finish_part(self, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
+        """Upload the part."""
         size = file.tell()
         if size == 0:
             return offset, None
         key = f"incoming/{upload}/{offset:016d}-{secrets.token_hex(16)}"
         file.seek(0)
-        self._objects.send(key, file)
+        self._blobs.send(key, file)
         return offset + size, key
 
-    def undo(self, offset: int, file: BinaryIO) -> None:
+    def discard_part(self, offset: int, file: BinaryIO) -> None:
         """Empty the file."""
         file.seek(0)
         file.truncate()
 
-    def forget(self, key: str) -> None:
-        """Delete the object; if that fails, it goes with the upload."""
+    def delete_part(self, key: str) -> None:
+        """Delete the object; if that fails, it is deleted with the upload."""
         with suppress(OSError):
-            self._objects.delete(key)
+            self._blobs.delete(key)
 
     @contextmanager
-    def exclusive(self, upload: str) -> Iterator[None]:
-        """Objects do not change under us; once in a process, so that a repeated commit is not inspected side by side."""
-        with self._turn:
-            if upload in self._at_work:
-                raise busy()
-            self._at_work.add(upload)
+    def lock(self, upload: str) -> Iterator[None]:
+        """Allow one commit of an upload at a time in this process; objects do not change, so no other lock is needed."""
+        with self._mutex:
+            if upload in self._active:
+                raise upload_busy()
+            self._active.add(upload)
         try:
             yield
         finally:
-            self._at_work.discard(upload)
+            self._active.discard(upload)
 
     @contextmanager
-    def gathered(self, upload: str, parts: Sequence[str], sha256: str) -> Iterator[Path]:
+    def assembled(self, upload: str, parts: Sequence[str], sha256: str) -> Iterator[Path]:
         """Fetch the parts into one file."""
-        with scratch(self._temporary) as file:
+        with temporary_file(self._temporary) as file:
             for key in parts:
-                self._objects.fetch(key, file)
+                self._blobs.fetch(key, file)
             fsync.sync(file)
             yield Path(file.name)
 
-    def lost(self, upload: str, parts: Sequence[str], sha256: str) -> bool:
-        """Whether an object is gone."""
-        return any(next(self._objects.list(key), None) is None for key in parts)
+    def is_incomplete(self, upload: str, parts: Sequence[str], sha256: str) -> bool:
+        """Whether an object is missing."""
+        return any(next(self._blobs.list(key), None) is None for key in parts)
 
-    def ids(self) -> list[str]:
+    def upload_ids(self) -> list[str]:
         """The folders of the parts."""
-        return sorted({entry.key.split("/")[1] for entry in self._objects.list("incoming/")})
+        return sorted({entry.key.split("/")[1] for entry in self._blobs.list("incoming/")})
 
-    def drop(self, upload: str) -> None:
+    def delete(self, upload: str) -> None:
         """Delete the parts, acknowledged or not."""
-        for entry in self._objects.list(f"incoming/{upload}/"):
-            self._objects.delete(entry.key)
+        for entry in self._blobs.list(f"incoming/{upload}/"):
+            self._blobs.delete(entry.key)

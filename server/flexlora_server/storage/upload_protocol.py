@@ -1,4 +1,4 @@
-"""Uploads on their way: what a storage must do with parts that come one after another, by any of several processes."""
+"""The protocol of a store of unfinished uploads, whose parts arrive one after another in any of several processes."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -9,53 +9,53 @@ from flexlora_server.errors import Refusal
 from flexlora_shared.problems import Code
 
 
-class Incoming(Protocol):
-    """The parts of uploads. `begin`, then writing, then `keep` or `undo`, then closing the file: one part."""
+class UploadStore(Protocol):
+    """The parts of uploads. One part: `open_part`, writing, `finish_part` or `discard_part`, closing the file."""
 
-    def begin(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
+    def open_part(self, upload: str, offset: int, check: Callable[[int], None]) -> BinaryIO:
         """A file that takes the bytes from `offset` on.
 
-        `check` is asked once nobody else can write them, with how many there are; it must refuse fewer than `offset`.
+        `check` is called with the number of bytes stored, once nobody else can write them; it must refuse fewer than `offset`.
 
         Raises:
             Refusal: UPLOAD_BUSY, or what `check` raises.
         """
 
-    def keep(self, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
-        """Make what was written durable; where the upload ends now, and the key of the object that holds the part."""
+    def finish_part(self, upload: str, offset: int, file: BinaryIO) -> tuple[int, str | None]:
+        """Make the written bytes durable; the new end of the upload, and the key of the object that holds the part, if any."""
 
-    def undo(self, offset: int, file: BinaryIO) -> None:
-        """Keep nothing of what was written."""
+    def discard_part(self, offset: int, file: BinaryIO) -> None:
+        """Drop the written bytes."""
 
-    def forget(self, key: str) -> None:
+    def delete_part(self, key: str) -> None:
         """Delete the object of a part that was not acknowledged."""
 
-    def exclusive(self, upload: str) -> AbstractContextManager[None]:
-        """Keep other writers from the upload's bytes where they could change under us.
+    def lock(self, upload: str) -> AbstractContextManager[None]:
+        """Keep other writers from bytes of the upload that could otherwise change.
 
         Raises:
             Refusal: UPLOAD_BUSY.
         """
 
-    def gathered(self, upload: str, parts: Sequence[str], sha256: str) -> AbstractContextManager[Path]:
-        """All bytes of a complete upload in one synced file, also where a commit that was cut short made them a blob.
+    def assembled(self, upload: str, parts: Sequence[str], sha256: str) -> AbstractContextManager[Path]:
+        """All bytes of a complete upload in one synced file, also where an interrupted commit has made them a blob.
 
         Raises:
             FileNotFoundError: they were deleted.
         """
 
-    def lost(self, upload: str, parts: Sequence[str], sha256: str) -> bool:
-        """Whether `gathered` cannot find all bytes that were acknowledged."""
+    def is_incomplete(self, upload: str, parts: Sequence[str], sha256: str) -> bool:
+        """Whether some of the acknowledged bytes are missing, so that `assembled` would fail."""
 
-    def ids(self) -> list[str]:
-        """The uploads that have bytes on their way."""
+    def upload_ids(self) -> list[str]:
+        """The uploads that have bytes here."""
 
-    def drop(self, upload: str) -> None:
+    def delete(self, upload: str) -> None:
         """Delete an upload's bytes."""
 
 
-def busy() -> Refusal:
-    """What a request is told that finds another one at the bytes of its upload."""
+def upload_busy() -> Refusal:
+    """The refusal of a request while another one writes to the same upload."""
     return Refusal(
         Code.UPLOAD_BUSY, "Another request is busy with this upload; try again.", headers={"Retry-After": "1"}
     )

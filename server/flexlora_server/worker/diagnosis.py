@@ -17,7 +17,7 @@ from flexlora_server.adapter_files.round_uploads import InputUpdate
 from flexlora_server.adapter_files.slicing import cut
 from flexlora_server.errors import LeaseLost, Refusal, Stopping
 from flexlora_server.settings import Settings
-from flexlora_server.storage import BlobStore, Damaged
+from flexlora_server.storage import BlobStore, DamagedBlob
 from flexlora_server.worker.aggregate_module import RoundWork
 from flexlora_server.worker.aggregate_round import write_aggregate
 from flexlora_server.worker.job import Job
@@ -51,10 +51,10 @@ def _storage_faults(work: RoundWork, blobs: BlobStore, check_alive: Callable[[],
 
 def _fault(blobs: BlobStore, sha256: str) -> str:
     try:
-        blobs.whole(sha256)
+        blobs.verified_path(sha256)
     except FileNotFoundError:
         return "is missing"
-    except Damaged:
+    except DamagedBlob:
         return "is damaged"
     return ""
 

@@ -45,14 +45,14 @@ def collect_uploads(store: Store, blobs: BlobStore) -> None:
 
     Uploads are listed before their rows are read, so that one that begins meanwhile is not touched.
     """
-    upload_ids = blobs.incoming.ids()
+    upload_ids = blobs.uploads.upload_ids()
     if upload_ids:
         with store.reading() as tx:
             open_ids = uploads.open_ids(tx)
         for upload in upload_ids:
             if upload not in open_ids:
-                blobs.incoming.drop(upload)
-    blobs.drop_temporary(ABANDONED_AFTER_S)
+                blobs.uploads.delete(upload)
+    blobs.delete_temporary(ABANDONED_AFTER_S)
 
 
 def collect_blobs(store: Store, blobs: BlobStore, *, min_blob_age: float = ABANDONED_AFTER_S) -> None:
@@ -60,10 +60,10 @@ def collect_blobs(store: Store, blobs: BlobStore, *, min_blob_age: float = ABAND
 
     Blobs are listed before the rows are read: what a row names by then stays, and what is written again is young.
     """
-    old = blobs.older(min_blob_age)
+    old = blobs.older_than(min_blob_age)
     if old:
         with store.reading() as tx:
             claimed = blob_queries.claimed(tx)
         for entry in old:
             if entry.name not in claimed:
-                blobs.discard(entry)
+                blobs.delete_if_unchanged(entry)

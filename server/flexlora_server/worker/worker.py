@@ -16,7 +16,7 @@ from flexlora_server.errors import LeaseLost, Stopping
 from flexlora_server.lifecycle import transitions
 from flexlora_server.lifecycle.serve_slice import cut_blob
 from flexlora_server.settings import Settings
-from flexlora_server.storage import BlobStore, Damaged
+from flexlora_server.storage import BlobStore, DamagedBlob
 from flexlora_server.worker import aggregate_round, leases
 from flexlora_server.worker.diagnosis import explain_failure
 from flexlora_server.worker.executors.base import create_executor
@@ -82,7 +82,7 @@ class Worker:
         with Heartbeat(self._store, lease, self._settings.lease_seconds).running() as heartbeat:
             try:
                 result = self._work(job, lambda: self._check_alive(heartbeat))
-            except (FileNotFoundError, Damaged) as error:  # an input is gone: no later try finds it
+            except (FileNotFoundError, DamagedBlob) as error:  # an input is gone: no later try finds it
                 self._failed(job, heartbeat, f"a file that the round needs is missing or damaged: {error}")
                 return
             except (LeaseLost, Stopping, SQLAlchemyError, OSError):
@@ -92,7 +92,7 @@ class Worker:
                 self._failed(job, heartbeat, f"{type(error).__name__}: {error}")
                 return
             # while the lease is still renewed: remote files may have to be fetched again
-            with self._blobs.publishing(result.digests), self._store.transaction() as tx:
+            with self._blobs.protect_from_collection(result.digests), self._store.transaction() as tx:
                 publish(tx, lease, result)
         log.info("run %s round %d: published in %.1f s", lease.run, lease.number, result.seconds)
 

@@ -11,7 +11,7 @@ from flexlora_server.api import uploads as upload_routes
 from flexlora_server.app import create_app
 from flexlora_server.errors import Refusal
 from flexlora_server.storage import digest
-from flexlora_server.storage.local_uploads import Appending
+from flexlora_server.storage.local_uploads import LocalUploads
 from tests.support.kit import Participant, Served, part, part_head, raw_answer, raw_request, served
 from tests.support.sending import BIG, begun, offset, put
 
@@ -55,8 +55,8 @@ def test_a_commit_cut_short_after_the_bytes_moved_can_be_repeated(coordinator: S
     upload = participant.announce(task, data)["id"]
     participant.send(upload, data)
     sha256 = hashlib.sha256(data).hexdigest()
-    with coordinator.blobs.incoming.gathered(upload, (), sha256) as path:
-        coordinator.blobs.keep(path, sha256)  # and the process died here
+    with coordinator.blobs.uploads.assembled(upload, (), sha256) as path:
+        coordinator.blobs.publish_file(path, sha256)  # and the process died here
     assert put(participant, upload, b"", len(data), last=True) == (204, len(data))
     assert participant.commit(upload)["upload_id"] == upload
     coordinator.check_storage()
@@ -92,7 +92,7 @@ def test_a_part_looks_at_its_upload_again_once_it_holds_the_bytes(coordinator: S
     participant.commit(upload)
     with pytest.raises(Refusal, match="was accepted"):
         upload_routes._opened(running, old)
-    assert coordinator.blobs.incoming.ids() == []
+    assert coordinator.blobs.uploads.upload_ids() == []
 
 
 def test_bytes_that_vanish_in_a_commit_are_explained_by_the_row(
@@ -133,7 +133,7 @@ def test_a_damaged_part_is_not_acknowledged_where_it_cannot_be_cut_off(
 
     path, headers = f"/v1/uploads/{upload}", part(data[:1000], 0)
     with monkeypatch.context() as patch:
-        patch.setattr(Appending, "undo", broken)
+        patch.setattr(LocalUploads, "discard_part", broken)
         participant.problem("part-digest-mismatch", "PATCH", path, headers=headers, content=bytes(1000))
     assert offset(participant, upload) == 0
     participant.send(upload, data)

@@ -14,7 +14,7 @@ from starlette.types import Message
 from flexlora_server.api import receive_part
 from flexlora_server.api.receive_part import BUFFER
 from flexlora_server.storage import fsync
-from flexlora_server.storage.local_uploads import Appending, append, hold
+from flexlora_server.storage.local_uploads import LocalUploads, lock_file, seek_to
 
 
 class SlowDisk(BytesIO):
@@ -56,23 +56,23 @@ def test_a_request_cancelled_while_it_writes_wrote_each_byte_once() -> None:
 def test_missing_bytes_are_never_made_up(tmp_path: Path) -> None:
     path = tmp_path / "upload"
     path.write_bytes(b"1234")
-    with hold(path) as file:
+    with lock_file(path) as file:
         with pytest.raises(OSError, match="only 4 are there"):
-            append(file, 5)
-        append(file, 3)
+            seek_to(file, 5)
+        seek_to(file, 3)
     assert path.read_bytes() == b"123"
 
 
 def test_a_file_has_a_durable_name_before_its_first_bytes_are_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    incoming, synced = Appending(tmp_path), list[Path]()
+    incoming, synced = LocalUploads(tmp_path), list[Path]()
     monkeypatch.setattr(fsync, "sync_folder", synced.append)
     for offset, part in ((0, b"1234"), (4, b"56")):
-        with incoming.begin("upload", offset, lambda there: None) as file:
+        with incoming.open_part("upload", offset, lambda there: None) as file:
             assert synced == [tmp_path / "partial"]  # once
             file.write(part)
-            assert incoming.keep("upload", offset, file) == (offset + len(part), None)
+            assert incoming.finish_part("upload", offset, file) == (offset + len(part), None)
     assert (tmp_path / "partial" / "upload").read_bytes() == b"123456"
 
 

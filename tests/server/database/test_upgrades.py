@@ -14,7 +14,7 @@ from sqlalchemy import URL, create_engine, inspect
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from flexlora_server.maintenance.backup import restore
-from flexlora_server.maintenance.verify_blobs import faults
+from flexlora_server.maintenance.verify_blobs import check_each_blob
 from flexlora_server.settings import Settings
 from flexlora_server.storage import open_blobs
 from tests.support import schemas
@@ -64,7 +64,7 @@ def finish(running: Served, keys: dict[str, str], arrived: int) -> None:
     assert running.work() == 1
     status = running.operator.expect(200, "GET", f"/v1/runs/{STOPPED}")["status"]
     assert (status["state"], status["rounds_published"]) == ("COMPLETED", 4)
-    assert all(fault is None for _, fault in faults(running.store, running.settings))
+    assert all(fault is None for _, fault in check_each_blob(running.store, running.settings))
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

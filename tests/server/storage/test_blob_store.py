@@ -9,8 +9,8 @@ import pytest
 
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
-from flexlora_server.storage import Blob, BlobStore, Damaged, fsync, open_blobs
-from flexlora_server.storage.blob_protocol import Entry
+from flexlora_server.storage import Blob, BlobStore, DamagedBlob, fsync, open_blobs
+from flexlora_server.storage.blob_protocol import BlobEntry
 
 ABSENT = "0" * 64
 
@@ -28,7 +28,7 @@ def test_a_blob_is_found_under_its_digest(blobs: BlobStore, settings: Settings) 
     for reader in (blobs, open_blobs(settings)):
         assert reader.path(blob.sha256).read_bytes() == b"some bytes"
     assert blobs.missing([ABSENT, blob.sha256]) == [ABSENT]
-    assert blobs.other_than(())
+    assert blobs.has_other_than(())
 
 
 def test_a_blob_larger_than_a_part(blobs: BlobStore, settings: Settings, tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_nothing_is_left_of_what_was_not_finished(blobs: BlobStore, settings: Se
     with blobs.writing() as file:
         file.write(b"half")
     assert list((settings.data_dir / "temporary").iterdir()) == []
-    assert not blobs.other_than(())
+    assert not blobs.has_other_than(())
     blobs.check_writable()
-    assert not blobs.other_than(())
+    assert not blobs.has_other_than(())
 
 
 def test_the_absent_blob(blobs: BlobStore) -> None:
@@ -58,57 +58,59 @@ def test_only_old_blobs_are_discarded_and_not_those_written_again(
     blobs: BlobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blob = write(blobs, b"x")
-    assert blobs.older(3600) == []
-    (seen,) = blobs.older(-3600)
+    assert blobs.older_than(3600) == []
+    (seen,) = blobs.older_than(-3600)
     assert seen.name == blob.sha256
-    blobs.discard(type(seen)(seen.key, seen.modified - 86_400))  # as if it had been listed before it was written anew
+    blobs.delete_if_unchanged(
+        type(seen)(seen.key, seen.modified - 86_400)
+    )  # as if it had been listed before it was written anew
     assert blobs.missing([blob.sha256]) == []
-    blobs.discard(seen)
+    blobs.delete_if_unchanged(seen)
     assert blobs.missing([blob.sha256]) == [blob.sha256]
     with pytest.raises(FileNotFoundError):
         blobs.path(blob.sha256).open()
 
 
 def send(blobs: BlobStore, upload: str, offset: int, data: bytes) -> str | None:
-    with blobs.incoming.begin(upload, offset, lambda there: None) as file:
+    with blobs.uploads.open_part(upload, offset, lambda there: None) as file:
         file.write(data)
-        end, part = blobs.incoming.keep(upload, offset, file)
+        end, part = blobs.uploads.finish_part(upload, offset, file)
         assert end == offset + len(data)
         return part
 
 
 def test_parts_add_up_to_a_blob(blobs: BlobStore, settings: Settings) -> None:
     parts = [send(blobs, "u", 0, b"first "), send(blobs, "u", 6, b"second")]
-    assert blobs.incoming.ids() == ["u"]
+    assert blobs.uploads.upload_ids() == ["u"]
     sha256 = hashlib.sha256(b"first second").hexdigest()
     elsewhere = open_blobs(settings)
     for _ in range(2):  # the second time as after a commit that was cut short
-        with elsewhere.incoming.gathered("u", [part for part in parts if part], sha256) as path:
+        with elsewhere.uploads.assembled("u", [part for part in parts if part], sha256) as path:
             assert path.read_bytes() == b"first second"
-            elsewhere.keep(path, sha256)
-    elsewhere.incoming.drop("u")
-    assert blobs.incoming.ids() == []
+            elsewhere.publish_file(path, sha256)
+    elsewhere.uploads.delete("u")
+    assert blobs.uploads.upload_ids() == []
     assert blobs.path(sha256).read_bytes() == b"first second"
     assert list((settings.data_dir / "temporary").iterdir()) == []
 
 
 def test_a_part_that_is_undone_leaves_nothing(blobs: BlobStore) -> None:
     first = send(blobs, "u", 0, b"good")
-    with blobs.incoming.begin("u", 4, lambda there: None) as file:
+    with blobs.uploads.open_part("u", 4, lambda there: None) as file:
         file.write(b"bad")
-        blobs.incoming.undo(4, file)
-        assert blobs.incoming.keep("u", 4, file) == (4, None)
+        blobs.uploads.discard_part(4, file)
+        assert blobs.uploads.finish_part("u", 4, file) == (4, None)
     second = send(blobs, "u", 4, b"!")
     sha256 = hashlib.sha256(b"good!").hexdigest()
-    with blobs.incoming.gathered("u", [part for part in (first, second) if part], sha256) as path:
+    with blobs.uploads.assembled("u", [part for part in (first, second) if part], sha256) as path:
         assert path.read_bytes() == b"good!"
 
 
 def test_bytes_that_are_gone(blobs: BlobStore) -> None:
     part = send(blobs, "u", 0, b"x")
-    blobs.incoming.drop("u")
-    blobs.incoming.drop("u")
-    with pytest.raises(FileNotFoundError), blobs.incoming.gathered("u", [part] if part else [], ABSENT) as path:
+    blobs.uploads.delete("u")
+    blobs.uploads.delete("u")
+    with pytest.raises(FileNotFoundError), blobs.uploads.assembled("u", [part] if part else [], ABSENT) as path:
         path.open()
 
 
@@ -142,9 +144,9 @@ def test_what_is_pinned_stays_whatever_the_cache_evicts(blobs: BlobStore, settin
     left = settings.data_dir / "temporary" / "pins-of-one-that-was-killed"
     left.mkdir()
     (left / blob.sha256).write_bytes(b"pinned")
-    blobs.drop_temporary(3600)
+    blobs.delete_temporary(3600)
     assert left.exists()
-    blobs.drop_temporary(-3600)
+    blobs.delete_temporary(-3600)
     assert not left.exists()
     assert blobs.path(blob.sha256).read_bytes() == b"pinned"
 
@@ -154,22 +156,22 @@ def test_damaged_copies_are_fetched_again_and_damaged_blobs_named(blobs: BlobSto
     path = blobs.path(blob.sha256)
     path.write_bytes(b"other")
     if settings.blobs_url is None:
-        with pytest.raises(Damaged, match=blob.sha256):
-            blobs.whole(blob.sha256)
+        with pytest.raises(DamagedBlob, match=blob.sha256):
+            blobs.verified_path(blob.sha256)
     else:
-        assert blobs.whole(blob.sha256).read_bytes() == b"whole"
+        assert blobs.verified_path(blob.sha256).read_bytes() == b"whole"
 
 
 def test_a_listing_that_lags_behind_misses_nothing(
     blobs: BlobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blob = write(blobs, b"new")
-    listed = blobs._objects.list
+    listed = blobs._backend.list
 
-    def lagging(prefix: str) -> Iterator[Entry]:
+    def lagging(prefix: str) -> Iterator[BlobEntry]:
         return iter(()) if prefix.endswith("/") else listed(prefix)
 
-    monkeypatch.setattr(blobs._objects, "list", lagging)
+    monkeypatch.setattr(blobs._backend, "list", lagging)
     assert blobs.missing([ABSENT, blob.sha256]) == [ABSENT]
 
 
@@ -186,5 +188,5 @@ def test_a_new_folder_is_synced_before_anything_is_renamed_into_it(
         source.write_bytes(b"whole")
     target, synced = blobs.path(hashlib.sha256(b"whole").hexdigest()), list[tuple[Path, bool]]()
     monkeypatch.setattr(fsync, "sync_folder", lambda path: synced.append((path, target.exists())))
-    blobs.keep(source, target.name)
+    blobs.publish_file(source, target.name)
     assert synced == [(target.parent.parent, renamed), (target.parent, True)]

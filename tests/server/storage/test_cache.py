@@ -9,12 +9,12 @@ from typing import BinaryIO
 import pytest
 
 from flexlora_server.storage import fsync
-from flexlora_server.storage.cache import Cache
+from flexlora_server.storage.cache import BlobCache
 
 BLOBS = {hashlib.sha256(data).hexdigest(): data for data in (b"a" * 100, b"b" * 100, b"c" * 100)}
 
 
-def get(cache: Cache, sha256: str) -> Path:
+def get(cache: BlobCache, sha256: str) -> Path:
     def fetch(file: BinaryIO) -> None:
         file.write(BLOBS[sha256])
 
@@ -22,7 +22,7 @@ def get(cache: Cache, sha256: str) -> Path:
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
-    cache, (first, second, third) = Cache(tmp_path, 250, grace=0.0), BLOBS
+    cache, (first, second, third) = BlobCache(tmp_path, 250, grace=0.0), BLOBS
     for used, sha256 in enumerate((first, second)):
         os.utime(get(cache, sha256), (used, used))
     get(cache, first)  # used again
@@ -31,7 +31,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
 
 
 def test_a_mapped_copy_outlives_its_file_and_a_fresh_one_stays(tmp_path: Path) -> None:
-    cache, (first, second, _) = Cache(tmp_path, 0), BLOBS
+    cache, (first, second, _) = BlobCache(tmp_path, 0), BLOBS
     path = get(cache, first)
     get(cache, second)
     assert path.exists(), "what was used just now stays, whatever the bound"
@@ -48,7 +48,7 @@ def test_other_bytes_are_no_copy(tmp_path: Path) -> None:
         file.write(b"other")
 
     with pytest.raises(OSError, match="other bytes"):
-        Cache(tmp_path, 1000).get(sha256, other)
+        BlobCache(tmp_path, 1000).get(sha256, other)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -66,5 +66,5 @@ def test_a_copy_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(fsync, "sync", syncing)
     monkeypatch.setattr(fsync, "sync_folder", syncing_folder)
-    get(Cache(tmp_path, 1000), sha256)
+    get(BlobCache(tmp_path, 1000), sha256)
     assert steps == ["file False", "folder True"]

@@ -15,8 +15,8 @@ import pytest
 from flexlora_server.app import create_app
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
-from flexlora_server.maintenance.verify_blobs import faults
-from flexlora_server.storage.s3_uploads import Parts
+from flexlora_server.maintenance.verify_blobs import check_each_blob
+from flexlora_server.storage.s3_uploads import S3Uploads
 from flexlora_server.worker.garbage_collector import collect_garbage
 from tests.support.kit import Api, Clock, Participant, Served, part, served
 from tests.support.objectstore import ObjectStore
@@ -44,9 +44,9 @@ def test_a_round(site: Served, s3: ObjectStore, prefix: str) -> None:
     participant.download(participant.task("run"))
     assert list((site.settings.data_dir / "temporary").iterdir()) == []
     collect_garbage(site.store, site.blobs, min_blob_age=-10)
-    assert all(fault is None for _, fault in faults(site.store, site.settings))
+    assert all(fault is None for _, fault in check_each_blob(site.store, site.settings))
     obstore.put(s3.direct(prefix), f"blobs/{receipt['sha256'][:2]}/{receipt['sha256']}", b"damaged")
-    found = dict(faults(site.store, site.settings))
+    found = dict(check_each_blob(site.store, site.settings))
     assert "damaged" in (found.pop(receipt["sha256"]) or "")
     assert set(found.values()) == {None}
 
@@ -57,10 +57,10 @@ def test_writers_at_two_coordinators(site: Served, clock: Clock, tmp_path: Path,
     upload = participant.announce(task, data)["id"]
     with served(site.store, tmp_path / "other", clock, **s3.settings(prefix)) as second:
         there = Participant(second.http, participant.key)
-        with site.blobs.incoming.begin(upload, 0, lambda there: None) as mine:
+        with site.blobs.uploads.open_part(upload, 0, lambda there: None) as mine:
             mine.write(bytes(500))  # not acknowledged: the other one is faster
             there.expect(204, "PATCH", f"/v1/uploads/{upload}", headers=part(data[:999], 0), content=data[:999])
-            site.blobs.incoming.keep(upload, 0, mine)
+            site.blobs.uploads.finish_part(upload, 0, mine)
         assert participant.call("HEAD", f"/v1/uploads/{upload}").headers["upload-offset"] == "999"
         participant.send(upload, data, 999)
         assert there.commit(upload)["sha256"] == hashlib.sha256(data).hexdigest()
@@ -127,17 +127,17 @@ def test_a_commit_that_another_one_overtakes(
     participant, task, data = site.working()
     upload = participant.announce(task, data)["id"]
     participant.send(upload, data)
-    receipts, real = list[object](), Parts.gathered
+    receipts, real = list[object](), S3Uploads.assembled
     with served(site.store, tmp_path / "other", clock, **s3.settings(prefix)) as second:
         there = Participant(second.http, participant.key)
 
-        def overtaken(self: Parts, *given: Any) -> AbstractContextManager[Path]:
-            monkeypatch.setattr(Parts, "gathered", real)
+        def overtaken(self: S3Uploads, *given: Any) -> AbstractContextManager[Path]:
+            monkeypatch.setattr(S3Uploads, "assembled", real)
             participant.problem("upload-busy", "PUT", f"/v1/uploads/{upload}/commit")
             receipts.append(there.commit(upload))
             return real(self, *given)
 
-        monkeypatch.setattr(Parts, "gathered", overtaken)
+        monkeypatch.setattr(S3Uploads, "assembled", overtaken)
         assert [participant.commit(upload)] == receipts
 
 
@@ -157,9 +157,9 @@ def test_a_deletion_that_comes_after_publishing_is_made_good(site: Served, s3: O
     with site.blobs.writing() as file:
         file.write(b"published again")
         blob = site.blobs.finish(file)
-    with site.blobs.publishing([blob.sha256]):
-        (seen,) = site.blobs.older(-3600)
-        site.blobs.discard(replace(seen, modified=seen.modified - 0.9))  # a listing with parts of a second
+    with site.blobs.protect_from_collection([blob.sha256]):
+        (seen,) = site.blobs.older_than(-3600)
+        site.blobs.delete_if_unchanged(replace(seen, modified=seen.modified - 0.9))  # a listing with parts of a second
         assert s3.keys(prefix) == ["probe/written"]
     assert site.blobs.missing([blob.sha256]) == []
-    assert site.blobs.whole(blob.sha256).read_bytes() == b"published again"
+    assert site.blobs.verified_path(blob.sha256).read_bytes() == b"published again"

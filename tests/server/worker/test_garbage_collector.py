@@ -19,7 +19,7 @@ def test_bytes_of_open_uploads_and_fresh_temporary_files_stay(coordinator: Serve
     os.utime(old, (last_write, last_write))
     blobs = set((folder / "blobs").glob("*/*"))
     collect_garbage(coordinator.store, coordinator.blobs)
-    assert coordinator.blobs.incoming.ids() == [upload]
+    assert coordinator.blobs.uploads.upload_ids() == [upload]
     assert (fresh.exists(), old.exists()) == (True, False)
     assert set((folder / "blobs").glob("*/*")) == blobs
     fresh.unlink()
@@ -34,4 +34,4 @@ def test_the_bytes_of_a_cancelled_runs_uploads_go(coordinator: Served) -> None:
     participant.send(upload, data)
     coordinator.operator.expect(200, "POST", "/v1/runs/run/cancel")
     collect_garbage(coordinator.store, coordinator.blobs)
-    assert coordinator.blobs.incoming.ids() == []
+    assert coordinator.blobs.uploads.upload_ids() == []

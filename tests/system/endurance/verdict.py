@@ -60,6 +60,6 @@ def _sound(place: Place, sha256: str) -> bool:
     """Whether the bytes are there, read where they are stored and not from a copy."""
     try:
         with tempfile.TemporaryDirectory() as fresh:
-            return digest(open_blobs(place.settings, fresh=Path(fresh)).path(sha256)) == sha256
+            return digest(open_blobs(place.settings, cache_folder=Path(fresh)).path(sha256)) == sha256
     except FileNotFoundError:
         return False

@@ -17,7 +17,7 @@ from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from flexlora_server.maintenance.backup import backup, restore
 from flexlora_server.maintenance.commands import app
-from flexlora_server.maintenance.verify_blobs import faults
+from flexlora_server.maintenance.verify_blobs import check_each_blob
 from flexlora_server.storage import open_blobs
 from flexlora_server.worker.garbage_collector import collect_garbage
 from tests.support.databases import create_database
@@ -87,7 +87,7 @@ def test_a_backup_of_a_running_coordinator_goes_on_elsewhere(
     store = Store(empty_database(), clock)
     settings = coordinator.settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
     assert restore(store, open_blobs(settings), folder) == count
-    assert all(fault is None for _, fault in faults(store, settings))
+    assert all(fault is None for _, fault in check_each_blob(store, settings))
     with store.reading() as tx:
         assert len(named(tx)) == count
     with pytest.raises(StartupError, match="not empty"):
