@@ -23,7 +23,7 @@ from flexlora_server.aggregation.filters.cosine import Cosine
 from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
 from flexlora_server.aggregation.filters.multi_krum import MultiKrum
 from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound, round_norm
-from flexlora_server.aggregation.filters.reweight import Shares, reweighted
+from flexlora_server.aggregation.filters.reweight import Shares, apply_filters
 from flexlora_server.aggregation.filters.rule import Rule
 from flexlora_server.aggregation.filters.split import split
 from flexlora_server.aggregation.geometry.update_geometry import Geometry, module_geometry
@@ -61,7 +61,7 @@ class Calm:
 
     def result(self, updates: Sequence[Update], shares: Shares) -> Tensor:
         """The global update after these, as a dense matrix."""
-        if not shares.moves:
+        if not shares.any_upload_counts:
             return dense(self.previous)
         parts = split(updates, shares, self.previous, DTYPE, fresh=False)
         return dense(registered.strategy(self.strategy).aggregate(parts, self.previous, DTYPE).factors)
@@ -91,10 +91,10 @@ def errors(strategy: str, seed: int, noise: float) -> dict[str, dict[str, float]
 def against(start: Calm, updates: Sequence[Update], honest: Sequence[Update]) -> dict[str, float]:
     """Each filter's error on these updates against the honest ones alone, unfiltered."""
     weights, geometry = [update.weight for update in updates], start.geometry(updates)
-    wanted = start.result(honest, reweighted([update.weight for update in honest], start.geometry(honest), (), ()))
+    wanted = start.result(honest, apply_filters([update.weight for update in honest], start.geometry(honest), (), ()))
     learned = mean_norm(honest, start.geometry(honest))
     return {
-        name: float((start.result(updates, reweighted(weights, geometry, rules, [start.norm])) - wanted).norm())
+        name: float((start.result(updates, apply_filters(weights, geometry, rules, [start.norm])) - wanted).norm())
         / learned
         for name, rules in filters(start.norm).items()
     }

@@ -9,7 +9,7 @@ import torch
 from benchmarks import llama
 from benchmarks.lib.svd import llama_files
 from benchmarks.lib.svd.llama_files import spec_of, write_round
-from flexlora_server.adapter_files.round_uploads import Uploads
+from flexlora_server.adapter_files.round_uploads import RoundUploads
 
 LAYER = {"self_attn.q_proj": (48, 40), "mlp.up_proj": (96, 40)}
 
@@ -39,6 +39,6 @@ def test_one_layer_with_more_participants(capsys: pytest.CaptureFixture[str]) ->
 
 def test_every_upload_and_module_is_different(tmp_path: Path) -> None:
     work = write_round(spec_of(1, [2, 8, 8], "float32", 1.0), [2, 8, 8], tmp_path, threads=1)
-    uploads = Uploads(work.spec, work.inputs)
+    uploads = RoundUploads(work.spec, work.inputs)
     seen = [update.B[:40, :2] for name in LAYER for update in uploads.updates(f"model.layers.0.{name}")]
     assert not any(torch.equal(one, other) for i, one in enumerate(seen) for other in seen[:i])

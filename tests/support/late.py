@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, served_dtype
-from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
+from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter, served_dtype
+from flexlora_server.adapter_files.round_uploads import InputUpdate, with_weights
 from flexlora_server.adapter_files.slicing import served_scaling
 from flexlora_server.aggregation.factors import slice_factors
 from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate, write_initial
@@ -53,7 +53,7 @@ def run_of(strategy: str, dtype: str = "float32", scaling: int = 0, **changes: A
 
 def sent(run: RunSpec, served: Path, rank: int, seed: int, step: float) -> dict[str, Tensor]:
     """What somebody served from `served` trained: its slice, moved by `step` times noise."""
-    adapter, dtype, noise = StoredAdapter(served), served_dtype(run), tensors(run, rank, seed=seed)
+    adapter, dtype, noise = TorchGlobalAdapter(served), served_dtype(run), tensors(run, rank, seed=seed)
     made = {}
     for module in run.modules:
         A, B = slice_factors(adapter.factors(module.name), rank, served_scaling(run, rank), dtype)
@@ -88,14 +88,14 @@ def late_round(run: RunSpec, folder: Path, step: float = 0.3) -> Late:
     with published[0].open("w+b") as file:
         write_initial(run, file)
     for number in (1, 2):
-        inputs = weighted([accepted(run, folder, published[-1], r, r + number, 0.3) for r in run.ranks])
+        inputs = with_weights([accepted(run, folder, published[-1], r, r + number, 0.3) for r in run.ranks])
         published.append(folder / f"published-{number}")
         aggregated(RoundWork(run, inputs, published[-2]), published[-1])
     given = [
         accepted(run, folder, published[2 - stale], run.ranks[seed % len(run.ranks)], seed, step, stale)
         for seed, stale in enumerate(STALENESS)
     ]
-    return Late(run, tuple(published), tuple(weighted(given)))
+    return Late(run, tuple(published), tuple(with_weights(given)))
 
 
 def aggregated(work: RoundWork, target: Path) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
@@ -109,7 +109,7 @@ def weights_by_hand() -> list[float]:
 
 
 def dense(path: Path, module: str) -> oracle.Matrix:
-    factors = StoredAdapter(path).factors(module)
+    factors = TorchGlobalAdapter(path).factors(module)
     return oracle.to_numpy(factors.B) @ oracle.to_numpy(factors.A)
 
 
@@ -126,7 +126,7 @@ def uploads_of(late: Late, module: str) -> list[oracle.Upload]:
     return found
 
 
-def head_change(late: Late, seed: int, base: StoredAdapter) -> float:
+def head_change(late: Late, seed: int, base: TorchGlobalAdapter) -> float:
     """The squared length of what somebody changed in the head."""
     given = late.inputs[seed]
     head = oracle.to_numpy(sent(late.run, late.base(given), given.announced.rank, seed, 0.3)[key_extra("head.weight")])
@@ -135,7 +135,7 @@ def head_change(late: Late, seed: int, base: StoredAdapter) -> float:
 
 
 def served_by_hand(path: Path, module: str, rank: int, scaling: float, dtype: str) -> oracle.Matrix:
-    base = StoredAdapter(path).factors(module)
+    base = TorchGlobalAdapter(path).factors(module)
     B = oracle.rounded(oracle.to_numpy(base.B)[:, :rank] / scaling, dtype)
     served: oracle.Matrix = scaling * (B @ oracle.to_numpy(base.A)[:rank])
     return served

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.lib.svd.matrices import geometric
 from benchmarks.lib.svd.synthetic_rounds import DECAY, DRIFT, NOISE
 from flexlora_server.adapter_files.dtypes import DTYPES, slice_dtype
-from flexlora_server.adapter_files.global_adapter_torch import StoredWriter, as_array, served_dtype
-from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
+from flexlora_server.adapter_files.global_adapter_torch import GlobalAdapterWriter, as_array, served_dtype
+from flexlora_server.adapter_files.round_uploads import InputUpdate, with_weights
 from flexlora_server.adapter_files.safetensors_writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.worker.aggregate_round import RoundWork
@@ -61,12 +61,12 @@ def write_round(spec: RunSpec, ranks: Sequence[int], folder: Path, threads: int)
     made = _Made(spec)
     previous = folder / "previous.safetensors"
     with previous.open("wb") as file:
-        writer = StoredWriter(file, spec)
+        writer = GlobalAdapterWriter(file, spec)
         for module in spec.modules:
             writer.module(module.name, made.published(module))
         writer.close()
     uploads = [made.upload(participant, rank, folder) for participant, rank in enumerate(ranks)]
-    return RoundWork(spec, weighted(uploads), previous, threads=threads)
+    return RoundWork(spec, with_weights(uploads), previous, threads=threads)
 
 
 class _Made:

@@ -101,4 +101,4 @@ def ours(given: Round, bound: float, start: Tensor | None) -> Found:
 def iterates(given: Round) -> bool:
     """Whether the engine would iterate where it need not be exact."""
     d, R, k = given.stack.shape
-    return cost.routes(d, R, k, given.V.shape[0], exact=False)[0] == "subspace"
+    return cost.choose_routes(d, R, k, given.V.shape[0], exact=False)[0] == "subspace"

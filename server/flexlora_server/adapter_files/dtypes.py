@@ -1,4 +1,4 @@
-"""The dtypes of adapter files as NumPy knows them, bfloat16 by ml_dtypes; and rounding to them, bit for bit as PyTorch rounds."""
+"""The dtypes of adapter files in NumPy, with bfloat16 from ml_dtypes, and rounding to them bit for bit as PyTorch rounds."""
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +22,7 @@ def slice_dtype(spec: RunSpec) -> str:
 def to_dtype(array: Array, dtype: np.dtype[np.generic]) -> Array:
     """`array` in `dtype`, itself where it has that already; infinite where a value is too large.
 
-    By way of float32, as PyTorch: a float64 goes to 16 bits in two steps, and now and then to another neighbour than in one.
+    Rounds through float32, as PyTorch does: float64 to 16 bits in two steps sometimes gives another neighbour than in one.
     """
     if array.dtype == dtype:
         return array

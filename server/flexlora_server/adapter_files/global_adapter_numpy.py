@@ -1,4 +1,4 @@
-"""The stored global update (`stored` tells its format) as NumPy arrays: what the process that serves reads of it."""
+"""Reads the stored global update as NumPy arrays, for the process that serves; `global_adapter_torch` describes the format."""
 
 import json
 from functools import cached_property
@@ -10,10 +10,10 @@ import numpy as np
 from flexlora_server.adapter_files.dtypes import DTYPES, Array
 
 
-class StoredRows:
-    """Its rows as views of its mapped file, which is opened once: every opening parses the whole header.
+class NumpyGlobalAdapter:
+    """A stored global update as views of its memory-mapped file, which is opened once: opening parses the whole header.
 
-    Not by the safetensors library: its NumPy tensors are copies, made while no other thread may run.
+    Does not use the safetensors library: its NumPy tensors are copies, made while holding the interpreter lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,7 +21,7 @@ class StoredRows:
 
     @cached_property
     def _file(self) -> tuple[Array, dict[str, Any]]:
-        """The tensors' bytes, and the header, which is our own writer's."""
+        """The tensors' bytes, and the header as our own writer wrote it."""
         mapped = np.memmap(self._path, np.uint8, "r").view(np.ndarray)
         start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
         return mapped[start:], json.loads(mapped[8:start].tobytes())

@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json` for a slice, so that an adapter opens with plain `PeftModel.from_pretrained`."""
+"""Builds PEFT's `adapter_config.json` for a slice, so that it loads with plain `PeftModel.from_pretrained`."""
 
 from collections.abc import Mapping
 from typing import Any

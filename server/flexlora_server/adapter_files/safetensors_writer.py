@@ -1,4 +1,4 @@
-"""Writes a safetensors file tensor by tensor, so that an adapter of any size passes through memory one module at a time.
+"""Writes a safetensors file tensor by tensor, so that only one module of an adapter is in memory at a time.
 
 The safetensors library writes only from a complete dictionary of tensors. Format: the safetensors README, "Format".
 """
@@ -17,7 +17,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class TensorWriter:
-    """Writes the tensors announced in `tensors` (key -> dtype, shape), in that order, behind a finished header."""
+    """Writes the tensors announced in `tensors` (key -> dtype, shape), in that order, after a complete header."""
 
     def __init__(self, file: BinaryIO, tensors: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]]) -> None:
         self._file = file
@@ -31,7 +31,7 @@ class TensorWriter:
             header[key] = {"dtype": name, "shape": list(shape), "data_offsets": [position, end]}
             position = end
         raw = json.dumps(header, separators=(",", ":")).encode()
-        raw += b" " * (-len(raw) % 8)  # tensors begin aligned
+        raw += b" " * (-len(raw) % 8)  # aligns the tensors
         file.write(len(raw).to_bytes(8, "little") + raw)
 
     def write(self, key: str, array: Array) -> None:

@@ -1,8 +1,8 @@
 """Cuts the slice of a rank and pattern from a stored global update, as PEFT's `adapter_model.safetensors`.
 
-lora_A is the first bytes of the stored A as they are. lora_B is made from the stored rows in pieces that fit a core's cache: each
-is turned, divided by the scaling and rounded while it is there. One tensor is made at a time. Bit for bit that is what
-`aggregation.factors.slice_factors` makes, and what strategies measure changes against.
+lora_A is the first bytes of the stored A, unchanged. lora_B is computed from the stored rows in chunks that fit a core's cache:
+each is transposed, divided by the scaling and rounded. One tensor is in memory at a time. The result equals that of
+`aggregation.factors.slice_factors` bit for bit; strategies measure changes against it.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from typing import BinaryIO
 import numpy as np
 
 from flexlora_server.adapter_files.dtypes import DTYPES, Array, slice_dtype, to_dtype
-from flexlora_server.adapter_files.global_adapter_numpy import StoredRows
+from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
 from flexlora_server.adapter_files.safetensors_writer import TensorWriter
 from flexlora_server.errors import AggregationError
 from flexlora_shared.layout import adapter_shapes, key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import lora_scaling, module_ranks
 
-PIECE = 1 << 16  # numbers of lora_B that are divided at once: 512 KiB in float64
+CHUNK_ELEMENTS = 1 << 16  # of lora_B that are divided at once: 512 KiB in float64
 
 
 def served_scaling(spec: RunSpec, rank: int) -> float:
@@ -27,13 +27,13 @@ def served_scaling(spec: RunSpec, rank: int) -> float:
     return lora_scaling(rank, spec.scaling.alpha_of(rank), spec.scaling.use_rslora)
 
 
-def cut(stored: Path, spec: RunSpec, rank: int, pattern: Mapping[str, int], file: BinaryIO) -> None:
+def write_slice(stored: Path, spec: RunSpec, rank: int, pattern: Mapping[str, int], file: BinaryIO) -> None:
     """Write the slice to `file`, module by module.
 
     Raises:
         AggregationError: lora_B does not fit into the run's dtype.
     """
-    dtype, adapter = DTYPES[slice_dtype(spec)], StoredRows(stored)
+    dtype, adapter = DTYPES[slice_dtype(spec)], NumpyGlobalAdapter(stored)
     ranks = module_ranks((module.name for module in spec.modules), rank, pattern)
     shapes = adapter_shapes(spec.modules, spec.extra, ranks)
     writer = TensorWriter(file, {key: (dtype, shape) for key, shape in shapes.items()})
@@ -50,7 +50,7 @@ def _lora_B(Bt: Array, scaling: float, dtype: np.dtype[np.generic]) -> Array:
     """lora_B (d, r) in `dtype` of the stored rows Bt (r, d)."""
     rank, d = Bt.shape
     B = np.empty((d, rank), dtype)
-    step = max(1, PIECE // rank)
+    step = max(1, CHUNK_ELEMENTS // rank)
     for start in range(0, d, step):
         rows = slice(start, start + step)
         B[rows] = to_dtype(Bt[:, rows].T.astype(np.float64) / scaling, dtype)

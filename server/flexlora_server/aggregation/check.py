@@ -1,4 +1,4 @@
-"""What a round's updates must satisfy before any strategy touches them."""
+"""Checks of a round's updates before a strategy combines them."""
 
 import math
 from collections.abc import Sequence
@@ -18,6 +18,13 @@ def check_updates(updates: Sequence[Update], previous: GlobalFactors) -> None:
     for index, update in enumerate(updates):
         _check_shapes(index, update, previous)
         _check_values(index, update)
+
+
+def check_full_rank(name: str, updates: Sequence[Update], previous: GlobalFactors) -> None:
+    """Raise AggregationError unless every update has the global update's rank."""
+    ranks, r_max = {update.rank for update in updates}, previous.A.shape[0]
+    if ranks != {r_max}:
+        raise AggregationError(f"{name} needs every update at rank {r_max}, not {sorted(ranks)}")
 
 
 def check_weights(weights: Sequence[float]) -> None:

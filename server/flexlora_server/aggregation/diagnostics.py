@@ -1,4 +1,4 @@
-"""What an operator needs to see rank collapse and truncation loss: numbers about one aggregated module."""
+"""Metrics of one aggregated module that show rank collapse and truncation loss."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from flexlora_server.errors import AggregationError
 
 
 def energy_kept(aggregate: Aggregate, ranks: Sequence[int]) -> tuple[tuple[int, float], ...]:
-    """(rank, share of W's squared Frobenius norm in the slice of that rank), as asked; 1.0 where W = 0.
+    """(rank, share of W's squared Frobenius norm in the slice of that rank) for each of `ranks`; 1.0 where W = 0.
 
     The energy of a prefix is the sum of the leading block of (B^T B) * (A A^T), which needs no dense product
     and no orthonormal A. Raises AggregationError for a rank that is not served.

@@ -17,7 +17,7 @@ Init = Literal["zeros", "ones", "normal"]
 def weighted_average(weighted: Iterable[tuple[Tensor, float]]) -> Tensor:
     """Sum of p_i T_i over pairs (T_i, p_i) of one shape and any float dtype, accumulated in float64; float32.
 
-    From an iterator, one tensor at a time is in memory.
+    An iterator may yield one tensor at a time, so that only one is in memory.
 
     Raises AggregationError for differing shapes, non-finite values, or weights that do not sum to 1.
     """
@@ -31,7 +31,7 @@ def weighted_average(weighted: Iterable[tuple[Tensor, float]]) -> Tensor:
         check_finite(f"tensor {index}", tensor)
         total += weight * tensor.double()
         weights.append(weight)
-        del tensor  # before the next one is read
+        del tensor  # free it before the next one is read
     if total is None:
         raise AggregationError("there is no tensor to average: a round needs at least one accepted upload")
     check_weights(weights)

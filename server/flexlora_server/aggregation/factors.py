@@ -1,4 +1,4 @@
-"""The low-rank factors that travel: a participant's update, the global update, and the slice it is served.
+"""The low-rank factors that are exchanged: a participant's update, the global update, and its slices.
 
 PEFT conventions: `lora_A` is (r, k), `lora_B` is (d, r), the update of the base weight is `scaling * B @ A`.
 """
@@ -18,8 +18,8 @@ from flexlora_server.errors import AggregationError
 SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class Kind(NamedTuple):
-    """Of which global update, and at which scaling, a slice was cut: two of one kind are prefixes of one another."""
+class SliceKind(NamedTuple):
+    """The global update (by `id`) and the scaling that a slice was cut with: slices of one kind are prefixes of one another."""
 
     base: int
     scaling: float
@@ -48,12 +48,12 @@ class Update:
         return self.A.shape[0]
 
     @property
-    def kind(self) -> Kind:
-        """Of the slice it was served."""
-        return Kind(id(self.base), self.served_scaling)
+    def kind(self) -> SliceKind:
+        """The kind of the slice it was served."""
+        return SliceKind(id(self.base), self.served_scaling)
 
     def base_or(self, previous: "GlobalFactors") -> "GlobalFactors":
-        """The global update it was trained from, in a round that `previous` was served in."""
+        """The global update it was trained from: its base, or else `previous`."""
         return previous if self.base is None else self.base
 
 
@@ -83,15 +83,15 @@ def slice_factors(global_: GlobalFactors, rank: int, scaling: float, dtype: torc
         raise AggregationError(f"rank {rank} cannot be served: the global update holds ranks 1 to {r_max}")
     if not (math.isfinite(scaling) and scaling > 0):
         raise AggregationError(f"scaling {scaling} cannot be served: it must be positive and finite")
-    # by a tensor: by a number, a GPU multiplies by its inverse, which is not always the same
+    # divide by a tensor: a GPU divides by a number as a product with its inverse, which may round differently
     B = (global_.B[:, :rank].double() / global_.B.new_tensor(scaling, dtype=torch.float64)).to(dtype)
     if not bool(torch.isfinite(B).all()):
         raise AggregationError(f"lora_B at rank {rank} does not fit into {dtype}: serve float32, or a larger alpha")
     return global_.A[:rank].to(dtype), B
 
 
-def bases(updates: Sequence[Update], previous: GlobalFactors) -> dict[Kind, GlobalFactors]:
-    """Which global update each kind of slice was cut from, in the order of the updates."""
+def bases(updates: Sequence[Update], previous: GlobalFactors) -> dict[SliceKind, GlobalFactors]:
+    """The global update that each kind of slice was cut from, in the order of the updates."""
     return {update.kind: update.base_or(previous) for update in updates}
 
 
@@ -103,7 +103,7 @@ def initial_factors(d: int, k: int, r_max: int, seed: int, name: str, dtype: tor
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A generator for one tensor: tensors differ, and the order in which they are made does not matter."""
+    """A generator for one tensor, seeded by its name: the order in which tensors are created does not matter."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
@@ -119,5 +119,5 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def weighted_stack(updates: Sequence[Update]) -> Stack:
-    """The sum of p_i s_i B_i A_i, one term an update."""
+    """The sum of p_i s_i B_i A_i, one term per update."""
     return Stack([Term(update.B, update.A, update.weight * update.scaling) for update in updates])

@@ -1,4 +1,4 @@
-"""From a stack of factors to a published global update: the step the decomposing strategies share."""
+"""Truncates a stack of factors to a published global update: the step that the decomposing strategies share."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from flexlora_server.aggregation.svd.stack import Stack, Term
 from flexlora_server.aggregation.svd.truncated_svd import TruncatedSVD, decompose
 from flexlora_server.errors import AggregationError
 
-REPORTED = 64  # leading singular values
+MAX_REPORTED_VALUES = 64  # leading singular values in a round's metrics
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a round makes of one module.
+    """The aggregate of one module.
 
     factors: the new global update.
     singular_values: the leading 64 of the aggregated W, before truncation, descending.
@@ -33,7 +33,7 @@ class Aggregate:
 
 
 def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0) -> Aggregate:
-    """The stack's W at previous' rank: B = U Sigma, A = V^T; started from the previous directions where it iterates.
+    """The stack's W at previous' rank: B = U Sigma, A = V^T; an iteration starts from the previous directions.
 
     All of Sigma goes on B: the rows of A stay orthonormal, so a direction with sigma = 0 has B = 0 but A != 0
     and still trains (FlexLoRA: Bai et al. 2024, arXiv 2402.11505).
@@ -44,22 +44,22 @@ def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bo
     svd = decompose(stack, previous.A.shape[0], error_bound, start=previous.A)
     A = rounded(svd.Vt, dtype)
     nearest = (svd.Vt * A).sum(dim=1) / A.double().square().sum(dim=1)
-    return _described(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd)
+    return _with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd)
 
 
-def as_they_are(factors: GlobalFactors) -> Aggregate:
-    """Factors that are published without decomposing their product; decomposed for the figures alone."""
-    return _described(factors, decompose(Stack([Term(factors.B, factors.A, 1.0)]), factors.A.shape[0]))
+def without_truncation(factors: GlobalFactors) -> Aggregate:
+    """The aggregate that publishes these factors unchanged; their product is decomposed for the metrics only."""
+    return _with_metrics(factors, decompose(Stack([Term(factors.B, factors.A, 1.0)]), factors.A.shape[0]))
 
 
-def _described(factors: GlobalFactors, svd: TruncatedSVD) -> Aggregate:
-    leading = tuple(svd.singular_values[:REPORTED].tolist())
+def _with_metrics(factors: GlobalFactors, svd: TruncatedSVD) -> Aggregate:
+    leading = tuple(svd.singular_values[:MAX_REPORTED_VALUES].tolist())
     return Aggregate(factors, leading, svd.total_energy, svd.certificate, svd.route, svd.fell_back)
 
 
 def to_float32(B: Tensor) -> Tensor:
     """B as float32; raises AggregationError where the global update is too large for it."""
-    single = B.to(torch.float32)
-    if not bool(torch.isfinite(single).all()):
+    narrow = B.to(torch.float32)
+    if not bool(torch.isfinite(narrow).all()):
         raise AggregationError("the aggregated update does not fit into float32: an upload's values are far too large")
-    return single
+    return narrow

@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from flexlora_server import state_machine as machine
-from flexlora_server.adapter_files.global_adapter_numpy import StoredRows
-from flexlora_server.adapter_files.inspect_upload import inspect
+from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
+from flexlora_server.adapter_files.inspect_upload import check_upload
 from flexlora_server.database.queries import adapters, clients, rounds, runs, uploads
 from flexlora_server.database.schema import Round, Run, Upload
 from flexlora_server.database.transactions import Store, Tx
@@ -87,7 +87,7 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         raise _incomplete(row.offset, row.size)
     try:
         with blobs.uploads.assembled(upload, row.parts or (), row.sha256) as path:
-            _check(path, runs.spec_of(run), row, StoredRows(blobs.path(previous.sha256)))
+            _check(path, runs.spec_of(run), row, NumpyGlobalAdapter(blobs.path(previous.sha256)))
             blobs.publish_file(path, row.sha256)
     except Refusal:
         _discard(store, blobs, upload, client)
@@ -130,7 +130,7 @@ def drop(blobs: BlobStore, upload: str) -> None:
         blobs.uploads.delete(upload)
 
 
-def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredRows) -> None:
+def _check(path: Path, spec: RunSpec, row: Upload, previous: NumpyGlobalAdapter) -> None:
     found = digest(path)
     if found != row.sha256:
         raise Refusal(
@@ -138,7 +138,7 @@ def _check(path: Path, spec: RunSpec, row: Upload, previous: StoredRows) -> None
             f"The bytes received have SHA-256 {found}, {row.sha256} was announced; create the upload again.",
             received=found,
         )
-    inspect(path, spec, UploadCreate.model_validate(row.announced), previous)
+    check_upload(path, spec, UploadCreate.model_validate(row.announced), previous)
 
 
 def _discard(store: Store, blobs: BlobStore, upload: str, client: str) -> None:

@@ -86,5 +86,5 @@ def slice_blob(
 def cut_blob(blobs: BlobStore, whole: str, spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> Blob:
     """Cut a slice of the stored adapter `whole` into a blob of its own."""
     with blobs.writing() as file:
-        slicing.cut(blobs.path(whole), spec, rank, pattern, file)
+        slicing.write_slice(blobs.path(whole), spec, rank, pattern, file)
         return blobs.finish(file)

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, served_dtype
-from flexlora_server.adapter_files.round_uploads import InputUpdate, Uploads
+from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter, served_dtype
+from flexlora_server.adapter_files.round_uploads import InputUpdate, RoundUploads
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.filters.reweight import Shares
@@ -25,7 +25,7 @@ from flexlora_server.aggregation.geometry.update_geometry import (
     tensor_geometry,
 )
 from flexlora_server.aggregation.strategies.registry import strategy
-from flexlora_server.aggregation.truncate import Aggregate, as_they_are
+from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 from flexlora_server.worker.metrics import UpdateGeometry
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 
@@ -79,20 +79,20 @@ class ModuleAggregator:
 
     def __init__(self, work: RoundWork) -> None:
         self.work, self._spec = work, work.spec
-        self._previous = StoredAdapter(work.previous)
-        self._before = None if work.before is None else StoredAdapter(work.before)
+        self._previous = TorchGlobalAdapter(work.previous)
+        self._before = None if work.before is None else TorchGlobalAdapter(work.before)
         self._strategy, self._dtype = strategy(work.spec.strategy), served_dtype(work.spec)
         self._fresh = self._strategy.agents_train == "fresh"
-        self._uploads = Uploads(work.spec, [_measured_from(update, work.previous) for update in work.inputs])
+        self._uploads = RoundUploads(work.spec, [_measured_from(update, work.previous) for update in work.inputs])
 
     def aggregate(self, module: ModuleSpec, shares: Shares) -> ModuleResult:
         """A module of the next global update, and the geometry of its changes unless filters have needed it before."""
         started = time.perf_counter()
         updates, previous = self._uploads.updates(module.name), self._previous.factors(module.name)
-        if shares.moves:
+        if shares.any_upload_counts:
             aggregate = self._on_device(split(updates, shares, previous, self._dtype, self._fresh), previous)
         else:
-            aggregate = as_they_are(previous)
+            aggregate = without_truncation(previous)
         bytes_read = sum(update.A.nbytes + update.B.nbytes for update in updates)
         geometry = None if self._spec.robust else self._update_geometry(module, updates, previous, aggregate)
         return ModuleResult(aggregate, geometry, time.perf_counter() - started, bytes_read)
@@ -114,7 +114,7 @@ class ModuleAggregator:
     def average(self, name: str, shares: Shares) -> Tensor:
         """The next value of a tensor beside LoRA."""
         previous = self._previous.extra(name)
-        if not shares.moves:
+        if not shares.any_upload_counts:
             return previous
         uploads, late = self._uploads.extra(name), self._uploads.late_extra(name)
         if self._strategy.measures_changes:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
 
-from flexlora_server.adapter_files.global_adapter_torch import StoredWriter, served_dtype
+from flexlora_server.adapter_files.global_adapter_torch import GlobalAdapterWriter, served_dtype
 from flexlora_server.aggregation.extra import initial_extra
 from flexlora_server.aggregation.factors import initial_factors
 from flexlora_server.aggregation.filters.from_definition import rules
-from flexlora_server.aggregation.filters.reweight import Shares, reweighted
+from flexlora_server.aggregation.filters.reweight import Shares, apply_filters
 from flexlora_server.aggregation.geometry.projection import cosines
 from flexlora_server.worker import metrics
 from flexlora_server.worker.aggregate_module import ModuleAggregator, ModuleResult, RoundWork
@@ -26,7 +26,7 @@ __all__ = ["RoundWork", "write_aggregate", "write_initial"]
 
 def write_initial(spec: RunSpec, file: BinaryIO) -> None:
     """Write round 0: B = 0 and one seeded A of the largest rank, of which every rank gets a prefix."""
-    writer, dtype = StoredWriter(file, spec), served_dtype(spec)
+    writer, dtype = GlobalAdapterWriter(file, spec), served_dtype(spec)
     for module in spec.modules:
         d, k = module.out_features, module.in_features
         writer.module(module.name, initial_factors(d, k, spec.largest_rank, spec.seed, module.name, dtype))
@@ -60,7 +60,7 @@ class _Round:
 
     def write(self, file: BinaryIO) -> tuple[tuple[ModuleMetrics, ...], AggregationMetrics]:
         shares = self._filtered() if self._spec.robust else self._unfiltered()
-        writer, modules = StoredWriter(file, self._spec), []
+        writer, modules = GlobalAdapterWriter(file, self._spec), []
         task = partial(ModuleAggregator.aggregate, shares=shares)
         for module, result in self._executor.map_modules(self._aggregator, task, self._check_alive):
             writer.module(module.name, result.aggregate.factors)
@@ -100,4 +100,4 @@ class _Round:
             self._add_geometry(extra.name, UpdateGeometry.exact(self._aggregator.extra_geometry(extra.name)))
         assert self._total is not None, "a run has modules"
         weights = [update.weight for update in self._work.inputs]
-        return reweighted(weights, self._total.geometry, rules(self._spec.robust), self._work.past_norms)
+        return apply_filters(weights, self._total.geometry, rules(self._spec.robust), self._work.past_norms)

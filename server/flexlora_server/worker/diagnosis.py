@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from flexlora_server.adapter_files.global_adapter_numpy import StoredRows
-from flexlora_server.adapter_files.inspect_upload import inspect
+from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
+from flexlora_server.adapter_files.inspect_upload import check_upload
 from flexlora_server.adapter_files.round_uploads import InputUpdate
-from flexlora_server.adapter_files.slicing import cut
+from flexlora_server.adapter_files.slicing import write_slice
 from flexlora_server.errors import LeaseLost, Refusal, Stopping
 from flexlora_server.settings import Settings
 from flexlora_server.storage import BlobStore, DamagedBlob
@@ -100,7 +100,7 @@ def find_faulty_inputs(work: RoundWork, check_alive: Callable[[], None], folder:
 def _refusal(work: RoundWork, update: InputUpdate) -> str:
     """Why an input would not be accepted now; "" where it would."""
     try:
-        inspect(update.path, work.spec, update.announced, StoredRows(update.base or work.previous))
+        check_upload(update.path, work.spec, update.announced, NumpyGlobalAdapter(update.base or work.previous))
     except Refusal as refusal:
         return f"it would not be accepted now ({str(refusal).rstrip('.')}); exclude it"
     return ""
@@ -125,7 +125,7 @@ def _unchanged_inputs(work: RoundWork, folder: Path) -> Iterator[InputUpdate]:
     for number, base in enumerate(dict.fromkeys((None, *(update.base for update in work.inputs)))):
         path = folder / f"idle-{number}"
         with path.open("w+b") as file:
-            cut(base or work.previous, spec, rank, {}, file)
+            write_slice(base or work.previous, spec, rank, {}, file)
         announced = UploadCreate(
             rank=rank,
             alpha=spec.scaling.alpha_of(rank),

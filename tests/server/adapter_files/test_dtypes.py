@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flexlora_server.adapter_files.dtypes import DTYPES, to_dtype
-from flexlora_server.adapter_files.global_adapter_torch import TORCH, as_array
+from flexlora_server.adapter_files.global_adapter_torch import TORCH_DTYPES, as_array
 
 
 def same(given: torch.Tensor, name: str) -> bool:
     """Bit for bit: the sign of a zero counts."""
-    ours, torchs = to_dtype(as_array(given), DTYPES[name]), as_array(given.to(TORCH[name]))
+    ours, torchs = to_dtype(as_array(given), DTYPES[name]), as_array(given.to(TORCH_DTYPES[name]))
     return ours.dtype == torchs.dtype and ours.tobytes() == torchs.tobytes()
 
 
-@pytest.mark.parametrize("name", TORCH)
+@pytest.mark.parametrize("name", TORCH_DTYPES)
 @given(values=arrays(np.float64, 8, elements=st.floats(allow_nan=False)))
 def test_of_float64(name: str, values: np.ndarray) -> None:
     assert same(torch.from_numpy(values), name)
@@ -41,7 +41,7 @@ def test_in_two_steps_where_one_would_give_another_neighbour(name: str) -> None:
 @pytest.mark.parametrize("source", [np.float32, np.float64])
 def test_around_every_middle_of_two_neighbours(source: type[np.floating[Any]], target: str) -> None:
     """Subnormal ones too, and the last one, beyond which is infinity."""
-    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH[target]).double().numpy()
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH_DTYPES[target]).double().numpy()
     finite = np.unique(every[np.isfinite(every)])
     past = 2 * finite[-1] - finite[-2]
     middles = ((np.append(finite, past) + np.append(-past, finite)) / 2).astype(source)
@@ -50,9 +50,9 @@ def test_around_every_middle_of_two_neighbours(source: type[np.floating[Any]], t
 
 
 @pytest.mark.parametrize("source", ["F16", "BF16"])
-@pytest.mark.parametrize("target", TORCH)
+@pytest.mark.parametrize("target", TORCH_DTYPES)
 def test_of_every_number_of_16_bits(source: str, target: str) -> None:
-    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH[source])
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(TORCH_DTYPES[source])
     assert same(every[~every.isnan()], target)
 
 

@@ -8,8 +8,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from flexlora_server.adapter_files import inspect_upload
-from flexlora_server.adapter_files.global_adapter_numpy import StoredRows
-from flexlora_server.adapter_files.inspect_upload import inspect
+from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
+from flexlora_server.adapter_files.inspect_upload import check_upload
 from flexlora_server.errors import Refusal
 from flexlora_shared.layout import key_extra
 from flexlora_shared.messages.runs import RunSpec
@@ -24,19 +24,19 @@ def test_a_file_that_ends_early_is_a_fault_of_the_storage(tmp_path: Path) -> Non
     told = UploadCreate(rank=4, alpha=4.0, examples=1, size=len(data), sha256="0" * 64)
     path = tmp_path / "upload"
     path.write_bytes(data)
-    inspect(path, run, told, StoredRows(tmp_path / "none"))
+    check_upload(path, run, told, NumpyGlobalAdapter(tmp_path / "none"))
     path.write_bytes(data[:-4])
     with pytest.raises(OSError, match="shorter than its header says"):
-        inspect(path, run, told, StoredRows(tmp_path / "none"))
+        check_upload(path, run, told, NumpyGlobalAdapter(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("piece", [inspect_upload.PIECE, 4], ids=["whole", "pieces"])
+@pytest.mark.parametrize("piece", [inspect_upload.CHUNK_ELEMENTS, 4], ids=["whole", "pieces"])
 def test_a_tensor_is_looked_at_to_its_end(
     piece: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its norm, and that it holds numbers, in pieces too: here the last of them has three of 15."""
-    monkeypatch.setattr(inspect_upload, "PIECE", piece)
+    monkeypatch.setattr(inspect_upload, "CHUNK_ELEMENTS", piece)
     head = {"name": "score.weight", "shape": [3, 5], "init": "zeros"}
     run = RunSpec.model_validate(spec(extra=[head], norm_bound=8.0))
     path = tmp_path / "upload"
@@ -46,7 +46,7 @@ def test_a_tensor_is_looked_at_to_its_end(
         data = encode(named, dtype)
         path.write_bytes(data)
         told = UploadCreate(rank=4, alpha=4.0, examples=1, size=len(data), sha256="0" * 64)
-        inspect(path, run, told, StoredRows(tmp_path / "none"))
+        check_upload(path, run, told, NumpyGlobalAdapter(tmp_path / "none"))
 
     value = torch.full((3, 5), 2.0)  # of norm sqrt(60)
     look(value)
@@ -78,4 +78,4 @@ def test_a_signalling_nan_is_refused_as_any(dtype: torch.dtype, bits: int, whole
     path.write_bytes(data)
     told = UploadCreate(rank=4, alpha=4.0, examples=1, size=len(data), sha256="0" * 64)
     with pytest.raises(Refusal, match="holds NaN or infinite values"):
-        inspect(path, run, told, StoredRows(tmp_path / "none"))
+        check_upload(path, run, told, NumpyGlobalAdapter(tmp_path / "none"))

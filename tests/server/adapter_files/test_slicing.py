@@ -11,9 +11,14 @@ from torch import Tensor
 
 from flexlora_server.adapter_files import slicing
 from flexlora_server.adapter_files.dtypes import DTYPES, slice_dtype
-from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, StoredWriter, as_array, served_dtype
+from flexlora_server.adapter_files.global_adapter_torch import (
+    GlobalAdapterWriter,
+    TorchGlobalAdapter,
+    as_array,
+    served_dtype,
+)
 from flexlora_server.adapter_files.safetensors_writer import TensorWriter
-from flexlora_server.adapter_files.slicing import cut, served_scaling
+from flexlora_server.adapter_files.slicing import served_scaling, write_slice
 from flexlora_server.aggregation.factors import GlobalFactors, rounded, slice_factors
 from flexlora_server.errors import AggregationError
 from flexlora_shared.layout import adapter_shapes, key_A, key_B, key_extra
@@ -53,7 +58,7 @@ def head() -> Tensor:
 
 def store(path: Path, run: RunSpec, factors: dict[str, GlobalFactors]) -> Path:
     with path.open("wb") as file:
-        writer = StoredWriter(file, run)
+        writer = GlobalAdapterWriter(file, run)
         for module in run.modules:
             writer.module(module.name, factors[module.name])
         writer.extra("score.weight", head())
@@ -93,7 +98,7 @@ def wanted(run: RunSpec, factors: dict[str, GlobalFactors], rank: int, pattern: 
 
 def sliced(path: Path, run: RunSpec, rank: int, pattern: dict[str, int]) -> bytes:
     file = BytesIO()
-    cut(path, run, rank, pattern, file)
+    write_slice(path, run, rank, pattern, file)
     return file.getvalue()
 
 
@@ -106,14 +111,14 @@ def tensors_of(data: bytes) -> dict[str, tuple[str, bytes]]:
     return {key: (header[key]["dtype"], data[first:last]) for key, (first, last) in places.items()}
 
 
-@pytest.mark.parametrize("piece", [slicing.PIECE, 24], ids=["whole", "pieces"])
+@pytest.mark.parametrize("piece", [slicing.CHUNK_ELEMENTS, 24], ids=["whole", "pieces"])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 @pytest.mark.parametrize("dtype", NAMES)
 def test_a_slice_has_the_bytes_of_its_definition(
     dtype: str, scaling: dict[str, Any], piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For every rank and pattern, from a file of today and from one of before; 24 numbers a piece leave a remainder."""
-    monkeypatch.setattr(slicing, "PIECE", piece)
+    monkeypatch.setattr(slicing, "CHUNK_ELEMENTS", piece)
     run = run_of(dtype, scaling=scaling)
     factors = published(run)
     files = store(tmp_path / "new", run, factors), store_as_once(tmp_path / "old", run, factors)
@@ -154,7 +159,7 @@ def test_the_stored_factors_are_read_as_they_were_written(dtype: str, tmp_path: 
     run = run_of(dtype)
     factors = published(run)
     for path in (store(tmp_path / "new", run, factors), store_as_once(tmp_path / "old", run, factors)):
-        adapter = StoredAdapter(path)
+        adapter = TorchGlobalAdapter(path)
         for name, both in factors.items():
             for rank in (None, 1, 4, 8):
                 read = adapter.factors(name, rank)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from flexlora_server.adapter_files.global_adapter_numpy import StoredRows
+from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
 from tests.server.aggregation import oracle
 from tests.server.aggregation.oracle import Matrix
 from tests.server.api.test_mathematics import (
@@ -140,7 +140,7 @@ def test_ffa_looks_at_A_alone(coordinator: Served, monkeypatch: pytest.MonkeyPat
     task = member.task("run")
     good = with_A(trained(people[0], 1), load(member.download(task)))
     with monkeypatch.context() as patch:
-        patch.delattr(StoredRows, "Bt")
+        patch.delattr(NumpyGlobalAdapter, "Bt")
         send(member, people[0], task, good)
     assert coordinator.work() == 1
 

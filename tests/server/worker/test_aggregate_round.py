@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter
-from flexlora_server.adapter_files.round_uploads import InputUpdate, Uploads, weighted
+from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter
+from flexlora_server.adapter_files.round_uploads import InputUpdate, RoundUploads, with_weights
 from flexlora_server.aggregation.geometry.projection import projected_geometry
 from flexlora_server.aggregation.svd import cost
 from flexlora_server.errors import AggregationError
@@ -67,7 +67,7 @@ def inputs(
     for seed, rank in enumerate(ranks):
         path = upload(run, folder, rank, seed, factors[seed] if factors else 1.0)
         made.append(InputUpdate(path, told(path, rank, 10 + seed), f"client-{seed}"))
-    return weighted(made)
+    return with_weights(made)
 
 
 def aggregated(work: RoundWork, target: Path) -> Figures:
@@ -76,7 +76,7 @@ def aggregated(work: RoundWork, target: Path) -> Figures:
 
 
 def products(run: RunSpec, path: Path) -> dict[str, oracle.Matrix]:
-    stored = StoredAdapter(path)
+    stored = TorchGlobalAdapter(path)
     found = {module.name: stored.factors(module.name) for module in run.modules}
     return {name: oracle.to_numpy(one.B) @ oracle.to_numpy(one.A) for name, one in found.items()}
 
@@ -107,7 +107,7 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path, strategy: st
 @pytest.mark.parametrize("route", ["gram", "subspace", "eigh"])
 def test_so_it_is_on_the_routes_of_larger_modules(tmp_path: Path, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thread's first product, too: what is compared are float64 figures, to the last bit."""
-    monkeypatch.setattr(cost, "routes", lambda *shape, exact: (route,))
+    monkeypatch.setattr(cost, "choose_routes", lambda *shape, exact: (route,))
     ranks = (16,) * 10
     run = RunSpec.model_validate(spec(modules=_large(5), ranks=[max(ranks)], error_bound=1.3))
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, ranks)
@@ -163,7 +163,9 @@ def test_the_order_of_participants_changes_no_more_than_rounding(tmp_path: Path)
 def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
     run = run_of(ranks=[1, 2, 8])
     made = [upload(run, tmp_path, rank, rank, dtype=dtype) for rank in (1, 2, 8)]
-    given = weighted([InputUpdate(made[i % 3], told(made[i % 3], (1, 2, 8)[i % 3]), f"{i:04}") for i in range(1000)])
+    given = with_weights(
+        [InputUpdate(made[i % 3], told(made[i % 3], (1, 2, 8)[i % 3]), f"{i:04}") for i in range(1000)]
+    )
     _, updates = aggregated(RoundWork(run, given, initial(run, tmp_path), threads=2), tmp_path / "result")
     found = products(run, tmp_path / "result")
     for module in run.modules:
@@ -180,7 +182,7 @@ def test_a_thousand_participants(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_a_boosted_update_is_dropped_or_clipped_and_everybody_is_told(tmp_path: Path) -> None:
     ranks, factors = (8, 8, 8, 8, 8, 8), (1.0, 1.0, 1.0, 1.0, 1.0, 100.0)
     plain = run_of()
-    honest = weighted([InputUpdate(g.path, g.announced, g.client_id) for g in inputs(plain, tmp_path, ranks[:5])])
+    honest = with_weights([InputUpdate(g.path, g.announced, g.client_id) for g in inputs(plain, tmp_path, ranks[:5])])
     previous = initial(plain, tmp_path)
     aggregated(RoundWork(plain, honest, previous), tmp_path / "honest")
     krum = run_of(robust=[{"kind": "multi-krum", "byzantine_share": 0.2}])
@@ -245,12 +247,12 @@ def test_a_clipped_head_is_clipped_with_its_update(tmp_path: Path) -> None:
     run = run_of(robust=[{"kind": "norm-clip", "bound": 1.0}])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (4,))
     aggregated(RoundWork(run, given, previous), tmp_path / "result")
-    before = StoredAdapter(previous).extra("head.weight")
+    before = TorchGlobalAdapter(previous).extra("head.weight")
     sent = tensors(run, 4, seed=0)[key_extra("head.weight")]
     whole = sum(float(np.linalg.norm(average(run, given, module.name))) ** 2 for module in run.modules) + float(
         (sent - before).double().square().sum()
     )
-    moved = StoredAdapter(tmp_path / "result").extra("head.weight") - before
+    moved = TorchGlobalAdapter(tmp_path / "result").extra("head.weight") - before
     assert torch.allclose(moved, (sent - before) / whole**0.5, atol=1e-6)
 
 
@@ -277,7 +279,7 @@ def test_figures_are_the_oracles(tmp_path: Path) -> None:
         assert module.route
         ranks = sum(one.announced.rank for one in given)
         assert module.bytes_read == 4 * ranks * sum(SHAPES[index])
-    before = StoredAdapter(previous).extra("head.weight")
+    before = TorchGlobalAdapter(previous).extra("head.weight")
     for seed, (one, change) in enumerate(zip(given, changes, strict=True)):
         change.append(oracle.to_numpy(tensors(run, one.announced.rank, seed=seed)[key_extra("head.weight")] - before))
     whole = np.array([np.concatenate([m.ravel() for m in change]) for change in changes])
@@ -316,9 +318,9 @@ def test_a_projection_sees_what_moves_the_result(tmp_path: Path) -> None:
     run = run_of(ranks=[8])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (8, 8))
     aggregated(RoundWork(run, given, previous), tmp_path / "result")
-    uploads = Uploads(run, given)
+    uploads = RoundUploads(run, given)
     name = run.modules[0].name
-    before, after = StoredAdapter(previous).factors(name), StoredAdapter(tmp_path / "result").factors(name)
+    before, after = TorchGlobalAdapter(previous).factors(name), TorchGlobalAdapter(tmp_path / "result").factors(name)
     found = projected_geometry(uploads.updates(name), before, after, torch.float32, fresh=False)
     U, V = np.linalg.qr(oracle.to_numpy(after.B))[0], np.linalg.qr(oracle.to_numpy(after.A).T)[0]
     rows = np.array(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flexlora_server.adapter_files.round_uploads import InputUpdate, Uploads
+from flexlora_server.adapter_files.round_uploads import InputUpdate, RoundUploads
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.strategies import flexlora
 from flexlora_server.aggregation.truncate import Aggregate
@@ -125,4 +125,4 @@ def test_a_lost_lease_stops_the_search(tmp_path: Path) -> None:
 
 
 def _first_number(work: RoundWork, index: int) -> float:
-    return float(Uploads(work.spec, work.inputs).updates("layers.0.proj")[index].A[0, 0])
+    return float(RoundUploads(work.spec, work.inputs).updates("layers.0.proj")[index].A[0, 0])

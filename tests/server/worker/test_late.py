@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from flexlora_server.adapter_files.global_adapter_torch import StoredAdapter, served_dtype
-from flexlora_server.adapter_files.round_uploads import InputUpdate, weighted
+from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter, served_dtype
+from flexlora_server.adapter_files.round_uploads import InputUpdate, with_weights
 from flexlora_server.aggregation.factors import slice_factors
 from flexlora_server.worker import aggregate_module
 from flexlora_server.worker.aggregate_round import RoundWork, write_initial
@@ -51,7 +51,7 @@ def late_weights(told: Sequence[tuple[int, int]]) -> list[float]:
         )
         for n, staleness in told
     ]
-    return [one.weight for one in weighted(made)]
+    return [one.weight for one in with_weights(made)]
 
 
 @pytest.mark.parametrize("scaling", [0, 1])
@@ -77,15 +77,15 @@ def test_so_is_the_head(tmp_path: Path, strategy: str, dtype: str) -> None:
     late = late_round(run_of(strategy, dtype), tmp_path)
     aggregated(late.work, tmp_path / "result")
     want = np.zeros((3, 5))
-    now = oracle.rounded(oracle.to_numpy(StoredAdapter(late.published[-1]).extra("head.weight")), dtype)
+    now = oracle.rounded(oracle.to_numpy(TorchGlobalAdapter(late.published[-1]).extra("head.weight")), dtype)
     for seed, (given, weight) in enumerate(zip(late.inputs, weights_by_hand(), strict=True)):
         head = oracle.to_numpy(
             sent(late.run, late.base(given), given.announced.rank, seed, 0.3)[key_extra("head.weight")]
         )
         if strategy in MEASURED and given.base is not None:
-            head += now - oracle.rounded(oracle.to_numpy(StoredAdapter(given.base).extra("head.weight")), dtype)
+            head += now - oracle.rounded(oracle.to_numpy(TorchGlobalAdapter(given.base).extra("head.weight")), dtype)
         want += weight * head
-    assert np.allclose(oracle.to_numpy(StoredAdapter(tmp_path / "result").extra("head.weight")), want, atol=1e-6)
+    assert np.allclose(oracle.to_numpy(TorchGlobalAdapter(tmp_path / "result").extra("head.weight")), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -100,7 +100,7 @@ def test_changes_are_measured_against_what_each_was_served(
         monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 0)
     _, updates = aggregated(late.work, tmp_path / "result")
     for seed, (given, became) in enumerate(zip(late.inputs, updates.updates, strict=True)):
-        base = StoredAdapter(late.base(given))
+        base = TorchGlobalAdapter(late.base(given))
         squared = head_change(late, seed, base)
         for module in late.run.modules:
             one = uploads_of(late, module.name)[seed]
@@ -162,15 +162,15 @@ def test_a_clipped_late_one_keeps_part_of_its_own_change(tmp_path: Path, strateg
             assert one.served is not None
             W += upload * (one.product - one.served) + (0.0 if measured else whole * one.served)
         assert module.total_energy == pytest.approx(float(np.linalg.norm(W)) ** 2, rel=1e-9)
-    now = oracle.to_numpy(StoredAdapter(late.published[-1]).extra("head.weight"))
+    now = oracle.to_numpy(TorchGlobalAdapter(late.published[-1]).extra("head.weight"))
     want = now if measured else np.zeros_like(now)
     for seed, (given, (upload, whole)) in enumerate(zip(late.inputs, counted, strict=True)):
         head = oracle.to_numpy(
             sent(late.run, late.base(given), given.announced.rank, seed, 0.3)[key_extra("head.weight")]
         )
-        served = oracle.to_numpy(StoredAdapter(late.base(given)).extra("head.weight"))
+        served = oracle.to_numpy(TorchGlobalAdapter(late.base(given)).extra("head.weight"))
         want = want + upload * (head - served) + (0.0 if measured else whole * served)
-    assert np.allclose(oracle.to_numpy(StoredAdapter(tmp_path / "result").extra("head.weight")), want, atol=1e-6)
+    assert np.allclose(oracle.to_numpy(TorchGlobalAdapter(tmp_path / "result").extra("head.weight")), want, atol=1e-6)
 
 
 def test_each_counts_once_with_its_discounted_weight(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_each_counts_once_with_its_discounted_weight(tmp_path: Path) -> None:
         path.write_bytes(encode({key_A("layers.0.proj"): A, key_B("layers.0.proj"): A.mT / 2}))
         told = UploadCreate(rank=1, alpha=2.0, examples=10 + i, size=path.stat().st_size, sha256="0" * 64)
         made.append(InputUpdate(path, told, f"client-{i}", stale, previous if stale else None))
-    aggregated(RoundWork(run, weighted(made), previous), tmp_path / "result")
+    aggregated(RoundWork(run, with_weights(made), previous), tmp_path / "result")
     assert np.allclose(dense(tmp_path / "result", "layers.0.proj"), np.diag(weights_by_hand()), atol=1e-7)
 
 

@@ -13,7 +13,7 @@ from flexlora_server.aggregation.geometry.update_geometry import Geometry
 
 @dataclass(frozen=True)
 class Cosine:
-    """Keeps those whose cosine is at least `minimum`; where there is no direction to compare, everybody."""
+    """Keeps updates whose cosine is at least `minimum`; where there is no direction to compare with, all."""
 
     minimum: float
     name = "cosine"
@@ -21,13 +21,13 @@ class Cosine:
     def apply(self, weights: Sequence[float], geometry: Geometry, past_norms: Sequence[float]) -> Verdict:
         if geometry.with_previous is None:
             return unclipped(weights, [""] * len(weights))
-        found = [
+        cosines = [
             dot / (norm * geometry.previous_norm) if norm * geometry.previous_norm > 0 else None
             for dot, norm in zip(geometry.with_previous.tolist(), geometry.norms, strict=True)
         ]
-        keep = [cosine is None or cosine >= self.minimum for cosine in found]
+        keep = [cosine is None or cosine >= self.minimum for cosine in cosines]
         notes = [
             "" if kept else f"dropped by cosine: {cosine:.2g} to the last round's change, asked is {self.minimum:.2g}"
-            for cosine, kept in zip(found, keep, strict=True)
+            for cosine, kept in zip(cosines, keep, strict=True)
         ]
         return keeping(weights, keep, notes)

@@ -18,7 +18,7 @@ from flexlora_server.aggregation.geometry.update_geometry import Geometry
 _SMOOTHING = 1e-6  # nu, relative to the median distance
 _CONVERGED = 1e-10  # in the coefficients
 _ITERATIONS = 1000  # near the breakdown point each one gains little; usually a dozen are enough
-_TOLD = 0.5  # whoever counts less than this share of its examples' weight is told
+_NOTE_BELOW = 0.5  # a note is added below this share of the weight by examples
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class GeometricMedian:
         notes = [
             f"counts {new:.2g} instead of {old:.2g} in the geometric median "
             f"(distance {distance:.3g}, the median distance is {middle:.3g})"
-            if new < _TOLD * old
+            if new < _NOTE_BELOW * old
             else ""
             for old, new, distance in zip(weights, coefficients, distances, strict=True)
         ]
@@ -41,7 +41,7 @@ class GeometricMedian:
 
 
 def weiszfeld(weights: Sequence[float], inner: Tensor) -> tuple[list[float], list[float]]:
-    """The coefficients of the geometric median and everyone's distance to it.
+    """The coefficients of the geometric median, and the distance of every change to it.
 
     Of changes that are all the same, or of one or two, the coefficients are the weights.
     """
@@ -56,8 +56,8 @@ def weiszfeld(weights: Sequence[float], inner: Tensor) -> tuple[list[float], lis
         if float((b - old).abs().max()) < _CONVERGED:
             break
     coefficients: list[float] = b.tolist()
-    found: list[float] = _distances(inner, b).tolist()
-    return coefficients, found
+    final: list[float] = _distances(inner, b).tolist()
+    return coefficients, final
 
 
 def _distances(inner: Tensor, b: Tensor) -> Tensor:

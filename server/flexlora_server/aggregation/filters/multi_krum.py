@@ -29,13 +29,15 @@ class MultiKrum:
         count = len(weights)
         assumed = math.ceil(self.byzantine_share * count - _ROUNDING)
         f = max(0, min(assumed, (count - 3) // 2))
-        found = scores(squared_distances(geometry.inner), f)
-        order = sorted(range(count), key=found.__getitem__)  # of equal scores the earlier participant is kept
+        krum_scores = scores(squared_distances(geometry.inner), f)
+        order = sorted(range(count), key=krum_scores.__getitem__)  # of equal scores the earlier participant is kept
         kept = set(order[: count - f])
-        largest = found[order[count - f - 1]]
+        largest = krum_scores[order[count - f - 1]]
         lowered = f"multi-krum could assume {f} byzantine of {count} updates, not {assumed}" if f < assumed else ""
         notes = [
-            lowered if i in kept else f"dropped by multi-krum: score {found[i]:.2g}, the largest kept is {largest:.2g}"
+            lowered
+            if i in kept
+            else f"dropped by multi-krum: score {krum_scores[i]:.2g}, the largest kept is {largest:.2g}"
             for i in range(count)
         ]
         return keeping(weights, [i in kept for i in range(count)], notes)
@@ -51,5 +53,5 @@ def scores(distances: Tensor, f: int) -> list[float]:
     """For each the sum of its N - f - 2 smallest squared distances to others (all others where N is less than 3)."""
     count = len(distances)
     others = distances.clone().fill_diagonal_(torch.inf).sort(dim=1).values
-    found: list[float] = others[:, : max(count - f - 2, min(1, count - 1))].sum(dim=1).tolist()
-    return found
+    sums: list[float] = others[:, : max(count - f - 2, min(1, count - 1))].sum(dim=1).tolist()
+    return sums

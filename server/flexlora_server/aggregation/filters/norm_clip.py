@@ -40,7 +40,7 @@ class RunningBound:
 
 
 def round_norm(norms: Sequence[float]) -> float:
-    """What a round leaves to `past_norms`: the lower median of its participants' norms, before any filter."""
+    """The norm that a round adds to `past_norms`: the lower median of its participants' norms, before any filter."""
     return median_low(norms)
 
 

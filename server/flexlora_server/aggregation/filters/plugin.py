@@ -1,4 +1,4 @@
-"""Robust filters that other packages bring: what must be known of one before a worker applies it. No PyTorch here.
+"""Robust filters from other packages: what must be known of one before a worker applies it. No PyTorch here.
 
 A module with a function `rule`, say `mine/trimming.py`, which workers import,
 

@@ -1,4 +1,4 @@
-"""What a robust filter is, and what it answers."""
+"""The interface of a robust filter, and its verdict."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ class Verdict:
 
     weights: of each update, summing to 1; all 0 where nobody is left.
     factors: in [0, 1], what is left of each change.
-    notes: a sentence for whoever was touched, "" for the others.
+    notes: a sentence for each update that was changed or dropped, "" for the others.
     """
 
     weights: tuple[float, ...]
@@ -34,12 +34,12 @@ class Rule(Protocol):
 
 
 def unclipped(weights: Sequence[float], notes: Sequence[str]) -> Verdict:
-    """These weights, with every change as long as it is."""
+    """These weights, with no change shortened."""
     return Verdict(tuple(weights), (1.0,) * len(weights), tuple(notes))
 
 
 def keeping(weights: Sequence[float], keep: Sequence[bool], notes: Sequence[str]) -> Verdict:
-    """Weight 0 for those not kept, the others renormalised."""
+    """Weight 0 for updates not kept; the weights of the others sum to 1 again."""
     if all(keep):
         return unclipped(weights, notes)
     total = math.fsum(weight for weight, kept in zip(weights, keep, strict=True) if kept)

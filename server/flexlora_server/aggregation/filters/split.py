@@ -1,4 +1,4 @@
-"""From shares to the updates of one module that a strategy is handed."""
+"""Turns shares into the weighted updates of one module that a strategy combines."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,15 +13,15 @@ from flexlora_server.aggregation.filters.reweight import Shares
 def split(
     updates: Sequence[Update], shares: Shares, previous: GlobalFactors, dtype: torch.dtype, fresh: bool
 ) -> list[Update]:
-    """For each participant in order its upload, if it counts, and what it was served, if that counts in its place.
+    """For each participant in order its upload, if it counts, and its served slice, if that counts in its place.
 
-    fresh: participants train new adapters, and one that changed nothing has B = 0. The weights sum to 1.
+    fresh: participants train new adapters, and an unchanged one has B = 0. The weights sum to 1.
     Raises AggregationError where a slice cannot be cut.
     """
-    found = []
+    weighted = []
     for update, upload, served in zip(updates, shares.upload, shares.served, strict=True):
-        found += list(_parts(update, upload, served, previous, dtype, fresh))
-    return found
+        weighted += list(_parts(update, upload, served, previous, dtype, fresh))
+    return weighted
 
 
 def _parts(
@@ -38,7 +38,7 @@ def _parts(
 def rebased(
     uploads: Iterable[Tensor], previous: Tensor, late: Mapping[int, Tensor], dtype: torch.dtype
 ) -> Iterator[Tensor]:
-    """Tensors that are averaged whole, late ones as if the same change had been made to `previous`."""
+    """Tensors that are averaged directly; to late ones their change is applied as if it had been made to `previous`."""
     for index, tensor in enumerate(uploads):
         if index not in late:
             yield tensor
@@ -49,9 +49,9 @@ def rebased(
 def split_tensors(
     uploads: Iterable[Tensor], shares: Shares, previous: Tensor, late: Mapping[int, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, float]]:
-    """The same for a tensor that is averaged whole: pairs of a tensor and its weight.
+    """As `split`, for a tensor that is averaged directly: pairs of a tensor and its weight.
 
-    Everybody was served `previous`, but for the participants whose index is in `late`.
+    Participants were served `previous`, except those whose index is in `late`.
     """
     for tensor, upload in zip(uploads, shares.upload, strict=True):
         if upload > 0:

@@ -4,13 +4,12 @@ With s B A uploaded and t B0 A0 served, the change is written in differences,
 
     D = s B A - t B0 A0 = dB A0 + dB dA + t B0 dA,   dB = s B - t B0,   dA = A - A0,
 
-so that a participant that changed little is not lost in the rounding of what it was served, and one that changed
-nothing has a change of exactly 0. A0 and B0 are prefixes of the same global factors for everyone who is not late: the B stack
-holds every dB and one served B per scaling, the A stack every dA and one A0; and as many more as there are older updates that
-late participants were served from.
+so that a small change is not lost in the rounding of what was served, and an unchanged upload has a change of exactly 0. A0 and
+B0 are prefixes of the same global factors for everyone who is not late: the B stack holds every dB and one served B per scaling,
+the A stack every dA and one A0; and as many more as there are older updates that late participants were served from.
 
-B A is also (B/c)(c A) for any c. Before differences are taken, every row of A is given the norm of the served one: else somebody
-could send huge factors of a small product, and its change would drown in the rounding of what cancels.
+B A is also (B/c)(c A) for any c. Before differences are taken, every row of A is given the norm of the served one: otherwise huge
+factors of a small product could hide a change in the rounding of what cancels.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,14 +20,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.factors import GlobalFactors, Kind, Update
+from flexlora_server.aggregation.factors import GlobalFactors, SliceKind, Update
 
-CHUNK = 512  # rows of the stacks at a time
-ELEMENTS = 1 << 21  # numbers of a chunk, and (eight times as many) of a block of a Gram matrix
+CHUNK_ROWS = 512  # rows of the stacks at a time
+CHUNK_ELEMENTS = 1 << 21  # of a chunk; eight times as many of a block of a Gram matrix
 
 
 @dataclass(frozen=True)
-class Outer:
+class OuterProducts:
     """The matrix sum over p of B_stack[:, columns[p]] A_stack[rows[p], :]."""
 
     columns: Tensor
@@ -45,21 +44,21 @@ class Changes:
     dtype: torch.dtype
     fresh: bool
 
-    def outers(self) -> list[Outer]:
+    def outers(self) -> list[OuterProducts]:
         """Each participant's change, and after them the last change of the global update if there is one."""
         R, r_max = sum(u.rank for u in self.updates), self.previous.A.shape[0]
-        starts, column, rows, own = dict[Kind, int](), R, self._rows_of_A0(R), 0
+        starts, column, rows, own = dict[SliceKind, int](), R, self._rows_of_A0(R), 0
         for kind, rank in self._served_ranks.items():
             starts[kind], column = column, column + rank
-        found = []
+        changes = []
         for u in self.updates:
-            found.append(_outer((own, own, u.rank), *self._served(u, rows[id(u.base)], own, starts.get(u.kind))))
+            changes.append(_outer((own, own, u.rank), *self._served(u, rows[id(u.base)], own, starts.get(u.kind))))
             own += u.rank
         if self.before is not None:
             after_all = R + sum(base.A.shape[0] for base in self._bases.values())
             r_before = self.before.A.shape[0]
-            found.append(_outer((column, R, r_max), (column + r_max, after_all, r_before)))
-        return found
+            changes.append(_outer((column, R, r_max), (column + r_max, after_all, r_before)))
+        return changes
 
     def left(self) -> Iterator[Tensor]:
         """The B stack, float64, some rows at a time: (<= 512, columns)."""
@@ -71,25 +70,26 @@ class Changes:
     def right(self) -> Iterator[Tensor]:
         """The A stack, float64, some columns at a time and transposed: (<= 512, rows)."""
         for columns in self._chunks(self.previous.A.shape[1]):
-            A0 = {base: one.A[:, columns].double() for base, one in self._bases.items()}
+            A0 = {base: factors.A[:, columns].double() for base, factors in self._bases.items()}
             last = [] if self.before is None else [self.before.A[:, columns].double()]
             yield torch.cat([*(self._dA(u, columns, A0[id(u.base)]) for u in self.updates), *A0.values(), *last]).mT
 
     def _chunks(self, length: int) -> Iterator[slice]:
-        step = max(16, min(CHUNK, ELEMENTS // sum(u.rank for u in self.updates)))
+        step = max(16, min(CHUNK_ROWS, CHUNK_ELEMENTS // sum(u.rank for u in self.updates)))
         return (slice(first, first + step) for first in range(0, length, step))
 
     @cached_property
     def _balances(self) -> dict[int, Tensor]:
         """For each update (by its identity) the factors (r, 1) that give its rows of A the norms of the served ones."""
         served = {
-            base: torch.linalg.vector_norm(one.A, dim=1, dtype=torch.float64) for base, one in self._bases.items()
+            base: torch.linalg.vector_norm(factors.A, dim=1, dtype=torch.float64)
+            for base, factors in self._bases.items()
         }
-        found = {}
+        balances = {}
         for u in self.updates:
             ratio = served[id(u.base)][: u.rank] / torch.linalg.vector_norm(u.A, dim=1, dtype=torch.float64)
-            found[id(u)] = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)[:, None]
-        return found
+            balances[id(u)] = torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0)[:, None]
+        return balances
 
     @cached_property
     def _bases(self) -> dict[int, GlobalFactors]:
@@ -97,14 +97,14 @@ class Changes:
         return {id(None): self.previous} | {id(u.base): u.base for u in self.updates if u.base is not None}
 
     def _rows_of_A0(self, first: int) -> dict[int, int]:
-        """Where each one's A begins in the A stack, the first of them in row `first`."""
+        """The row of the A stack in which the A of each base begins, the first of them in row `first`."""
         lengths = [base.A.shape[0] for base in self._bases.values()]
         return dict(zip(self._bases, accumulate(lengths, initial=first), strict=False))
 
     @cached_property
-    def _served_ranks(self) -> dict[Kind, int]:
+    def _served_ranks(self) -> dict[SliceKind, int]:
         """The largest rank that was served of each kind of slice."""
-        ranks = dict[Kind, int]()
+        ranks = dict[SliceKind, int]()
         for u in self.updates if not self.fresh else ():
             ranks[u.kind] = max(u.rank, ranks.get(u.kind, 0))
         return ranks
@@ -112,12 +112,12 @@ class Changes:
     def _served(self, u: Update, row: int, own: int, start: int | None) -> list[tuple[int, int, int]]:
         return [] if start is None else [(own, row, u.rank), (start, own, u.rank)]
 
-    def _served_B(self, kind: Kind, rank: int, rows: slice) -> Tensor:
+    def _served_B(self, kind: SliceKind, rank: int, rows: slice) -> Tensor:
         """As `slice_factors` serves it, times the scaling."""
         B = self._bases[kind.base].B[rows, :rank].double()
         return kind.scaling * (B / kind.scaling).to(self.dtype).double()
 
-    def _dB(self, u: Update, rows: slice, served: dict[Kind, Tensor]) -> Tensor:
+    def _dB(self, u: Update, rows: slice, served: dict[SliceKind, Tensor]) -> Tensor:
         B = u.scaling * u.B[rows].double()
         return B if self.fresh else B / self._balances[id(u)].mT - served[u.kind][:, : u.rank]
 
@@ -127,7 +127,7 @@ class Changes:
 
 
 def gram(stack: Iterable[Tensor], columns: Tensor | None = None) -> Tensor:
-    """X[:, columns]^T X of a matrix that comes some rows at a time, float64; X^T X where no columns are named."""
+    """X[:, columns]^T X of a matrix that is streamed in chunks of rows, float64; X^T X where `columns` is None."""
     total: Tensor | None = None
     for chunk in stack:
         left = chunk.mT if columns is None else chunk[:, columns].mT
@@ -146,38 +146,38 @@ def inner_products(changes: Changes) -> tuple[Tensor, Tensor]:
     columns, rows = torch.cat([o.columns for o in outers]), torch.cat([o.rows for o in outers])
     owner = torch.repeat_interleave(torch.tensor([len(o.rows) for o in outers]))
     lines, reaches = [], []
-    for some in _grouped(outers, int(columns.max()) + 1):
-        own_columns, own_rows = _once([o.columns for o in some]), _once([o.rows for o in some])
+    for group in _grouped(outers, int(columns.max()) + 1):
+        own_columns, own_rows = _unique([o.columns for o in group]), _unique([o.rows for o in group])
         left, right = gram(changes.left(), own_columns), gram(changes.right(), own_rows)
-        for o in some:
+        for o in group:
             at, across = torch.searchsorted(own_columns, o.columns), torch.searchsorted(own_rows, o.rows)
             products = left[at][:, columns] * right[across][:, rows]
             lines.append(left.new_zeros(len(outers)).index_add_(0, owner, products.sum(0)))
             reaches.append((left[at, o.columns] * right[across, o.rows]).clamp(min=0).sqrt().sum())
-    found = torch.stack(lines)
-    return (found + found.mT) / 2, torch.stack(reaches)
+    products_ = torch.stack(lines)
+    return (products_ + products_.mT) / 2, torch.stack(reaches)
 
 
-def _once(found: Sequence[Tensor]) -> Tensor:
+def _unique(indices: Sequence[Tensor]) -> Tensor:
     """All indices, each once, ascending."""
-    each: Tensor = torch.unique(torch.cat(list(found)))
-    return each
+    unique: Tensor = torch.unique(torch.cat(list(indices)))
+    return unique
 
 
-def _grouped(outers: Sequence[Outer], columns: int) -> Iterator[list[Outer]]:
-    """As many at a time as have a Gram matrix of at most 8 `ELEMENTS`, beside what all share."""
-    most, some, taken = 8 * ELEMENTS // columns, list[Outer](), 0
+def _grouped(outers: Sequence[OuterProducts], columns: int) -> Iterator[list[OuterProducts]]:
+    """As many at a time as have a Gram matrix of at most 8 `CHUNK_ELEMENTS`, beside what all share."""
+    limit, group, taken = 8 * CHUNK_ELEMENTS // columns, list[OuterProducts](), 0
     for o in outers:
-        if some and taken + len(o.columns) > most:
-            yield some
-            some, taken = [], 0
-        some.append(o)
+        if group and taken + len(o.columns) > limit:
+            yield group
+            group, taken = [], 0
+        group.append(o)
         taken += len(o.columns)
-    yield some
+    yield group
 
 
-def _outer(*runs: tuple[int, int, int]) -> Outer:
-    """Of runs of (first column, first row, length)."""
+def _outer(*runs: tuple[int, int, int]) -> OuterProducts:
+    """Outer products from runs of (first column, first row, length)."""
     columns = [torch.arange(column, column + length) for column, _, length in runs]
     rows = [torch.arange(row, row + length) for _, row, length in runs]
-    return Outer(torch.cat(columns), torch.cat(rows))
+    return OuterProducts(torch.cat(columns), torch.cat(rows))

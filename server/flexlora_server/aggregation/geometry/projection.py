@@ -1,8 +1,8 @@
 """The geometry of a round's changes within the leading directions of what the round published.
 
-Inner products of whole changes cost (sum of ranks)^2 (d + k) operations. For the figures of a round with many participants it
-is enough to see the changes where the global update moves: X_i = U^T D_i V with U, V the leading directions of the result,
-which costs no more than one product of the stack with a block.
+Inner products of whole changes cost (sum of ranks)^2 (d + k) operations. For the metrics of a round with many participants it
+is enough to project the changes on the directions in which the global update moves: X_i = U^T D_i V with U, V the leading
+directions of the result, which costs no more than one product of the stack with a block.
 """
 
 import math
@@ -15,7 +15,7 @@ from flexlora_server.aggregation.factors import GlobalFactors, Update, bases, sl
 from flexlora_server.aggregation.geometry.update_geometry import Geometry
 from flexlora_server.aggregation.svd.small_matrices import orthonormal
 
-LEADING = 32  # directions on either side
+DIRECTIONS = 32  # on either side of the result
 
 
 def projected_geometry(
@@ -23,10 +23,10 @@ def projected_geometry(
 ) -> Geometry:
     """Inner products <X_i, X_j> of the participants' changes, multiplied in float32; see `geometry.module_geometry`.
 
-    Figures must not end a round: what float32 cannot hold is multiplied in float64.
+    Metrics must not fail a round: what float32 cannot hold is multiplied in float64.
     """
-    most = min(LEADING, *result.B.shape, *result.A.shape)
-    U, V = orthonormal(result.B[:, :most])[0].float(), orthonormal(result.A[:most].mT)[0].float()
+    count = min(DIRECTIONS, *result.B.shape, *result.A.shape)
+    U, V = orthonormal(result.B[:, :count])[0].float(), orthonormal(result.A[:count].mT)[0].float()
     cut_from = bases(updates, previous)
     A0 = {kind: (base.A @ V).double() for kind, base in cut_from.items()}
     B0 = {
@@ -35,13 +35,13 @@ def projected_geometry(
     }
     rows = []
     for u in updates:
-        X = _seen(U, V, u)
+        X = _project(U, V, u)
         rows.append((X if fresh else X - B0[u.kind][:, : u.rank] @ A0[u.kind][: u.rank]).flatten())
     X = torch.stack(rows)
     return Geometry(X @ X.mT, None, 0.0)
 
 
-def _seen(U: Tensor, V: Tensor, update: Update) -> Tensor:
+def _project(U: Tensor, V: Tensor, update: Update) -> Tensor:
     left, right = U.mT @ update.B.float(), update.A.float() @ V
     if not bool(torch.isfinite(left).all() & torch.isfinite(right).all()):
         left, right = U.double().mT @ update.B.double(), update.A.double() @ V.double()
@@ -57,12 +57,12 @@ def squared_norms(updates: Sequence[Update], previous: GlobalFactors, dtype: tor
         kind: kind.scaling * slice_factors(base, len(base.A), kind.scaling, dtype)[1].float()
         for kind, base in bases(updates, previous).items()
     }
-    found = []
+    norms = []
     for u in updates:
-        given = (u.scaling, u.B, u.A, served[u.kind][:, : u.rank], u.base_or(previous).A[: u.rank])
-        squared = _squared(*given, torch.float32, fresh)
-        found.append(squared if math.isfinite(squared) else _squared(*given, torch.float64, fresh))
-    return torch.tensor(found, dtype=torch.float64)
+        factors = (u.scaling, u.B, u.A, served[u.kind][:, : u.rank], u.base_or(previous).A[: u.rank])
+        squared = _squared(*factors, torch.float32, fresh)
+        norms.append(squared if math.isfinite(squared) else _squared(*factors, torch.float64, fresh))
+    return torch.tensor(norms, dtype=torch.float64)
 
 
 def _squared(s: float, B: Tensor, A: Tensor, B0: Tensor, A0: Tensor, dtype: torch.dtype, fresh: bool) -> float:
@@ -76,7 +76,7 @@ def _squared(s: float, B: Tensor, A: Tensor, B0: Tensor, A0: Tensor, dtype: torc
 
 
 def cosines(geometry: Geometry) -> Tensor:
-    """Between all pairs of changes, (N, N) float64; NaN for one that is nothing."""
+    """The cosine between every two changes, (N, N) float64; NaN where a change is 0."""
     norms = geometry.inner.diagonal().clamp(min=0).sqrt()
-    found = geometry.inner / torch.outer(norms, norms)
-    return torch.where(torch.isfinite(found), found.clamp(-1, 1), torch.nan)
+    values = geometry.inner / torch.outer(norms, norms)
+    return torch.where(torch.isfinite(values), values.clamp(-1, 1), torch.nan)

@@ -1,4 +1,4 @@
-"""Lengths of a round's changes and the angles between them: all that a robust filter needs.
+"""Norms and inner products of a round's changes: all that a robust filter needs.
 
 A participant's change is D_i = W_i - S_i: what it uploaded, s_i B_i A_i, less the slice it was served, rounding included.
 Over all modules it is one long vector; its inner products are sums over the modules.
@@ -15,13 +15,13 @@ from torch.nn.functional import pad
 
 from flexlora_server.aggregation.check import check_finite
 from flexlora_server.aggregation.factors import GlobalFactors, Update, bases, slice_factors
-from flexlora_server.aggregation.geometry.changes import ELEMENTS, Changes, gram, inner_products
+from flexlora_server.aggregation.geometry.changes import CHUNK_ELEMENTS, Changes, gram, inner_products
 from flexlora_server.errors import AggregationError
 
-# Of a change's reach squared: what rounding in the Gram matrices can hide.
+# Share of a change's reach squared that rounding in the Gram matrices can hide.
 _NOISE = 32 * torch.finfo(torch.float64).eps
 # The global update is stored in float32: a change smaller than this share of its reach is rounding and has no direction.
-_STILL = 1e-6
+_MIN_RELATIVE_CHANGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Geometry:
     previous_norm: float
 
     def __add__(self, other: "Geometry") -> "Geometry":
-        """Of two groups of tensors together."""
-        both = [with_ for with_ in (self.with_previous, other.with_previous) if with_ is not None]
-        if len(both) == 1 or self.inner.shape != other.inner.shape:
+        """The geometry of two groups of tensors together."""
+        terms = [with_ for with_ in (self.with_previous, other.with_previous) if with_ is not None]
+        if len(terms) == 1 or self.inner.shape != other.inner.shape:
             raise AggregationError("geometries of different participants or rounds cannot be added")
         norm = math.hypot(self.previous_norm, other.previous_norm)
-        return Geometry(self.inner + other.inner, both[0] + both[1] if both else None, norm)
+        return Geometry(self.inner + other.inner, terms[0] + terms[1] if terms else None, norm)
 
     @property
     def norms(self) -> list[float]:
@@ -51,7 +51,7 @@ class Geometry:
         return norms
 
     def of(self, participants: Sequence[int], factors: Sequence[float]) -> "Geometry":
-        """Of these participants alone, their changes multiplied by these factors."""
+        """The geometry of these participants, their changes multiplied by these factors."""
         index, c = torch.tensor(participants), torch.tensor(factors, dtype=torch.float64)
         with_previous = None if self.with_previous is None else self.with_previous[index] * c
         return Geometry(self.inner[index][:, index] * torch.outer(c, c), with_previous, self.previous_norm)
@@ -68,9 +68,9 @@ def module_geometry(
     Raises AggregationError for non-finite values.
     """
     inner, reach = inner_products(Changes(updates, previous, before, dtype, fresh))
-    # Factors can be chosen to cancel, so that rounding makes a long change look short: it is never less than rounding.
+    # Factors that cancel can make a long change look short by rounding, so that a norm is never taken for less than rounding.
     inner.diagonal()[: len(updates)].clamp_(min=0).add_(_NOISE * reach[: len(updates)].square())
-    return _geometry(inner, len(updates), still=float(reach[-1]) * _STILL)
+    return _geometry(inner, len(updates), still=float(reach[-1]) * _MIN_RELATIVE_CHANGE)
 
 
 def factor_geometry(
@@ -90,7 +90,7 @@ def factor_geometry(
     if before is not None:
         columns.append((1.0, previous.B, before.B.double(), previous.A, before.A))
     d, k, r_max = len(previous.B), previous.A.shape[1], len(previous.A)
-    step = max(1, ELEMENTS // (len(columns) * r_max))
+    step = max(1, CHUNK_ELEMENTS // (len(columns) * r_max))
 
     def rows() -> Iterator[Tensor]:
         for first in range(0, d, step):
@@ -102,7 +102,8 @@ def factor_geometry(
                 [_padded((A[:, part].double() - A0[:, part]).mT, r_max) for _, _, _, A, A0 in columns], dim=1
             )
 
-    still = 0.0 if before is None else _STILL * math.hypot(float(previous.B.double().norm()), float(previous.A.norm()))
+    size = math.hypot(float(previous.B.double().norm()), float(previous.A.norm()))
+    still = 0.0 if before is None else _MIN_RELATIVE_CHANGE * size
     return _geometry(gram(rows()), len(updates), still)
 
 
@@ -118,28 +119,28 @@ def tensor_geometry(
     dtype: torch.dtype,
     late: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> Geometry:
-    """The same of a tensor that is trained in full. One shape, any float dtype.
+    """The geometry of a tensor that is trained directly, of one shape and any float dtype.
 
-    What was served is `previous` in `dtype`, but for the participants whose index is in `late`.
+    What was served is `previous` in `dtype`, except for the participants whose index is in `late`.
     """
 
     def rows() -> Iterator[Tensor]:
         flat, old = [upload.reshape(-1) for upload in uploads], previous.reshape(-1)
-        step = max(1, ELEMENTS // (len(uploads) + 1))
+        step = max(1, CHUNK_ELEMENTS // (len(uploads) + 1))
         for first in range(0, len(old), step):
             part = slice(first, first + step)
             served = old[part].to(dtype).double()
             own = {index: base.reshape(-1)[part].to(dtype).double() for index, base in late.items()}
-            changed = (one[part].double() - own.get(index, served) for index, one in enumerate(flat))
+            changed = (upload[part].double() - own.get(index, served) for index, upload in enumerate(flat))
             last = [] if before is None else [old[part].double() - before.reshape(-1)[part].double()]
             yield torch.stack([*changed, *last], dim=1)
 
-    still = 0.0 if before is None else _STILL * float(previous.double().norm())
+    still = 0.0 if before is None else _MIN_RELATIVE_CHANGE * float(previous.double().norm())
     return _geometry(gram(rows()), len(uploads), still)
 
 
 def _geometry(inner: Tensor, participants: int, still: float) -> Geometry:
-    """Split what belongs to G, the last row if there is one more than participants."""
+    """Split off the inner products with G: the last row, where there is one more than participants."""
     check_finite("the inner products of this round's changes", inner)
     own = inner[:participants, :participants].clone()
     if len(inner) == participants:

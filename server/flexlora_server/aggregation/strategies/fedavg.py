@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from flexlora_server.aggregation.check import check_updates
+from flexlora_server.aggregation.check import check_full_rank, check_updates
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
-from flexlora_server.aggregation.strategies.one_rank import check_full_rank
-from flexlora_server.aggregation.truncate import Aggregate, as_they_are
+from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 
 
 def aggregate(
@@ -19,4 +18,4 @@ def aggregate(
     check_full_rank("fedavg", updates, previous)
     B = weighted_average((update.scaling * update.B.double(), update.weight) for update in updates)
     A = rounded(weighted_average((update.A, update.weight) for update in updates), dtype)
-    return as_they_are(GlobalFactors(B=B, A=A))
+    return without_truncation(GlobalFactors(B=B, A=A))

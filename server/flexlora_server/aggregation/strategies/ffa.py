@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from flexlora_server.aggregation.check import check_updates, is_served_A
+from flexlora_server.aggregation.check import check_full_rank, check_updates, is_served_A
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
-from flexlora_server.aggregation.strategies.one_rank import check_full_rank
-from flexlora_server.aggregation.truncate import Aggregate, as_they_are
+from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 from flexlora_server.errors import AggregationError
 
 
@@ -26,4 +25,4 @@ def aggregate(
         if not is_served_A(update.A, previous.A):
             raise AggregationError(f"lora_A of update {index} is not the one served: ffa trains lora_B alone")
     B = weighted_average((update.scaling * update.B.double(), update.weight) for update in updates)
-    return as_they_are(GlobalFactors(B=B, A=rounded(previous.A, dtype)))
+    return without_truncation(GlobalFactors(B=B, A=rounded(previous.A, dtype)))

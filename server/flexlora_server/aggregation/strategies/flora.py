@@ -16,7 +16,7 @@ import torch
 
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
-from flexlora_server.aggregation.truncate import Aggregate, as_they_are, truncate
+from flexlora_server.aggregation.truncate import Aggregate, truncate, without_truncation
 
 
 def aggregate(
@@ -25,6 +25,6 @@ def aggregate(
     """D_new = D_old + sum of p_i s_i B_i A_i, truncated to the largest rank served."""
     check_updates(updates, previous)
     if not any(bool(update.B.any()) for update in updates):  # not even the last bit moves
-        return as_they_are(previous)
+        return without_truncation(previous)
     # what is served stays frozen and does not come back, so A is kept exact here and rounded in slices alone
-    return truncate(weighted_stack(updates).and_(previous.B, previous.A), previous, torch.float32, error_bound)
+    return truncate(weighted_stack(updates).plus(previous.B, previous.A), previous, torch.float32, error_bound)

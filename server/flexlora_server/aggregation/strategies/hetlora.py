@@ -24,9 +24,9 @@ from torch.nn.functional import pad
 from flexlora_server.aggregation.check import check_updates
 from flexlora_server.aggregation.extra import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
-from flexlora_server.aggregation.truncate import Aggregate, as_they_are
+from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 
-PRESENT = 1e-6  # weight below which an update holds up no direction: what it would leave of A could never train again
+MIN_WEIGHT = 1e-6  # an update of less weight does not count as present: the A that it leaves could never train again
 
 
 def aggregate(
@@ -37,9 +37,9 @@ def aggregate(
     weights, r_max = sparsity_weights(updates), previous.A.shape[0]
     B = weighted_average((_padded_B(update, r_max), q) for update, q in zip(updates, weights, strict=True))
     A = weighted_average((_padded_A(update, r_max), q) for update, q in zip(updates, weights, strict=True))
-    present = max(update.rank for update, q in zip(updates, weights, strict=True) if q > PRESENT)
+    present = max(update.rank for update, q in zip(updates, weights, strict=True) if q > MIN_WEIGHT)
     A[present:] = previous.A[present:]
-    return as_they_are(GlobalFactors(B=B, A=rounded(A, dtype)))
+    return without_truncation(GlobalFactors(B=B, A=rounded(A, dtype)))
 
 
 def sparsity_weights(updates: Sequence[Update]) -> list[float]:

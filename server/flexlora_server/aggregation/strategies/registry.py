@@ -1,4 +1,4 @@
-"""The aggregation strategies by name: what a run's other parts must know of each, and where its mathematics is.
+"""The aggregation strategies by name: their properties, and the module that implements each.
 
 A package of your own brings another one without a change here: a module with a function `aggregate` (see
 `Strategy.aggregate`), say `mine/mean.py`,
@@ -15,7 +15,7 @@ and an entry point in its pyproject.toml, which coordinator and workers look up:
     [project.entry-points."flexlora.strategies"]
     mean = "mine:mean"
 
-The module is imported where a round is aggregated: whoever asks here only what agents train does without PyTorch.
+The module is imported where a round is aggregated: reading its properties here needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -75,20 +75,20 @@ class Strategy:
 
         `error_bound`: a truncation may have up to this many times the smallest possible error, certified; 1: the exact one.
         """
-        found: Aggregate = import_module(self.module).aggregate(updates, previous, dtype, error_bound)
-        return found
+        result: Aggregate = import_module(self.module).aggregate(updates, previous, dtype, error_bound)
+        return result
 
 
-_HERE = __name__.rpartition(".")[0]
+_PACKAGE = __name__.rpartition(".")[0]
 _BUILT_IN = {
     rule.name: rule
     for rule in (
-        Strategy("flexlora", f"{_HERE}.flexlora"),
-        Strategy("flexlora-residual", f"{_HERE}.residual", measures_changes=True),
-        Strategy("fedavg", f"{_HERE}.fedavg", averages_factors=True, one_rank=True),
-        Strategy("ffa", f"{_HERE}.ffa", averages_factors=True, agents_train="B", one_rank=True),
-        Strategy("hetlora", f"{_HERE}.hetlora", averages_factors=True),
-        Strategy("flora", f"{_HERE}.flora", agents_train="fresh"),
+        Strategy("flexlora", f"{_PACKAGE}.flexlora"),
+        Strategy("flexlora-residual", f"{_PACKAGE}.residual", measures_changes=True),
+        Strategy("fedavg", f"{_PACKAGE}.fedavg", averages_factors=True, one_rank=True),
+        Strategy("ffa", f"{_PACKAGE}.ffa", averages_factors=True, agents_train="B", one_rank=True),
+        Strategy("hetlora", f"{_PACKAGE}.hetlora", averages_factors=True),
+        Strategy("flora", f"{_PACKAGE}.flora", agents_train="fresh"),
     )
 }
 
@@ -109,7 +109,7 @@ def strategy(name: str) -> Strategy:
 
 @cache
 def _offered(name: str) -> Strategy:
-    """What a package offers. Its module must be there, or everybody would train before a worker finds that out."""
+    """The strategy of a package. Its module must exist, or agents would train before a worker finds out that it does not."""
     try:
         offered = load_plugin(STRATEGY_GROUP, name, Strategy)
         require_module(offered.module)

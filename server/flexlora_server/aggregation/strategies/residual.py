@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from flexlora_server.aggregation.check import check_updates
-from flexlora_server.aggregation.factors import GlobalFactors, Kind, Update, bases, slice_factors, weighted_stack
-from flexlora_server.aggregation.truncate import Aggregate, as_they_are, truncate
+from flexlora_server.aggregation.factors import GlobalFactors, SliceKind, Update, bases, slice_factors, weighted_stack
+from flexlora_server.aggregation.truncate import Aggregate, truncate, without_truncation
 
-# Two float64 products of the same float32 numbers: what differs by less is the same update.
-_SAME = 1e-14
+# Two float64 products of the same float32 numbers that differ by less are the same update.
+_RELATIVE_TOLERANCE = 1e-14
 
 
 def aggregate(
@@ -29,27 +29,27 @@ def aggregate(
     served = {kind: _served_B(base, kind.scaling, dtype) for kind, base in cut_from.items()}
     if all(_is_as_served(u, u.base_or(previous).A[: u.rank], served[u.kind][:, : u.rank]) for u in updates):
         return _unchanged(previous)
-    stack = weighted_stack(updates).and_(previous.B.double() - _sent_back(updates, served, None), previous.A)
+    stack = weighted_stack(updates).plus(previous.B.double() - _sent_back(updates, served, None), previous.A)
     for late in {id(u.base): u.base for u in updates if u.base is not None}.values():
-        stack = stack.and_(-_sent_back(updates, served, late), late.A)
+        stack = stack.plus(-_sent_back(updates, served, late), late.A)
     return truncate(stack, previous, dtype, error_bound)
 
 
-def _sent_back(updates: Sequence[Update], served: Mapping[Kind, Tensor], base: GlobalFactors | None) -> Tensor:
+def _sent_back(updates: Sequence[Update], served: Mapping[SliceKind, Tensor], base: GlobalFactors | None) -> Tensor:
     """The sum of p_i s_i B over what was served from one global update, float64; 0 where nothing was."""
-    found = torch.zeros(updates[0].B.shape[0], 1, dtype=torch.float64, device=updates[0].B.device)
-    for kind, B in sorted(((kind, B) for kind, B in served.items() if kind.base == id(base)), key=lambda one: one[0]):
-        found = found + _share(updates, kind, B.shape[1]).to(B.device) * B.double()
-    return found
+    total = torch.zeros(updates[0].B.shape[0], 1, dtype=torch.float64, device=updates[0].B.device)
+    for kind, B in sorted(((kind, B) for kind, B in served.items() if kind.base == id(base)), key=lambda item: item[0]):
+        total = total + _share(updates, kind, B.shape[1]).to(B.device) * B.double()
+    return total
 
 
 def _served_B(previous: GlobalFactors, scaling: float, dtype: torch.dtype) -> Tensor:
-    """lora_B as served at the largest rank; every rank's is a prefix, so that nothing is kept for each participant."""
+    """lora_B as served at the largest rank; that of every lower rank is a prefix of it."""
     return slice_factors(previous, previous.A.shape[0], scaling, dtype)[1]
 
 
-def _share(updates: Sequence[Update], kind: Kind, r_max: int) -> Tensor:
-    """(r_max,): how much of column j of lora_B, as served in this kind of slice, came back with some upload."""
+def _share(updates: Sequence[Update], kind: SliceKind, r_max: int) -> Tensor:
+    """(r_max,): the weight with which column j of lora_B, as served in this kind of slice, is part of the uploads."""
     share = torch.zeros(r_max, dtype=torch.float64)
     for update in updates:
         if update.kind == kind:
@@ -61,9 +61,9 @@ def _is_as_served(update: Update, A: Tensor, B: Tensor) -> bool:
     if not torch.equal(update.A.double(), A.double()):
         return False
     uploaded, served = update.scaling * update.B.double(), update.served_scaling * B.double()
-    return torch.allclose(uploaded, served, rtol=_SAME, atol=0.0)
+    return torch.allclose(uploaded, served, rtol=_RELATIVE_TOLERANCE, atol=0.0)
 
 
 def _unchanged(previous: GlobalFactors) -> Aggregate:
-    """Nobody learned: decomposing again would round A to the served dtype again, and W would drift."""
-    return as_they_are(previous)
+    """No update learned anything: decomposing again would round A to the served dtype again, and W would drift."""
+    return without_truncation(previous)

@@ -1,22 +1,22 @@
 """The Gram route: two R x R Gram matrices and the eigenvalues of a third, no factorisation of anything long.
 
 With A A^T = L L^T, the matrix K = L^T (B^T B) L has the eigenvalues sigma^2 and eigenvectors Z; then U Sigma = B L Z and
-V = A^T (B^T B) L Z / sigma^2. Nothing is divided by L, so nearly equal rows of A (everybody starts from the same ones) do no
-harm. Squaring costs half the digits: where the smallest singular value asked for has lost too many, the route says so.
+V = A^T (B^T B) L Z / sigma^2. Nothing is divided by L, so nearly equal rows of A (all participants start from the same ones)
+do no harm. Squaring costs half the digits: where the smallest requested singular value has lost too many, the route fails.
 """
 
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.svd.leading import EPS, Leading, RouteFailed
+from flexlora_server.aggregation.svd.leading import EPS, LeadingTriplets, RouteFailed
 from flexlora_server.aggregation.svd.small_matrices import eigh
 from flexlora_server.aggregation.svd.stack import Stack
 
 # sigma_r^2 must exceed the noise of K by this much: then it is right to 1e-5
-MARGIN = 1e5
+NOISE_MARGIN = 1e5
 
 
-def by_gram(stack: Stack, rank: int) -> Leading:
+def by_gram(stack: Stack, rank: int) -> LeadingTriplets:
     """The leading min(rank, R) triplets.
 
     Raises:
@@ -26,19 +26,19 @@ def by_gram(stack: Stack, rank: int) -> Leading:
     root = _root(of_A.matrix)
     values, Z = eigh(root.mT @ of_B.matrix @ root)
     noise = EPS * float(of_A.matrix.norm()) * float(of_B.matrix.norm())
-    resolved(values, rank, noise, "R x R")
+    check_resolved(values, rank, noise, "R x R")
     X = root @ Z[:, :rank]
     US = stack.B_times(of_B.scale[:, None] * X)
     S = US.norm(dim=0)
     Vt = stack.times_A((of_B.matrix @ X / S.square()).mT * of_A.scale)
     known = torch.cat([S, torch.where(values > noise, values, 0.0).sqrt()[rank:]])
-    return Leading(US, S, Vt, known, float((of_A.matrix * of_B.matrix).sum()))
+    return LeadingTriplets(US, S, Vt, known, float((of_A.matrix * of_B.matrix).sum()))
 
 
-def resolved(values: Tensor, rank: int, noise: float, which: str) -> None:
+def check_resolved(values: Tensor, rank: int, noise: float, which: str) -> None:
     """Raise RouteFailed unless the `rank`th of the descending eigenvalues stands well above the noise."""
     smallest = float(values[: min(rank, len(values))][-1])
-    if not smallest > MARGIN * noise:
+    if not smallest > NOISE_MARGIN * noise:
         ratio = max(smallest, 0.0) / float(values[0]) if float(values[0]) > 0 else 0.0
         raise RouteFailed(
             f"singular value {min(rank, len(values))} is {ratio**0.5:.1e} of the first, lost in a {which} square"

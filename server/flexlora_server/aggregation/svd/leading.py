@@ -1,4 +1,4 @@
-"""What every route returns, and the exception by which one hands over to the next safer one."""
+"""The result of a route, and the exception after which the next safer route is tried."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class RouteFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Leading:
+class LeadingTriplets:
     """The leading j singular triplets of W (d, k), all float64, before signs are fixed and rows completed.
 
     US: (d, j), the left singular vectors times their singular values.

@@ -6,13 +6,13 @@ The safest of the factored routes: small singular values keep the digits that a 
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.svd.leading import Leading
+from flexlora_server.aggregation.svd.leading import LeadingTriplets
 from flexlora_server.aggregation.svd.small_matrices import small_svd
 from flexlora_server.aggregation.svd.stack import Stack
 
 
-def by_qr(stack: Stack, rank: int) -> Leading:
-    """The leading triplets; Q stays implicit (Householder reflectors): only what is asked for is ever expanded."""
+def by_qr(stack: Stack, rank: int) -> LeadingTriplets:
+    """The leading triplets; Q stays implicit (Householder reflectors): only the requested columns are computed."""
     B, A = stack.factors()
     left, left_tau = torch.geqrf(B)
     right, right_tau = torch.geqrf(A.mT)
@@ -21,7 +21,7 @@ def by_qr(stack: Stack, rank: int) -> Leading:
     kept = min(rank, len(sigma))
     US = _expand(left[:, :m], left_tau, U[:, :kept] * sigma[:kept])
     V = _expand(right[:, :n], right_tau, Vt[:kept].mT)
-    return Leading(US, sigma[:kept], V.mT, sigma, float(sigma.square().sum()))
+    return LeadingTriplets(US, sigma[:kept], V.mT, sigma, float(sigma.square().sum()))
 
 
 def _expand(reflectors: Tensor, tau: Tensor, vectors: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def small_svd(C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     +-sigma with (u, +-v) / sqrt(2): another algorithm of the same accuracy (Golub and Van Loan, 8.6).
 
     Raises:
-        AggregationError: a number that is not finite, which no route can do anything about.
+        AggregationError: a number that is not finite, so that no route can succeed.
         RouteFailed: neither algorithm converged.
     """
     if not bool(torch.isfinite(C).all()):

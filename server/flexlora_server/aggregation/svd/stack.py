@@ -11,9 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-PIECE = 1 << 18  # numbers of a float64 piece that is multiplied at once: 2 MiB, a core's cache
-STRIPES = 4  # that a symmetric product is made in
-GROUP = 512  # columns of terms put side by side before they are multiplied into a dense matrix
+CHUNK_ELEMENTS = 1 << 18  # of a float64 piece that is multiplied at once: 2 MiB, a core's cache
+GRAM_STRIPES = 4  # in which a symmetric product is computed
+GROUP_COLUMNS = 512  # columns of terms put side by side before they are multiplied into a dense matrix
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Stack:
     def __init__(self, terms: Sequence[Term]) -> None:
         self.terms = tuple(terms)
 
-    def and_(self, B: Tensor, A: Tensor) -> "Stack":
+    def plus(self, B: Tensor, A: Tensor) -> "Stack":
         """This sum and one more term, B @ A."""
         return Stack([*self.terms, Term(B, A, 1.0)])
 
@@ -47,8 +47,8 @@ class Stack:
     @property
     def scales(self) -> Tensor:
         """Each column's scale (R,), float64."""
-        each = [torch.full((t.A.shape[0],), t.scale, dtype=torch.float64, device=self.device) for t in self.terms]
-        return torch.cat(each)
+        scales = [torch.full((t.A.shape[0],), t.scale, dtype=torch.float64, device=self.device) for t in self.terms]
+        return torch.cat(scales)
 
     @cached_property
     def _columns(self) -> Tensor:
@@ -62,7 +62,7 @@ class Stack:
 
     @property
     def typical_norm(self) -> float:
-        """The root of the sum of their squares: how large W is if its columns have nothing to do with each other."""
+        """The root of the sum of their squares: how large W is if its terms are uncorrelated."""
         return float(self._columns.norm())
 
     def grams(self) -> tuple[Tensor, Tensor]:
@@ -78,17 +78,17 @@ class Stack:
 
     def B_times(self, X: Tensor) -> Tensor:
         """[B_1 B_2 ...] @ X: (d, n) float64 for X (R, n), without the scales."""
-        made = torch.empty(self.shape[0], X.shape[1], dtype=torch.float64, device=self.device)
+        result = torch.empty(self.shape[0], X.shape[1], dtype=torch.float64, device=self.device)
         for rows, piece in self._rows_of_B():
-            torch.mm(piece, X, out=made[rows])
-        return made
+            torch.mm(piece, X, out=result[rows])
+        return result
 
     def times_A(self, X: Tensor) -> Tensor:
         """X @ [A_1; A_2; ...]: (n, k) float64 for X (n, R), without the scales."""
-        made = torch.empty(X.shape[0], self.shape[2], dtype=torch.float64, device=self.device)
+        result = torch.empty(X.shape[0], self.shape[2], dtype=torch.float64, device=self.device)
         for columns, piece in self._columns_of_A():
-            made[:, columns] = X @ piece
-        return made
+            result[:, columns] = X @ piece
+        return result
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """All terms side by side in float64, the scales on B: B (d, R), A (R, k)."""
@@ -104,19 +104,19 @@ class Stack:
         return W
 
     def times(self, V: Tensor) -> Tensor:
-        """W @ V: (d, n) for V (k, n), multiplied in V's dtype; term by term, so that none of that dtype is copied."""
-        made = torch.zeros(self.shape[0], V.shape[1], dtype=V.dtype, device=self.device)
+        """W @ V: (d, n) for V (k, n), multiplied in V's dtype; term by term, so that terms of that dtype are not copied."""
+        result = torch.zeros(self.shape[0], V.shape[1], dtype=V.dtype, device=self.device)
         for term in self.terms:
-            made.addmm_(term.B.to(V.dtype), term.A.to(V.dtype) @ V, alpha=term.scale)
-        return made
+            result.addmm_(term.B.to(V.dtype), term.A.to(V.dtype) @ V, alpha=term.scale)
+        return result
 
     def transposed_times(self, Q: Tensor) -> Tensor:
         """W^T @ Q: (k, n) for Q (d, n), multiplied in Q's dtype."""
         Qt = Q.mT.contiguous()
-        made = torch.zeros(Q.shape[1], self.shape[2], dtype=Q.dtype, device=self.device)
+        result = torch.zeros(Q.shape[1], self.shape[2], dtype=Q.dtype, device=self.device)
         for term in self.terms:
-            made.addmm_(Qt @ term.B.to(Q.dtype), term.A.to(Q.dtype), alpha=term.scale)
-        return made.mT
+            result.addmm_(Qt @ term.B.to(Q.dtype), term.A.to(Q.dtype), alpha=term.scale)
+        return result.mT
 
     def _rows_of_B(self) -> Iterator[tuple[slice, Tensor]]:
         """[B_1 B_2 ...] as float64 pieces of whole rows."""
@@ -138,7 +138,7 @@ class Stack:
 def _add_gram(total: Tensor, piece: Tensor) -> None:
     """Add piece^T piece (R, R) to the blocks of `total` on and above the diagonal: in stripes, 5/8 of the work of the whole."""
     R = total.shape[0]
-    step = max(64, -(-R // STRIPES))
+    step = max(64, -(-R // GRAM_STRIPES))
     for start in range(0, R, step):
         stripe = slice(start, start + step)
         total[stripe, start:].addmm_(piece[:, stripe].mT, piece[:, start:])
@@ -157,7 +157,7 @@ def _norms(X: Tensor, dim: int) -> Tensor:
 
 
 def _pieces(length: int, R: int) -> Iterator[slice]:
-    step = max(64, PIECE // R)
+    step = max(64, CHUNK_ELEMENTS // R)
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
@@ -170,14 +170,14 @@ def _fill(piece: Tensor, parts: Sequence[Tensor]) -> None:
 
 
 def _grouped(terms: Sequence[Term]) -> Iterator[list[Term]]:
-    """The terms in order, as many at a time as have `GROUP` columns together."""
-    some: list[Term] = []
+    """The terms in order, as many at a time as have `GROUP_COLUMNS` columns together."""
+    group: list[Term] = []
     columns = 0
     for term in terms:
-        some.append(term)
+        group.append(term)
         columns += term.A.shape[0]
-        if columns >= GROUP:
-            yield some
-            some, columns = [], 0
-    if some:
-        yield some
+        if columns >= GROUP_COLUMNS:
+            yield group
+            group, columns = [], 0
+    if group:
+        yield group

@@ -1,6 +1,6 @@
-"""The truncated SVD of a stack, by the cheapest route that can answer, and by the next safer one where it cannot.
+"""The truncated SVD of a stack, by the cheapest route, and by the next safer one where that fails.
 
-Exact where exactness is asked for; else certified. The result is a function of the bytes of the stack and of `start` alone if
+Exact where `error_bound` is 1, else certified. The result is a function of the bytes of the stack and of `start` alone if
 torch runs on one thread (`torch.set_num_threads(1)`); with more, LAPACK and BLAS may sum in another order.
 """
 
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from flexlora_server.aggregation.svd import cost
 from flexlora_server.aggregation.svd.dense import by_eigh, by_svd
 from flexlora_server.aggregation.svd.gram import by_gram
-from flexlora_server.aggregation.svd.leading import EPS, Leading, RouteFailed
+from flexlora_server.aggregation.svd.leading import EPS, LeadingTriplets, RouteFailed
 from flexlora_server.aggregation.svd.qr import by_qr
 from flexlora_server.aggregation.svd.stack import Stack
 from flexlora_server.aggregation.svd.subspace import by_subspace
@@ -22,8 +22,8 @@ from flexlora_server.errors import AggregationError
 # Float64 rounding in units of the sum of the rank-one norms: what is below is no singular value. (Relative to that sum, not
 # to sigma_1: updates that cancel leave noise of the size of what was cancelled.)
 _NOISE = 32 * EPS
-_TIE = 1 - 1e-9
-_EXACT = {"gram": by_gram, "qr": by_qr, "eigh": by_eigh, "svd": by_svd}
+_TIE_FACTOR = 1 - 1e-9
+_EXACT_ROUTES = {"gram": by_gram, "qr": by_qr, "eigh": by_eigh, "svd": by_svd}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TruncatedSVD:
     singular_values: those of W that are known, descending: all min(d, R, k) by an exact route, S by a certified one.
     total_energy: the squared Frobenius norm of W; an estimate where the route is not exact (its tail to about 1 %).
     certificate: the truncation's error is at most this many times the smallest possible, but for float32 rounding.
-    route: which way it was computed; `fell_back` tells which others failed before, and why.
+    route: how it was computed; `fell_back` names the routes that failed before, and why.
     """
 
     US: Tensor
@@ -60,16 +60,16 @@ def decompose(stack: Stack, rank: int, error_bound: float = 1.0, start: Tensor |
     """
     _check(stack, rank)
     failed: list[str] = []
-    for route in cost.routes(*stack.shape, rank, exact=error_bound <= 1):
+    for route in cost.choose_routes(*stack.shape, rank, exact=error_bound <= 1):
         try:
             if route == "subspace":
-                found = by_subspace(stack, rank, error_bound, start, cost.products(*stack.shape, rank))
+                triplets = by_subspace(stack, rank, error_bound, start, cost.max_products(*stack.shape, rank))
             else:
-                found = _EXACT[route](stack, rank)
+                triplets = _EXACT_ROUTES[route](stack, rank)
         except RouteFailed as error:
             failed.append(f"{route}: {error}")
         else:
-            return _finished(found, stack, rank, route, tuple(failed))
+            return _finished(triplets, stack, rank, route, tuple(failed))
     raise AggregationError("; ".join(failed))
 
 
@@ -80,17 +80,17 @@ def _check(stack: Stack, rank: int) -> None:
             raise AggregationError(f"cannot decompose {tuple(term.B.shape)} @ {tuple(term.A.shape)} at rank {rank}")
 
 
-def _finished(found: Leading, stack: Stack, rank: int, route: str, failed: tuple[str, ...]) -> TruncatedSVD:
-    """Noise cut off, signs fixed, rows completed."""
+def _finished(triplets: LeadingTriplets, stack: Stack, rank: int, route: str, failed: tuple[str, ...]) -> TruncatedSVD:
+    """Cut off noise, fix signs, complete rows."""
     R = stack.shape[1]
     noise = _NOISE * stack.rank_one_norms
-    sigma = torch.where(found.singular_values > noise, found.singular_values, 0.0)[:R]
-    kept = min(rank, R, len(found.S), int((sigma > 0).sum()))
-    signs = _signs(found.US[:, :kept])
-    US, S = pad(found.US[:, :kept] * signs, (0, rank - kept)), pad(found.S[:kept], (0, rank - kept))
-    Vt = complete_rows(found.Vt[:kept] * signs[:, None], rank)
-    energy = found.total_energy if kept else 0.0
-    return TruncatedSVD(US, S, Vt, sigma, energy, found.certificate, route, failed)
+    sigma = torch.where(triplets.singular_values > noise, triplets.singular_values, 0.0)[:R]
+    kept = min(rank, R, len(triplets.S), int((sigma > 0).sum()))
+    signs = _signs(triplets.US[:, :kept])
+    US, S = pad(triplets.US[:, :kept] * signs, (0, rank - kept)), pad(triplets.S[:kept], (0, rank - kept))
+    Vt = complete_rows(triplets.Vt[:kept] * signs[:, None], rank)
+    energy = triplets.total_energy if kept else 0.0
+    return TruncatedSVD(US, S, Vt, sigma, energy, triplets.certificate, route, failed)
 
 
 def complete_rows(Vt: Tensor, rows: int) -> Tensor:
@@ -116,5 +116,5 @@ def _signs(U: Tensor) -> Tensor:
     if U.shape[1] == 0:
         return U.new_ones(0)
     size = U.abs()
-    first = (size >= size.amax(dim=0) * _TIE).to(torch.uint8).argmax(dim=0, keepdim=True)
+    first = (size >= size.amax(dim=0) * _TIE_FACTOR).to(torch.uint8).argmax(dim=0, keepdim=True)
     return torch.where(U.gather(0, first)[0] < 0, -1.0, 1.0).to(U.dtype)

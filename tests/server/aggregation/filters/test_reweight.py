@@ -11,7 +11,7 @@ from flexlora_server.aggregation.filters.cosine import Cosine
 from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
 from flexlora_server.aggregation.filters.multi_krum import MultiKrum
 from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound
-from flexlora_server.aggregation.filters.reweight import NOBODY, reweighted
+from flexlora_server.aggregation.filters.reweight import NOTHING_LEFT, apply_filters
 from flexlora_server.aggregation.filters.rule import Rule
 from flexlora_server.errors import AggregationError
 from tests.server.aggregation.filters.rounds import RULES, equal, of_vectors, vector_rounds
@@ -24,10 +24,10 @@ Round = tuple[list[float], list[list[float]], list[float] | None]
 @given(case=vector_rounds(), filters=chains)
 def test_shares_are_weights(case: Round, filters: list[Rule]) -> None:
     weights, changes, previous = case
-    shares = reweighted(weights, of_vectors(changes, previous), filters, (1.0, 2.0))
+    shares = apply_filters(weights, of_vectors(changes, previous), filters, (1.0, 2.0))
     assert math.fsum([*shares.upload, *shares.served]) == pytest.approx(1.0, abs=1e-12)
     assert min(*shares.upload, *shares.served) >= 0
-    assert shares.moves or NOBODY in shares.notes[0]
+    assert shares.any_upload_counts or NOTHING_LEFT in shares.notes[0]
 
 
 @settings(deadline=None)
@@ -35,7 +35,7 @@ def test_shares_are_weights(case: Round, filters: list[Rule]) -> None:
 def test_without_filters_the_weights_are_what_they_were(case: Round) -> None:
     weights, changes, previous = case
     for filters in ((), (FixedBound(1e9), Cosine(-1.0))):
-        shares = reweighted(weights, of_vectors(changes, previous), filters, ())
+        shares = apply_filters(weights, of_vectors(changes, previous), filters, ())
         assert shares.upload == tuple(weights)
         assert shares.served == (0.0,) * len(weights)
         assert shares.notes == ((),) * len(weights)
@@ -48,8 +48,10 @@ def test_participants_in_another_order_have_the_same_shares(
 ) -> None:
     weights, changes, previous = case
     order = data.draw(st.permutations(range(len(weights))))
-    some = reweighted(weights, of_vectors(changes, previous), filters, (1.0,))
-    others = reweighted([weights[i] for i in order], of_vectors([changes[i] for i in order], previous), filters, (1.0,))
+    some = apply_filters(weights, of_vectors(changes, previous), filters, (1.0,))
+    others = apply_filters(
+        [weights[i] for i in order], of_vectors([changes[i] for i in order], previous), filters, (1.0,)
+    )
     assert others.upload == pytest.approx([some.upload[i] for i in order], abs=1e-6)
     assert others.served == pytest.approx([some.served[i] for i in order], abs=1e-6)
 
@@ -58,13 +60,13 @@ def test_participants_in_another_order_have_the_same_shares(
 @given(case=vector_rounds(), bound=st.floats(0.01, 100))
 def test_clipping_never_lets_a_change_exceed_the_bound(case: Round, bound: float) -> None:
     weights, changes, previous = case
-    shares = reweighted(weights, of_vectors(changes, previous), [FixedBound(bound)], ())
+    shares = apply_filters(weights, of_vectors(changes, previous), [FixedBound(bound)], ())
     for weight, upload, change in zip(weights, shares.upload, changes, strict=True):
         assert upload * math.hypot(*change) <= weight * bound * (1 + 1e-12)
 
 
 def test_a_clipped_change_is_shared_with_what_was_served() -> None:
-    shares = reweighted([0.25, 0.75], of_vectors([[4.0], [1.0]]), [FixedBound(1.0)], ())
+    shares = apply_filters([0.25, 0.75], of_vectors([[4.0], [1.0]]), [FixedBound(1.0)], ())
     assert shares.upload == (0.0625, 0.75)
     assert shares.served == (0.1875, 0.0)
     assert shares.notes == (("clipped to 0.25 of its change (norm 4, bound 1)",), ())
@@ -72,16 +74,16 @@ def test_a_clipped_change_is_shared_with_what_was_served() -> None:
 
 def test_everybody_dropped_leaves_what_was_served() -> None:
     weights = [0.25, 0.75]
-    shares = reweighted(weights, of_vectors([[-1.0], [-2.0]], [1.0]), [Cosine(0.0), GeometricMedian()], ())
-    assert (shares.upload, shares.served, shares.moves) == ((0.0, 0.0), tuple(weights), False)
-    assert [told[-1] for told in shares.notes] == [NOBODY, NOBODY]
+    shares = apply_filters(weights, of_vectors([[-1.0], [-2.0]], [1.0]), [Cosine(0.0), GeometricMedian()], ())
+    assert (shares.upload, shares.served, shares.any_upload_counts) == ((0.0, 0.0), tuple(weights), False)
+    assert [told[-1] for told in shares.notes] == [NOTHING_LEFT, NOTHING_LEFT]
     assert "dropped by cosine" in shares.notes[0][0]
 
 
 def after(filters: Sequence[Rule]) -> tuple[tuple[float, ...], tuple[tuple[str, ...], ...]]:
     """Four honest, one far away against the last change, one far away along it."""
     changes = [[1.0], [1.1], [1.2], [1.3], [-50.0], [60.0]]
-    shares = reweighted(equal(6), of_vectors(changes, [1.0]), filters, ())
+    shares = apply_filters(equal(6), of_vectors(changes, [1.0]), filters, ())
     return shares.upload, shares.notes
 
 
@@ -106,16 +108,16 @@ def test_a_filter_sees_changes_as_an_earlier_one_clipped_them() -> None:
 
 
 def test_clipping_twice_multiplies() -> None:
-    shares = reweighted([1.0], of_vectors([[8.0]]), [FixedBound(4.0), FixedBound(1.0)], ())
+    shares = apply_filters([1.0], of_vectors([[8.0]]), [FixedBound(4.0), FixedBound(1.0)], ())
     assert (shares.upload, shares.served) == ((0.125,), (0.875,))
     assert shares.notes[0][1] == "clipped to 0.25 of its change (norm 4, bound 1)"
 
 
 def test_a_participant_of_weight_zero_is_not_judged() -> None:
-    shares = reweighted([0.5, 0.5, 0.0], of_vectors([[1.0], [1.0], [9.0]]), [RunningBound(1.0, 0)], ())
+    shares = apply_filters([0.5, 0.5, 0.0], of_vectors([[1.0], [1.0], [9.0]]), [RunningBound(1.0, 0)], ())
     assert (shares.upload, shares.notes) == ((0.5, 0.5, 0.0), ((), (), ()))
 
 
 def test_weights_that_do_not_sum_to_one_are_refused() -> None:
     with pytest.raises(AggregationError, match="sum to 1"):
-        reweighted([0.5, 0.4], of_vectors([[1.0], [1.0]]), [], ())
+        apply_filters([0.5, 0.4], of_vectors([[1.0], [1.0]]), [], ())

@@ -10,7 +10,7 @@ from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_fac
 from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
 from flexlora_server.aggregation.filters.multi_krum import MultiKrum
 from flexlora_server.aggregation.filters.norm_clip import FixedBound, RunningBound
-from flexlora_server.aggregation.filters.reweight import Shares, reweighted
+from flexlora_server.aggregation.filters.reweight import Shares, apply_filters
 from flexlora_server.aggregation.filters.rule import Rule
 from flexlora_server.aggregation.filters.split import split
 from flexlora_server.aggregation.geometry.update_geometry import Geometry, module_geometry
@@ -43,7 +43,7 @@ def trained(previous: GlobalFactors, dtype: torch.dtype, boost: float = 1.0) -> 
 def test_a_clipped_participant_is_its_upload_and_what_it_was_served(dtype: torch.dtype) -> None:
     previous = published(dtype)
     updates = trained(previous, dtype, boost=50.0)
-    shares = reweighted([u.weight for u in updates], _geometry(updates, previous, dtype), [RunningBound(1.5, 0)], ())
+    shares = apply_filters([u.weight for u in updates], _geometry(updates, previous, dtype), [RunningBound(1.5, 0)], ())
     parts = split(updates, shares, previous, dtype, fresh=False)
     assert len(parts) == len(RANKS) + sum(weight > 0 for weight in shares.served)
     assert parts[0].B is updates[0].B
@@ -60,7 +60,7 @@ def test_together_they_are_the_shortened_change() -> None:
     previous = published(torch.float32)
     updates = trained(previous, torch.float32, boost=50.0)
     geometry = _geometry(updates, previous, torch.float32)
-    shares = reweighted([u.weight for u in updates], geometry, [FixedBound(0.01)], ())
+    shares = apply_filters([u.weight for u in updates], geometry, [FixedBound(0.01)], ())
     parts = split(updates, shares, previous, torch.float32, fresh=False)
     got = oracle.averaged(to_oracle(part) for part in parts)
     want = np.zeros((24, 40))
@@ -111,7 +111,7 @@ def test_one_update_boosted_a_hundredfold_no_longer_decides(rule: Rule, name: st
     honest = product(registered.strategy(name).aggregate(others, previous, torch.float32).factors)
 
     def error(filters: list[Rule]) -> float:
-        shares = reweighted(weights, _geometry(updates, previous, torch.float32), filters, ())
+        shares = apply_filters(weights, _geometry(updates, previous, torch.float32), filters, ())
         parts = split(updates, shares, previous, torch.float32, fresh=False)
         result = product(registered.strategy(name).aggregate(parts, previous, torch.float32).factors)
         return oracle.relative_error(result, honest)

@@ -108,7 +108,7 @@ def test_the_size_of_a_chunk_does_not_matter(chunk: int, monkeypatch: pytest.Mon
     before = global_factors(generator, 30, 20, 6, torch.float32)
     updates = [random_update(generator, 30, 20, rank, 0.5) for rank in (2, 6)]
     whole = module_geometry(updates, previous, before, torch.float32, False)
-    monkeypatch.setattr(changes, "CHUNK", chunk)
+    monkeypatch.setattr(changes, "CHUNK_ROWS", chunk)
     parts = module_geometry(updates, previous, before, torch.float32, False)
     assert torch.allclose(whole.inner, parts.inner, rtol=1e-12)
 

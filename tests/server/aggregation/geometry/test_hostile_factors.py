@@ -11,7 +11,7 @@ from flexlora_server.aggregation.filters.cosine import Cosine
 from flexlora_server.aggregation.filters.geometric_median import GeometricMedian
 from flexlora_server.aggregation.filters.multi_krum import MultiKrum
 from flexlora_server.aggregation.filters.norm_clip import RunningBound
-from flexlora_server.aggregation.filters.reweight import reweighted
+from flexlora_server.aggregation.filters.reweight import apply_filters
 from flexlora_server.aggregation.filters.rule import Rule
 from flexlora_server.aggregation.filters.split import split
 from flexlora_server.aggregation.geometry import changes
@@ -61,7 +61,7 @@ def test_a_change_against_the_last_one_cannot_hide_from_the_cosine_filter() -> N
     against = replace(updates[0], A=previous.A, B=previous.B - 5 * (previous.B - before.B))
     for c in (1.0, 1e8, 1e20):
         geometry = module_geometry([rebalanced(against, c), *updates[1:]], previous, before, torch.float32, False)
-        shares = reweighted([1 / N] * N, geometry, [Cosine(-0.5)], ())
+        shares = apply_filters([1 / N] * N, geometry, [Cosine(-0.5)], ())
         assert shares.upload[0] == 0
 
 
@@ -71,7 +71,7 @@ def test_one_decoy_does_not_disarm_the_geometric_median() -> None:
     flipped = replace(updates[0], A=previous.A, B=-10 * updates[0].B)
     decoy = rebalanced(Update(previous.A, previous.B, 1.0, 1 / N, 1.0), 1e25)
     geometry = module_geometry([flipped, decoy, *updates[2:]], previous, None, torch.float32, False)
-    shares = reweighted([1 / N] * N, geometry, [GeometricMedian()], ())
+    shares = apply_filters([1 / N] * N, geometry, [GeometricMedian()], ())
     assert shares.upload[0] < 0.02
 
 
@@ -84,7 +84,7 @@ def test_factors_that_cancel_in_a_product_are_seen_by_those_who_average_factors(
     updates, previous = honest()
     attacked = [rebalanced(updates[0], 1000.0), *updates[1:]]
     geometry = factor_geometry(attacked, previous, None, torch.float32)
-    shares = reweighted([1 / N] * N, geometry, [rule], ())
+    shares = apply_filters([1 / N] * N, geometry, [rule], ())
     fedavg, best = strategy("fedavg"), strategy("fedavg").aggregate(updates, previous, torch.float32)
     filtered = fedavg.aggregate(split(attacked, shares, previous, torch.float32, False), previous, torch.float32)
     open_ = fedavg.aggregate(attacked, previous, torch.float32)
@@ -124,7 +124,7 @@ def test_pieces_of_a_gram_matrix_make_the_whole(monkeypatch: pytest.MonkeyPatch)
     before = replace(previous, B=0.9 * previous.B)
     whole = module_geometry(updates, previous, before, torch.float32, False)
     for elements in (1, 50, 300):
-        monkeypatch.setattr(changes, "ELEMENTS", elements)
+        monkeypatch.setattr(changes, "CHUNK_ELEMENTS", elements)
         pieces = module_geometry(updates, previous, before, torch.float32, False)
         assert torch.allclose(whole.inner, pieces.inner, rtol=1e-10)
         assert torch.allclose(_with(whole), _with(pieces), rtol=1e-10)

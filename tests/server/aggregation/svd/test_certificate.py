@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.svd.certificate import (
-    FLOAT32,
-    STEPS,
-    VECTORS,
-    Outside,
-    certified,
-    most_energy,
-    overlooked,
+    FLOAT32_ROUNDING,
+    MAX_BLOCKS,
+    START_VECTORS,
+    ComplementProbe,
+    error_ratio,
+    krylov_gap,
+    max_energy,
 )
 from flexlora_server.aggregation.svd.leading import RouteFailed
 from flexlora_server.aggregation.svd.small_matrices import orthonormal
@@ -43,7 +43,7 @@ def true_ratio(stack: Stack, US: torch.Tensor, Vt: torch.Tensor, rank: int) -> t
     W = dense(stack)
     got = float(np.linalg.norm(W - oracle.to_numpy(US) @ oracle.to_numpy(Vt)))
     best = float(np.linalg.norm(W - oracle.truncated(W, rank)))
-    rounding = 2 * FLOAT32 * float(np.linalg.norm(W))
+    rounding = 2 * FLOAT32_ROUNDING * float(np.linalg.norm(W))
     return got / max(best, rounding), rounding / max(best, rounding)
 
 
@@ -115,12 +115,12 @@ def test_most_energy_bounds_what_any_truncation_keeps(data: st.DataObject) -> No
     rank = data.draw(st.integers(1, columns))
     truth = float(torch.linalg.eigvalsh(M)[-rank:].sum())
     for looser in (1.0, 1.5, 10.0):
-        assert most_energy(Q.mT @ M @ Q, C.mT @ C, rank, looser * mu) >= truth * (1 - 1e-12)
+        assert max_energy(Q.mT @ M @ Q, C.mT @ C, rank, looser * mu) >= truth * (1 - 1e-12)
 
 
 def test_most_energy_is_tight_where_there_is_a_gap() -> None:
     T, CtC = torch.diag(torch.tensor([4.0, 3.0])).double(), 1e-6 * torch.eye(2).double()
-    bound = most_energy(T, CtC, 2, 1.0)
+    bound = max_energy(T, CtC, 2, 1.0)
     assert 7.0 <= bound <= 7.0 + 1e-5  # 1e-6 / (4 - 1) + 1e-6 / (3 - 1) at best
 
 
@@ -131,22 +131,22 @@ def test_what_lies_outside_is_bounded(name: str) -> None:
     W = dense(stack)
     generator = torch.Generator().manual_seed(2)
     for Q in (V[: min(RANK, len(V))].mT, orthonormal(torch.randn(70, RANK, generator=generator))[0]):
-        outside = Outside(Q, stack.times, stack.transposed_times, generator)
+        outside = ComplementProbe(Q, stack.times, stack.transposed_times, generator)
         outside.begin(stack.times(outside.vectors).double())
         rest = W @ (np.eye(70) - oracle.to_numpy(Q @ Q.mT))
         mu, trace = float(np.linalg.norm(rest, 2)) ** 2, float(np.linalg.norm(rest)) ** 2
         slack = 1e-6 * float(np.linalg.norm(W)) ** 2
-        for _ in range(STEPS):
-            assert outside.seen() <= mu * (1 + 1e-5) + slack
-            assert outside.largest() >= mu * (1 - 1e-5) - slack
-            assert outside.least_energy() <= trace * (1 + 1e-5) + slack
-            if not outside.deepen():
+        for _ in range(MAX_BLOCKS):
+            assert outside.lower_bound() <= mu * (1 + 1e-5) + slack
+            assert outside.upper_bound() >= mu * (1 - 1e-5) - slack
+            assert outside.energy_lower_bound() <= trace * (1 + 1e-5) + slack
+            if not outside.extend():
                 break
         assert outside.energy == pytest.approx(trace, rel=1.0, abs=slack)
 
 
 def test_the_krylov_space_overlooks_less_the_deeper_it_is() -> None:
-    shares = [overlooked(4096, VECTORS, steps) for steps in range(2, 9)]
+    shares = [krylov_gap(4096, START_VECTORS, steps) for steps in range(2, 9)]
     assert shares == sorted(shares, reverse=True)
     assert shares[1] < 0.75  # mu at most 4 times what three blocks see, 1.3 times what eight do
     assert shares[-1] < 0.25
@@ -159,7 +159,7 @@ def test_overlooked_holds_for_a_spectrum_made_to_hide_the_leading_value(vectors:
     At a chance of a tenth the promise is broken in a tenth of the starts at most; one much bolder is broken often.
     """
     n, steps, chance, starts = 300, 4, 0.1, 300
-    eps = overlooked(n, vectors, steps, chance)
+    eps = krylov_gap(n, vectors, steps, chance)
     angles = torch.linspace(0, math.pi, n - 1, dtype=torch.float64)
     D = torch.cat([torch.ones(1, dtype=torch.float64), (1 - eps) * (1 + torch.cos(angles)) / 2])
     generator = torch.Generator().manual_seed(4)
@@ -173,10 +173,10 @@ def test_overlooked_holds_for_a_spectrum_made_to_hide_the_leading_value(vectors:
 
 
 def test_certified_by_hand() -> None:
-    assert certified(kept=3.0, most=3.0, total=4.0) == pytest.approx(1.0)
-    assert certified(kept=3.0, most=3.5, total=4.0) == pytest.approx(math.sqrt(2.0))
-    assert certified(kept=3.0, most=5.0, total=4.0) == math.inf
-    assert certified(kept=4.0, most=4.0, total=4.0) == pytest.approx(1.0)  # nothing is left but rounding
+    assert error_ratio(kept=3.0, most=3.0, total=4.0) == pytest.approx(1.0)
+    assert error_ratio(kept=3.0, most=3.5, total=4.0) == pytest.approx(math.sqrt(2.0))
+    assert error_ratio(kept=3.0, most=5.0, total=4.0) == math.inf
+    assert error_ratio(kept=4.0, most=4.0, total=4.0) == pytest.approx(1.0)  # nothing is left but rounding
 
 
 def test_a_bound_that_is_not_met_is_refused() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.svd import cost, truncated_svd
-from flexlora_server.aggregation.svd.leading import Leading, RouteFailed
+from flexlora_server.aggregation.svd.leading import LeadingTriplets, RouteFailed
 from flexlora_server.aggregation.svd.stack import Stack
 from flexlora_server.aggregation.svd.truncated_svd import decompose
 from flexlora_server.errors import AggregationError
@@ -29,8 +29,8 @@ from tests.server.aggregation.svd.stacks import dense, gaussian, stacks, with_sp
     ids=str,
 )
 def test_the_order_of_routes(shape: tuple[int, int, int], rank: int, exact: list[str], certified: list[str]) -> None:
-    assert list(cost.routes(*shape, rank, exact=True)) == exact
-    assert list(cost.routes(*shape, rank, exact=False)) == certified
+    assert list(cost.choose_routes(*shape, rank, exact=True)) == exact
+    assert list(cost.choose_routes(*shape, rank, exact=False)) == certified
 
 
 @given(
@@ -41,7 +41,7 @@ def test_the_order_of_routes(shape: tuple[int, int, int], rank: int, exact: list
     exact=st.booleans(),
 )
 def test_the_last_resort_is_always_a_safe_one(d: int, R: int, k: int, rank: int, exact: bool) -> None:
-    order = cost.routes(d, R, k, rank, exact)
+    order = cost.choose_routes(d, R, k, rank, exact)
     assert order[-1] in {"svd", "qr"}
     assert len(set(order)) == len(order)
     assert "subspace" not in order[1:]
@@ -49,7 +49,7 @@ def test_the_last_resort_is_always_a_safe_one(d: int, R: int, k: int, rank: int,
 
 
 def forced(monkeypatch: pytest.MonkeyPatch, *order: str) -> None:
-    monkeypatch.setattr(cost, "routes", lambda *shape, exact: order)
+    monkeypatch.setattr(cost, "choose_routes", lambda *shape, exact: order)
 
 
 def test_a_failed_square_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_a_failed_square_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_failed_certificate_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     forced(monkeypatch, "subspace", "gram", "qr")
-    monkeypatch.setattr(cost, "products", lambda *shape: 2)
+    monkeypatch.setattr(cost, "max_products", lambda *shape: 2)
     found = decompose(gaussian(200, 220, [40] * 4), 8, error_bound=1.0001)
     assert found.route == "gram"
     assert found.certificate == 1.0
@@ -81,12 +81,12 @@ def test_numbers_beyond_float32_fall_back(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_when_all_fail_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(stack: Stack, rank: int) -> Leading:
+    def fails(stack: Stack, rank: int) -> LeadingTriplets:
         raise RouteFailed("no luck")
 
     forced(monkeypatch, "gram", "qr")
-    monkeypatch.setitem(truncated_svd._EXACT, "gram", fails)
-    monkeypatch.setitem(truncated_svd._EXACT, "qr", fails)
+    monkeypatch.setitem(truncated_svd._EXACT_ROUTES, "gram", fails)
+    monkeypatch.setitem(truncated_svd._EXACT_ROUTES, "qr", fails)
     with pytest.raises(AggregationError, match="gram: no luck; qr: no luck"):
         decompose(gaussian(9, 8, [3]), 2)
 

@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 
 from flexlora_server.aggregation.svd.dense import by_eigh, by_svd
 from flexlora_server.aggregation.svd.gram import by_gram
-from flexlora_server.aggregation.svd.leading import Leading, RouteFailed
+from flexlora_server.aggregation.svd.leading import LeadingTriplets, RouteFailed
 from flexlora_server.aggregation.svd.qr import by_qr
 from flexlora_server.aggregation.svd.stack import Stack, Term
 from tests.server.aggregation import oracle
 from tests.server.aggregation.svd.stacks import dense, gaussian, stacks, with_spectrum
 
-Route = Callable[[Stack, int], Leading]
+Route = Callable[[Stack, int], LeadingTriplets]
 SAFE: list[Route] = [by_qr, by_svd]
 SQUARING: list[Route] = [by_gram, by_eigh]
 SHAPES = [(30, 40, (8,)), (40, 30, (3, 5, 1)), (12, 60, (20, 20)), (60, 12, (20, 20)), (16, 16, (40,)), (1, 5, (3,))]
 
 
-def check(found: Leading, stack: Stack, rank: int, accuracy: float) -> None:
+def check(found: LeadingTriplets, stack: Stack, rank: int, accuracy: float) -> None:
     W = dense(stack)
     norm, rounding = float(np.linalg.norm(W)), 1e-13 * stack.rank_one_norms  # of the oracle's own sum
     size = max(norm, rounding / accuracy)

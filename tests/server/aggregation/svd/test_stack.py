@@ -17,13 +17,13 @@ def mixed() -> Stack:
         B, A = torch.randn(150, rank, generator=generator), torch.randn(rank, 90, generator=generator)
         terms.append(Term(B.to(dtype), A.to(dtype), scale))
     block = torch.randn(150, 2, generator=generator, dtype=torch.float64)
-    return Stack(terms).and_(block, torch.randn(2, 90, generator=generator))
+    return Stack(terms).plus(block, torch.randn(2, 90, generator=generator))
 
 
 @pytest.mark.parametrize("piece", [1, 1000, 1 << 18])
 def test_every_product_is_the_dense_one(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
-    monkeypatch.setattr(module, "PIECE", piece)
-    monkeypatch.setattr(module, "GROUP", 4)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", piece)
+    monkeypatch.setattr(module, "GROUP_COLUMNS", 4)
     stack = mixed()
     W, generator = torch.from_numpy(dense(stack)), torch.Generator().manual_seed(1)
     V, Q = torch.randn(90, 5, generator=generator), torch.randn(150, 5, generator=generator)
