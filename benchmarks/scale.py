@@ -20,7 +20,7 @@ import httpx2
 
 from benchmarks.lib.load.payloads import RANK, Update, modules, payload
 
-PATIENCE = 120.0  # seconds for a round to begin, and for a container to be healthy
+TIMEOUT_S = 120.0  # seconds for a round to begin, and for a container to be healthy
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Place:
     def client(self, key: str | None = None) -> httpx2.Client:
         """A connection of its own for one sender; the operator's without a key."""
         headers = {"Authorization": f"Bearer {key or self.operator_key}"}
-        return httpx2.Client(base_url=self.url, headers=headers, verify=self.trust, timeout=PATIENCE)
+        return httpx2.Client(base_url=self.url, headers=headers, verify=self.trust, timeout=TIMEOUT_S)
 
 
 def main() -> None:
@@ -136,10 +136,10 @@ def _json(answer: httpx2.Response) -> Any:
 
 
 def _until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_S
     while not true():
         if time.monotonic() > end:
-            raise SystemExit(f"after {PATIENCE:g} s it is not so that {what}")
+            raise SystemExit(f"after {TIMEOUT_S:g} s it is not so that {what}")
         time.sleep(0.2)
 
 

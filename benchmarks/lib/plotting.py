@@ -13,7 +13,7 @@ COLOURS = (
 GREY = "#808080"
 GREYS = ("axes.edgecolor", "axes.labelcolor", "grid.color", "text.color", "xtick.color", "ytick.color")
 # Text as text, so that the file is small
-LOOK: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "flexlora",
     "font.family": "sans-serif",
@@ -42,7 +42,7 @@ def draw(panels: Sequence[Panel], to: Path) -> None:
     from matplotlib.figure import Figure
 
     shared = len({panel.y for panel in panels}) == 1
-    with matplotlib.rc_context(LOOK):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4 * len(panels), 3.4), layout="constrained")
         charts: Sequence[Any] = figure.subplots(1, len(panels), sharey=shared, squeeze=False)[0]
         for number, (chart, panel) in enumerate(zip(charts, panels, strict=True)):

@@ -12,7 +12,7 @@ from benchmarks.lib.load import transfers
 from benchmarks.lib.load.load_comparison import Load, default_repeats
 from benchmarks.lib.load.naive import STATUS, naive
 from benchmarks.lib.load.payloads import PART, RANK, modules, payload
-from benchmarks.lib.load.resource_sampler import Seen, Watched, milliseconds, watching
+from benchmarks.lib.load.resource_sampler import ResourceUsage, SampledServer, milliseconds, sample_resources
 from benchmarks.lib.load.transfers import Passed
 from flexlora_shared.header import read_header
 from flexlora_shared.layout import adapter_shapes
@@ -48,7 +48,7 @@ def test_the_raw_rate_counts_what_it_wrote(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("query", ["durable=false", "durable=true"])
 def test_the_naive_server_keeps_what_it_is_sent(query: str, tmp_path: Path) -> None:
-    with naive(tmp_path) as server, watching(Watched(server.pid, server.url, STATUS)) as seen:
+    with naive(tmp_path) as server, sample_resources(SampledServer(server.pid, server.url, STATUS)) as seen:
         sent = transfers.upload_plainly(server.url, 1, 3, query)
         read = transfers.download(server.url, "/files/1", [""] * 2)
         missing = transfers.download(server.url, "/missing", [""] * 2)
@@ -62,7 +62,7 @@ def test_the_naive_server_keeps_what_it_is_sent(query: str, tmp_path: Path) -> N
 
 
 def test_a_small_call_that_fails_is_an_error(tmp_path: Path) -> None:
-    with naive(tmp_path) as server, watching(Watched(server.pid, server.url, "/missing")) as seen:
+    with naive(tmp_path) as server, sample_resources(SampledServer(server.pid, server.url, "/missing")) as seen:
         transfers.upload_plainly(server.url, 1, 1, "durable=false")
     assert {error.partition(" {")[0] for error in seen.errors} == {
         "GET /missing: 404"
@@ -73,7 +73,7 @@ def test_medians_peaks_and_percentiles_by_hand() -> None:
     load = Load(
         passed=[Passed(8 * MIB, seconds, 0.5, errors) for seconds, errors in ((1.0, ()), (2.0, ("cut",)), (4.0, ()))],
         ratios=[0.5, 0.9, 0.7],
-        seen=[Seen(100.0, 60.0, peak, 80.0, 1.0, [0.001 * peak]) for peak in (110.0, 130.0, 120.0)],
+        seen=[ResourceUsage(100.0, 60.0, peak, 80.0, 1.0, [0.001 * peak]) for peak in (110.0, 130.0, 120.0)],
     )
     figures = load.figures(clients=2)
     assert (figures["mib_per_s"], figures["ratio_raw"], figures["server_cpu"]) == (4.0, 0.7, 0.5)

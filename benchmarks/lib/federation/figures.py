@@ -1,4 +1,4 @@
-"""What a federation's rounds brought and cost: rows, the agents' own figures, and how they are printed."""
+"""The results and costs of a federation's rounds: rows, the agents' own metrics, and how they are printed."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the federated benchmarks are asked: their common options, the run they define, how they begin and end."""
+"""The common part of the federated benchmarks: options, the definition of the run, start and end."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""A running coordinator whose rounds wait for the uploads of so many clients, brought there by the protocol alone."""
+"""Starts a coordinator whose rounds wait for the uploads of many clients, by calls of the protocol alone."""
 
 import asyncio
 import subprocess
@@ -14,7 +14,7 @@ from benchmarks.lib.load.transfers import Round
 from benchmarks.lib.load.wire import connected
 from demo.cluster import Cluster, cluster
 
-PATIENCE = 120.0  # seconds for a round to begin, and for a run's first adapter
+TIMEOUT_S = 120.0  # seconds for a round to begin, and for a run's first adapter
 AT_ONCE = 16  # clients that enroll side by side
 
 
@@ -104,13 +104,13 @@ async def _enrolled(made: Cluster, clients: int) -> list[str]:
 async def _published(made: Cluster, runs: int) -> None:
     """Return when every run has its round 0."""
     async with connected(made.url, made.operator_key) as link:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT_S
         for number in range(runs):
             while (await link.call(200, "GET", f"/v1/runs/run-{number}")).json()["status"]["current_round"] != 1:
                 if time.monotonic() > until:
                     said = (made.folder / "worker.log").read_text()[-300:]
                     raise RuntimeError(
-                        f"no first adapter of run-{number} after {PATIENCE:g} s; the worker says: {said}"
+                        f"no first adapter of run-{number} after {TIMEOUT_S:g} s; the worker says: {said}"
                     )
                 await asyncio.sleep(0.1)
 
@@ -123,5 +123,5 @@ async def _assigned(to: Round) -> None:
             await link.say(200, "PUT", f"/v1/runs/{to.run}/declaration", {"rank": RANK, "examples": 10})
             await link.call(200, "GET", f"/v1/runs/{to.run}/task?wait=60")
 
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT_S):
         await asyncio.gather(*map(take, to.keys))

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.load.resource_sampler import Watched, watching
+from benchmarks.lib.load.resource_sampler import SampledServer, sample_resources
 from benchmarks.lib.progress import Tell
 
 PROGRAMS = Path(sys.prefix) / "peers" / "flwr" / "bin"
 APP = Path(__file__).with_name("flwr_app")
 TRIPS = 3
-PATIENCE = 300.0  # seconds for all round trips
+TIMEOUT_S = 300.0  # seconds for all round trips
 
 
 def flwr(mib: int, tell: Tell, folder: Path) -> Iterator[dict[str, Any]]:
@@ -39,7 +39,7 @@ def flwr(mib: int, tell: Tell, folder: Path) -> Iterator[dict[str, Any]]:
     node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(_free_port())]
     with _running(link, environment, folder) as server, _running(node, environment, folder):
         _listening(port, server)
-        with watching(Watched(server.pid)) as seen:
+        with sample_resources(SampledServer(server.pid)) as usage:
             trips = _trips(mib, environment, tell)
     if not trips.get(mib):
         return
@@ -53,8 +53,8 @@ def flwr(mib: int, tell: Tell, folder: Path) -> Iterator[dict[str, Any]]:
         "empty_seconds": empty,
         "mib_per_s": 2 * mib / seconds,
         "mib_per_s_beyond_empty": 2 * mib / (seconds - empty) if seconds > empty else None,
-        "idle_mib": seen.idle,
-        "peak_mib": seen.peak,
+        "idle_mib": usage.idle,
+        "peak_mib": usage.peak,
     }
 
 
@@ -65,9 +65,9 @@ def _trips(mib: int, environment: Mapping[str, str], tell: Tell) -> Mapping[int,
     shutil.copy(APP.parents[1] / "LICENSE", app)  # flwr runs no app without one
     run = [str(PROGRAMS / "flwr"), "run", str(app), "bench", "--stream", "--run-config", f"mib={mib} trips={TRIPS}"]
     try:
-        done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        tell(f"flwr took over {PATIENCE:g} s for {2 * TRIPS} round trips: left out")
+        tell(f"flwr took over {TIMEOUT_S:g} s for {2 * TRIPS} round trips: left out")
         return {}
     found = defaultdict(list)
     for line in done.stdout.splitlines():

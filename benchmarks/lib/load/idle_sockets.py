@@ -1,4 +1,4 @@
-"""The process that plays thousands of idle agents: a socket each, which polls, reads the answer, and polls again."""
+"""A process that simulates thousands of idle agents: a socket each, which polls, reads the answer, and polls again."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""One number of clients in `coordinator`: the raw rate, our coordinator and the naive server in turn, several times over."""
+"""Compares the raw rate, our coordinator and the naive server for one number of clients, in turn and several times."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from benchmarks.lib.load import transfers
 from benchmarks.lib.load.collecting import Collecting, collecting
 from benchmarks.lib.load.naive import STATUS, Naive, naive
 from benchmarks.lib.load.payloads import RANK
-from benchmarks.lib.load.resource_sampler import Seen, Watched, milliseconds, watching
+from benchmarks.lib.load.resource_sampler import ResourceUsage, SampledServer, milliseconds, sample_resources
 from benchmarks.lib.load.transfers import MIB, Passed
 from benchmarks.lib.progress import Tell
 
@@ -41,7 +41,7 @@ class Load:
 
     passed: list[Passed] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)  # to the raw rate
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[ResourceUsage] = field(default_factory=list)
 
     def figures(self, clients: int) -> dict[str, Any]:
         """Medians, peaks, and percentiles over all small calls."""
@@ -114,7 +114,7 @@ class Duel:
         to = ours.round(repeat)
         before = self._rate()
         self.tell(f"{self.clients} clients: upload, ours ({repeat + 1} of {self.repeats})")
-        watched = Watched(ours.pid, to.url, f"/v1/runs/{to.run}", ours.made.operator_key)
+        watched = SampledServer(ours.pid, to.url, f"/v1/runs/{to.run}", ours.made.operator_key)
         sent = self._measure("ours", "upload", watched, transfers.upload, to, self.mib)
         sent.ratios.append(2 * sent.passed[-1].rate / (before + self._rate()))
         self.tell(f"{self.clients} clients: download, ours")
@@ -134,7 +134,7 @@ class Duel:
             os.sync()
 
     def _naively(self, server: Naive, mode: str) -> None:
-        watched = Watched(server.pid, server.url, STATUS)
+        watched = SampledServer(server.pid, server.url, STATUS)
         query = f"durable={'true' if mode == DURABLE else 'false'}"
         given = server.url, self.mib, self.clients, query
         sent = self._measure(mode, "upload", watched, transfers.upload_plainly, *given)
@@ -144,10 +144,10 @@ class Duel:
             self._measure(mode, "download", watched, transfers.download, server.url, "/files/0", keys)
 
     def _measure(
-        self, server: str, direction: str, watched: Watched, work: Callable[..., Passed], *given: object
+        self, server: str, direction: str, watched: SampledServer, work: Callable[..., Passed], *given: object
     ) -> Load:
         load = self.loads.setdefault((server, direction), Load())
-        with watching(watched) as seen:
+        with sample_resources(watched) as seen:
             load.passed.append(self.pool.submit(work, *given).result())
         load.seen.append(seen)
         return load

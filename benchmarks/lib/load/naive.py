@@ -1,4 +1,4 @@
-"""The obvious server that `coordinator` is compared with: a FastAPI route that reads the body into memory and writes a file."""
+"""The naive server that the coordinator is compared with: a FastAPI route that reads the body into memory and writes a file."""
 
 import hashlib
 import os

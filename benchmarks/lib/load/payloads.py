@@ -1,4 +1,4 @@
-"""What is sent in `coordinator`: an adapter of so many MiB that the coordinator accepts, another one from every client.
+"""The payloads of `coordinator`: an acceptable adapter of a given size in MiB, a different one for every client.
 
 All clients share the bytes in memory but for the last few, so two hundred of them cost no more memory or hashing than one.
 """

@@ -1,4 +1,4 @@
-"""A server while it is loaded: its memory, and how long a small call beside the load takes."""
+"""Samples a server under load: its memory, and how long a small call beside the load takes."""
 
 import asyncio
 import statistics
@@ -13,14 +13,14 @@ import psutil
 
 from benchmarks.lib.load.wire import Connection, Unexpected, connected
 
-LOOK = 0.02  # seconds between two looks at the memory
+SAMPLE_INTERVAL_S = 0.02  # seconds between two looks at the memory
 CALL = 0.1  # seconds between two small calls
 MIB = 2**20
 FRESH = 2.0  # seconds that a connection is used again after; servers close idle ones after five
 
 
 @dataclass(frozen=True)
-class Watched:
+class SampledServer:
     """The server's process and the small call: its address, the path (without one there is no call), the key that may."""
 
     pid: int
@@ -30,8 +30,8 @@ class Watched:
 
 
 @dataclass
-class Seen:
-    """What was seen: resident MiB before and at most, of these anonymous, processor seconds, seconds of each small call."""
+class ResourceUsage:
+    """What was measured: resident MiB before and at most, of these anonymous, processor seconds, seconds of each small call."""
 
     idle: float
     idle_anonymous: float | None
@@ -43,35 +43,35 @@ class Seen:
 
 
 @contextmanager
-def watching(what: Watched) -> Iterator[Seen]:
+def sample_resources(what: SampledServer) -> Iterator[ResourceUsage]:
     """Look and call from threads of this process until the block ends."""
     process = psutil.Process(what.pid)
     resident, anonymous = _memory(process)
-    seen = Seen(resident, anonymous)
+    usage = ResourceUsage(resident, anonymous)
     over = threading.Event()
-    threads = [threading.Thread(target=_look, args=(process, seen, over))]
+    threads = [threading.Thread(target=_sample_memory, args=(process, usage, over))]
     if what.path:
-        threads.append(threading.Thread(target=lambda: asyncio.run(_call(what, seen, over))))
+        threads.append(threading.Thread(target=lambda: asyncio.run(_call(what, usage, over))))
     before = process.cpu_times()
     for thread in threads:
         thread.start()
     try:
-        yield seen
+        yield usage
     finally:
         over.set()
         for thread in threads:
             thread.join()
         after = process.cpu_times()
-        seen.cpu = after.user + after.system - before.user - before.system
+        usage.cpu = after.user + after.system - before.user - before.system
 
 
-def _look(process: psutil.Process, seen: Seen, over: threading.Event) -> None:
+def _sample_memory(process: psutil.Process, usage: ResourceUsage, over: threading.Event) -> None:
     while True:
         resident, anonymous = _memory(process)
-        seen.peak = max(seen.peak, resident)
+        usage.peak = max(usage.peak, resident)
         if anonymous is not None:
-            seen.peak_anonymous = max(seen.peak_anonymous or 0.0, anonymous)
-        if over.wait(LOOK):
+            usage.peak_anonymous = max(usage.peak_anonymous or 0.0, anonymous)
+        if over.wait(SAMPLE_INTERVAL_S):
             return
 
 
@@ -85,19 +85,19 @@ def _memory(process: psutil.Process) -> tuple[float, float | None]:
     return kib["VmRSS:"] / 1024, kib["RssAnon:"] / 1024
 
 
-async def _call(what: Watched, seen: Seen, over: threading.Event) -> None:
+async def _call(what: SampledServer, usage: ResourceUsage, over: threading.Event) -> None:
     """Ten calls a second, whatever becomes of those before: each is timed from when it was due, on a connection of its own."""
     free: list[tuple[float, Connection]] = []
     async with AsyncExitStack() as opened, asyncio.TaskGroup() as calls:
         due = time.perf_counter()
         while not over.is_set():
-            calls.create_task(_timed(what, seen, due, free, opened))
+            calls.create_task(_timed(what, usage, due, free, opened))
             due += CALL
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
 
 
 async def _timed(
-    what: Watched, seen: Seen, due: float, free: list[tuple[float, Connection]], opened: AsyncExitStack
+    what: SampledServer, usage: ResourceUsage, due: float, free: list[tuple[float, Connection]], opened: AsyncExitStack
 ) -> None:
     """One call, on a connection that no other uses meanwhile."""
     try:
@@ -106,9 +106,9 @@ async def _timed(
             link = await opened.enter_async_context(connected(what.url, what.key))
         await link.call(200, "GET", what.path)
     except (OSError, Unexpected) as error:
-        seen.errors.append(str(error) or repr(error))
+        usage.errors.append(str(error) or repr(error))
         return
-    seen.calls.append(time.perf_counter() - due)
+    usage.calls.append(time.perf_counter() - due)
     free.append((time.perf_counter(), link))
 
 

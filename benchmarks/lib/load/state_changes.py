@@ -1,4 +1,4 @@
-"""`coordinator` on each kind of database: how many state changes a second it makes."""
+"""Measures state changes a second of a coordinator on each kind of database."""
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.lib.load import transitions
 from benchmarks.lib.load.collecting import Collecting, collecting
-from benchmarks.lib.load.resource_sampler import Watched, milliseconds, watching
+from benchmarks.lib.load.resource_sampler import SampledServer, milliseconds, sample_resources
 from benchmarks.lib.load.transitions import Changes
 from benchmarks.lib.progress import Tell
 from tests.support.databases import create_database, postgres_cluster, postgres_programs
@@ -30,10 +30,10 @@ def changing(pool: ProcessPoolExecutor, seconds: float, tell: Tell, folder: Path
                 ("announce, cancel", transitions.announce, (to, 1, seconds)),
             ):
                 tell(f"state changes on {name}: {change}")
-                watched = Watched(coordinator.pid, to.url, f"/v1/runs/{to.run}", coordinator.made.operator_key)
-                with watching(watched) as seen:
+                watched = SampledServer(coordinator.pid, to.url, f"/v1/runs/{to.run}", coordinator.made.operator_key)
+                with sample_resources(watched) as usage:
                     made: Changes = pool.submit(work, *given).result()
-                p50, p99 = milliseconds(seen.calls)
+                p50, p99 = milliseconds(usage.calls)
                 yield {
                     "kind": "state changes",
                     "database": name,
@@ -41,11 +41,11 @@ def changing(pool: ProcessPoolExecutor, seconds: float, tell: Tell, folder: Path
                     "clients": CLIENTS,
                     "changes": made.count,
                     "changes_per_s": made.rate,
-                    "server_cpu": seen.cpu / made.seconds,
+                    "server_cpu": usage.cpu / made.seconds,
                     "status_p50_ms": p50,
                     "status_p99_ms": p99,
-                    "errors": len(made.errors) + len(seen.errors),
-                    "error": next(iter((*made.errors, *seen.errors)), None),
+                    "errors": len(made.errors) + len(usage.errors),
+                    "error": next(iter((*made.errors, *usage.errors)), None),
                     **coordinator.faults(),
                 }
 

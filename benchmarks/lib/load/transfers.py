@@ -1,4 +1,4 @@
-"""The load of `coordinator`: many clients at once from one process of its own, and the raw rate they are measured against.
+"""Generates the load of `coordinator`: many clients at once from a separate process, and the raw rate to compare with.
 
 Each function is one measurement, run in that process. What is sent is made and hashed before the clock starts.
 """
@@ -15,7 +15,7 @@ from benchmarks.lib.load.payloads import RANK, Update, payload
 from benchmarks.lib.load.wire import Connection, Unexpected, connected
 
 MIB = 2**20
-PATIENCE = 300.0  # seconds that a client waits in all; then it is an error
+TIMEOUT_S = 300.0  # seconds that a client waits in all; then it is an error
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ async def _all(url: str, keys: Sequence[str], work: Callable[[int, Connection], 
 
     async def one(client: int) -> int:
         try:
-            async with asyncio.timeout(PATIENCE), connected(url, keys[client]) as link:
+            async with asyncio.timeout(TIMEOUT_S), connected(url, keys[client]) as link:
                 return await work(client, link)
         except (OSError, Unexpected) as error:
             errors.append(str(error) or repr(error))

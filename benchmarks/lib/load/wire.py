@@ -1,4 +1,4 @@
-"""HTTP/1.1 by hand on non-blocking sockets: a client so cheap that what is measured is the server."""
+"""A minimal HTTP/1.1 client on non-blocking sockets, so cheap that the server is what is measured."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Every method on one round after the other, each compared with the round's optimum, its dense reference and its floor."""
+"""Runs every method on one round after the other, and compares it with the optimum, the dense reference and the floor."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace

@@ -1,4 +1,4 @@
-"""A round of a Llama-3-8B-shaped model as files: what was published before, and what everyone uploads.
+"""Writes a round of a Llama-3-8B-shaped model to files: the previous global update, and all uploads.
 
 Fast: every tensor is made of scaled stretches of one pool of random numbers, another for each participant and module. The
 structure is that of `rounds`: a global update of decaying spectrum, a change all share, and one of each participant's own.

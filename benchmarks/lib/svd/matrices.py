@@ -1,4 +1,4 @@
-"""What synthetic rounds are made of: orthonormal columns and singular values that fall geometrically; and factors multiplied."""
+"""Parts of synthetic rounds: orthonormal columns and singular values that fall geometrically; and factors multiplied."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What a piece of work takes: seconds, memory, and how fast the machine multiplies matrices at that very time."""
+"""Measures seconds and memory of a function, and how fast the machine multiplies matrices at the same time."""
 
 import statistics
 import time

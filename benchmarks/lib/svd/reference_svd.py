@@ -1,4 +1,4 @@
-"""The best that can be had of a round: its W's energy and singular values, in float64 and by code other than the engine's."""
+"""The reference for a round: the energy and singular values of its W, in float64 and by code independent of the engine."""
 
 import math
 

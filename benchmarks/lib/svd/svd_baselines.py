@@ -1,4 +1,4 @@
-"""The ways to a truncated SVD that are compared: dense ones as people write them, and this project's engine.
+"""The methods of truncated SVD that are compared: dense ones as people write them, and this project's engine.
 
 A dense way has two parts, the sum W, the same for all, and its factorisation, which takes as long whoever takes part.
 """

@@ -1,4 +1,4 @@
-"""Synthetic rounds that look like a running federation: who takes part at which rank, and what they upload of one module."""
+"""Synthetic rounds like those of a running federation: the participants' ranks, and their uploads of one module."""
 
 import math
 from collections.abc import Sequence
