@@ -20,5 +20,5 @@ given = context.config.attributes.get("connection")
 if given is not None:
     _run(given)
 else:
-    with engine.changing(load_settings().url).begin() as opened:
+    with engine.migration_engine(load_settings().url).begin() as opened:
         _run(opened)

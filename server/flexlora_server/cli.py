@@ -1,4 +1,4 @@
-"""`flexlora-server`: migrate, serve, worker; verify, backup and restore are in `upkeep`.
+"""The command line `flexlora-server`: migrate, serve, worker; verify, backup and restore are in `maintenance.commands`.
 
 Exit codes: 0 ended as asked, 1 cannot start (the sentence on stderr says what to do) or blobs are damaged, 2 wrong usage.
 """
@@ -31,8 +31,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(version_line("flexlora-server"))
         raise typer.Exit
 
@@ -43,18 +43,18 @@ def _options(
         False,
         "--version",
         is_eager=True,
-        callback=_version,
+        callback=_print_version,
         help="Show the versions of program and protocol, and exit.",
     ),
 ) -> None:
-    """What goes before the commands."""
+    """Options before the command."""
 
 
 @app.command()
 def migrate() -> None:
     """Create the database, or bring it to this version's schema."""
     settings = load_settings()
-    _data_dir(settings)
+    _make_data_dir(settings)
     Store(settings.url).migrate()
     typer.echo(f"The database {settings.url.render_as_string(hide_password=True)} is at the newest schema.")
 
@@ -65,7 +65,7 @@ def serve() -> None:
     settings = load_settings()
     if settings.workers:
         _check_workers(settings)
-    _data_dir(settings)
+    _make_data_dir(settings)
     store = Store(settings.url)
     application = create_app(settings, store)
     _, generated = operator_key(settings)
@@ -74,7 +74,7 @@ def serve() -> None:
     print(f"Coordinator on http://{host}:{port}", flush=True)
     if generated:
         print(f"The operator's key is in {generated.resolve()}", flush=True)
-    gc.freeze()  # of what stays for ever, and of thousands of waiting requests, no full collections
+    gc.freeze()  # no full collections of what lives as long as the process, or of thousands of waiting requests
     gc.set_threshold(20_000, 20, 100)
     config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=3)
     with WorkerSupervisor(settings.workers):
@@ -91,7 +91,7 @@ def worker(
     """Aggregate rounds until stopped; any number of workers may run."""
     settings = load_settings()
     check_installed()
-    _data_dir(settings)
+    _make_data_dir(settings)
     from flexlora_server.worker.process import run_worker  # brings PyTorch, which the other commands do without
 
     run_worker(settings, attached=attached)
@@ -101,7 +101,11 @@ app.add_typer(commands.app)
 
 
 def _check_workers(settings: Settings) -> None:
-    """Find out at the start, not when the first round waits, that workers cannot run here."""
+    """Refuse to start where workers cannot run, instead of failing when the first round waits.
+
+    Raises:
+        StartupError: PyTorch is not installed, or the device cannot be used.
+    """
     try:
         check_installed()
     except StartupError as error:
@@ -112,7 +116,7 @@ def _check_workers(settings: Settings) -> None:
     check_device(settings)
 
 
-def _data_dir(settings: Settings) -> None:
+def _make_data_dir(settings: Settings) -> None:
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -129,7 +133,7 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _settings_fault(error: ValidationError) -> str:
+def _settings_error(error: ValidationError) -> str:
     faults = (f"FLEXLORA_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors())
     return "; ".join(faults)
 
@@ -143,7 +147,7 @@ def main() -> None:
     except StartupError as error:
         sys.exit(f"flexlora-server: {error}")
     except ValidationError as error:
-        sys.exit(f"flexlora-server: {_settings_fault(error)}")
+        sys.exit(f"flexlora-server: {_settings_error(error)}")
     except (ArgumentError, SettingsError) as error:
         sys.exit(f"flexlora-server: {error}")
     except OperationalError as error:

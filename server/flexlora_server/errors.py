@@ -1,10 +1,10 @@
-"""The coordinator's errors.
+"""The coordinator's exceptions.
 
-    Refusal                 a request that is answered with a problem: the whole protocol's way of saying no
-    StartupError            the coordinator cannot start; the sentence says what to run or mend
+    Refusal                 a request is answered with a problem (RFC 9457)
+    StartupError            the coordinator cannot start; the sentence says what to run or repair
     LeaseLost               a worker's aggregation belongs to another worker now
     Stopping                a worker was asked to end in the middle of an aggregation
-    Conflict                a row has changed since it was read; whoever asked may try again
+    Conflict                a row has changed since it was read; the caller may try again
     AggregationError        these tensors cannot be aggregated (non-finite, wrong shape, overflow, no convergence)
     UnsupportedRun          this strategy cannot serve a run defined like that (raised at run creation)
 
@@ -18,7 +18,7 @@ from flexlora_shared.problems import Code, Problem
 
 
 class Refusal(Exception):
-    """Answer with the problem `code`; `context` goes into the body, `headers` onto the response."""
+    """Answers the request with the problem `code`; `context` goes into the body, `headers` onto the response."""
 
     def __init__(self, code: Code, detail: str, *, headers: Mapping[str, str] | None = None, **context: Any) -> None:
         super().__init__(detail)

@@ -1,4 +1,4 @@
-"""What an operator can set: environment variables `FLEXLORA_…`, or files of those names in lower case in a secrets folder."""
+"""The coordinator's settings: environment variables `FLEXLORA_…`, or files of those names in lower case in a secrets folder."""
 
 import os
 from pathlib import Path
@@ -63,10 +63,9 @@ class Settings(BaseSettings):
     @property
     def url(self) -> URL:
         """The database's URL, with the password put in."""
-        file = URL.create(
-            "sqlite", database=str(self.data_dir / "flexlora.db")
-        )  # no text: a folder's name may hold ? or %
-        url = make_url(self.database_url) if self.database_url else file
+        # not from text: a folder's name may contain ? or %
+        sqlite = URL.create("sqlite", database=str(self.data_dir / "flexlora.db"))
+        url = make_url(self.database_url) if self.database_url else sqlite
         if url.drivername in {"postgres", "postgresql"}:
             url = url.set(drivername="postgresql+psycopg")
         return url if self.database_password is None else url.set(password=self.database_password.get_secret_value())

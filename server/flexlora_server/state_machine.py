@@ -10,8 +10,8 @@
               |         |            FAILED (fifth failed aggregation)
               +---------+--> ABANDONED
 
-Who moves it: the operator starts, pauses, resumes, cancels and retries; `gather` and `judge` are asked whenever something arrived
-or time has passed; the worker publishes, and its failures go through `after_failure`.
+What moves it: the operator starts, pauses, resumes, cancels and retries; `gather` and `judge` decide whenever an upload was
+accepted or time has passed; the worker publishes, and its failures go through `after_failure`.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ RUN_MOVES: dict[tuple[RunState, Action], RunState] = {
     ("FAILED", "cancel"): "CANCELLED",
     ("FAILED", "retry"): "RUNNING",
 }
-OVER: frozenset[RunState] = frozenset({"COMPLETED", "CANCELLED"})  # a FAILED run waits for its operator
+FINAL_STATES: frozenset[RunState] = frozenset({"COMPLETED", "CANCELLED"})  # a FAILED run waits for its operator
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Abandon:
 
 @dataclass(frozen=True)
 class Refuse:
-    """An upload that may not be accepted, with the problem's code and sentence."""
+    """The upload may not be accepted; the problem's code and sentence."""
 
     code: Code
     detail: str
@@ -90,7 +90,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Accept:
-    """An upload that counts from now on, in the aggregation of round `counts_in`: a late one in a later round's."""
+    """The upload counts from now on, in the aggregation of round `counts_in`: a late one in a later round's."""
 
     counts_in: int
 
@@ -102,9 +102,9 @@ class Repeat:
 
 @dataclass(frozen=True)
 class RoundView:
-    """What the machine needs to know of a round.
+    """The fields of a round that decisions depend on.
 
-    Who was revoked before its update was accepted is not waited for: it counts in neither `assigned` nor `declared`.
+    A client that was revoked before its update was accepted counts in neither `assigned` nor `declared`.
     """
 
     run_state: RunState
@@ -115,7 +115,7 @@ class RoundView:
     deadline: datetime | None
     assigned: int = 0
     accepted: int = 0
-    uploading: int = 0  # updates that were announced before the deadline and are on their way
+    uploading: int = 0  # open uploads that were announced before the deadline
     declared: int = 0
     failures: int = 0
     reason: str | None = None  # of its last failure
@@ -138,21 +138,23 @@ def gather(
     """
     if round_.run_state != "RUNNING":
         return Wait("The run is paused; resume it to go on.")
-    here = len({*present, *carried}) if carried else len(present)  # of thousands, only counted while they wait
-    wanted = (
+    available = (
+        len({*present, *carried}) if carried else len(present)
+    )  # without reading thousands of ids while they wait
+    target = (
         spec.clients_per_round + spec.over_selection
         if spec.clients_per_round
         else max(spec.min_clients, round_.declared)
     )
-    patience = round_.opened_at + timedelta(seconds=spec.gather_timeout)
-    if here < spec.min_clients:
-        return Wait(f"Waiting for participants: {here} of at least {spec.min_clients} are present.")
-    if here < wanted and now < patience:
-        return Wait(f"Waiting for participants: {here} of {wanted} are present.", patience)
-    others = sorted({*present} - {*carried})
-    room = max(0, wanted - len(set(carried))) if spec.clients_per_round else len(others)
-    chosen = sample(others, room, f"{spec.seed}:{round_.number}:{round_.attempt}")
-    return Begin(tuple(sorted({*chosen, *carried})), now + timedelta(seconds=spec.round_timeout))
+    gather_until = round_.opened_at + timedelta(seconds=spec.gather_timeout)
+    if available < spec.min_clients:
+        return Wait(f"Waiting for participants: {available} of at least {spec.min_clients} are present.")
+    if available < target and now < gather_until:
+        return Wait(f"Waiting for participants: {available} of {target} are present.", gather_until)
+    uncarried = sorted({*present} - {*carried})
+    free_places = max(0, target - len(set(carried))) if spec.clients_per_round else len(uncarried)
+    selected = sample(uncarried, free_places, f"{spec.seed}:{round_.number}:{round_.attempt}")
+    return Begin(tuple(sorted({*selected, *carried})), now + timedelta(seconds=spec.round_timeout))
 
 
 def sample(present: Sequence[str], count: int, seed: str) -> tuple[str, ...]:
@@ -161,7 +163,7 @@ def sample(present: Sequence[str], count: int, seed: str) -> tuple[str, ...]:
     return tuple(sorted(ranked[:count]))
 
 
-def enough(spec: RunSpec, round_: RoundView) -> int:
+def updates_needed(spec: RunSpec, round_: RoundView) -> int:
     """The accepted updates that end a round before its deadline: all, or without those it was over-selected by."""
     return min(round_.assigned, spec.clients_per_round or round_.assigned)
 
@@ -171,10 +173,10 @@ def judge(spec: RunSpec, round_: RoundView, now: datetime) -> Aggregate | Abando
     deadline = round_.deadline
     assert deadline is not None, "a collecting round has a deadline"
     quorum = round_.accepted >= spec.min_updates
-    if round_.accepted >= enough(spec, round_):
+    if round_.accepted >= updates_needed(spec, round_):
         return Aggregate() if quorum else Abandon(_too_few(spec, round_, "can still come"))
     if now < deadline:
-        return Wait(f"Waiting for updates: {round_.accepted} of {enough(spec, round_)} are accepted.", deadline)
+        return Wait(f"Waiting for updates: {round_.accepted} of {updates_needed(spec, round_)} are accepted.", deadline)
     grace = deadline + timedelta(seconds=spec.grace)
     if round_.uploading and now < grace:
         return Wait(f"The deadline has passed; {round_.uploading} updates on their way are waited for.", grace)
@@ -187,7 +189,7 @@ def _too_few(spec: RunSpec, round_: RoundView, what: str) -> str:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An upload that asks to count in a round.
+    """An upload that is to be accepted in a round.
 
     assigned: its participant has a place in the round, in this attempt or an earlier one (which began from the same adapter).
     announced: it was announced before the round's deadline.
@@ -217,7 +219,7 @@ def admit(
         )
     if not candidate.assigned:
         return _unassigned(round_)
-    if round_.run_state in OVER:
+    if round_.run_state in FINAL_STATES:
         return Refuse(Code.ROUND_CLOSED, f"The run is {round_.run_state.lower()}; this update no longer counts.")
     if _in_time(spec, round_, candidate, now):
         return Accept(round_.number)
@@ -243,7 +245,7 @@ def _in_time(spec: RunSpec, round_: RoundView, candidate: Candidate, now: dateti
     if round_.state != "COLLECTING" or round_.deadline is None:
         return False
     grace = timedelta(seconds=spec.grace if candidate.announced else 0)
-    # Without its quorum the round opens again, and would take it then. So late updates are of rounds that stay closed alone.
+    # A round without its quorum opens again and would accept the update then: only rounds that stay closed have late updates.
     return now < round_.deadline + grace or round_.accepted < spec.min_updates
 
 

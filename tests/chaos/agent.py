@@ -1,4 +1,4 @@
-"""A participant as the simulation plays it: one call at a time, remembers what it was told, keeps going whatever happens."""
+"""A simulated participant: one call at a time; it remembers the answers and goes on after every failure."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A share of the histories, played by a process of its own."""
+"""Plays a share of the histories in a process of its own."""
 
 import warnings
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""The coordinator's folder as a disk that a power cut may hit: what was not synced is lost.
+"""The coordinator's folder as a simulated disk: a power cut loses what was not synced.
 
 A file's bytes survive as they were when it was last synced, its name if its folder was synced since. A rename is one change, as
 in journaling file systems: it survives if either of its folders was synced. Real syncing is left out.

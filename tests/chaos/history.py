@@ -1,4 +1,4 @@
-"""Histories: what happens to one simulated world, as data that Hypothesis draws and shrinks."""
+"""Histories: the steps and faults of one simulated world, as data that Hypothesis draws and shrinks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""Which states may follow each other: said here once more, independently of the product."""
+"""The allowed changes of state, written down independently of the product."""
 
 RUN = frozenset({
     ("DRAFT", "RUNNING"), ("RUNNING", "PAUSED"), ("PAUSED", "RUNNING"), ("RUNNING", "COMPLETED"), ("PAUSED", "COMPLETED"),

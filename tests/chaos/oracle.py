@@ -1,4 +1,4 @@
-"""Judges a world: what must hold after every commit, after every step, and at the end."""
+"""Checks a world's invariants: after every commit, after every step, and at the end."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Looks at the database past the product's store: a connection of its own, plain SQL."""
+"""Reads the database by plain SQL on a connection of its own, not through the product's store."""
 
 import sqlite3
 from typing import Any

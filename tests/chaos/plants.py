@@ -1,4 +1,4 @@
-"""Defects to plant into the product: the simulation must find each."""
+"""Defects to inject into the product: the simulation must find each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +14,7 @@ from flexlora_server.database.queries import inputs, rounds, uploads
 from flexlora_server.database.schema import Round, Run
 from flexlora_server.database.transactions import Tx
 from flexlora_server.lifecycle import transitions
-from flexlora_server.lifecycle.transitions import Due
+from flexlora_server.lifecycle.transitions import PendingTransition
 from flexlora_server.state_machine import Candidate, RoundView
 from flexlora_server.storage.local_uploads import LocalUploads
 from flexlora_server.worker import leases
@@ -58,28 +58,28 @@ def swept_early() -> Iterator[None]:
 @contextmanager
 def unversioned() -> Iterator[None]:
     """What was found due is done, whatever the round has become since."""
-    apply = transitions.apply
+    apply = transitions.apply_transition
 
-    def anyway(tx: Tx, run: Run, found: Due) -> None:
+    def anyway(tx: Tx, run: Run, found: PendingTransition) -> None:
         round_ = rounds.current(tx, run.name)
         if round_ is not None:
             apply(tx, run, replace(found, round_id=round_.id, version=round_.version))
 
-    with patch.object(transitions, "apply", anyway):
+    with patch.object(transitions, "apply_transition", anyway):
         yield
 
 
 @contextmanager
 def folded_twice() -> Iterator[None]:
     """A late update is an input of the round after the one that it counts in, too."""
-    counting = inputs.counting
+    counting = inputs.list_counted
 
-    def twice(tx: Tx, round_: Round) -> Sequence[inputs.Frozen]:
+    def twice(tx: Tx, round_: Round) -> Sequence[inputs.FrozenInput]:
         before = select(Round).where(Round.number == round_.number - 1, Round.state == "PUBLISHED")
         late = [one for earlier in tx.session.scalars(before) for one in counting(tx, earlier) if one.staleness]
         return [*counting(tx, round_), *late]
 
-    with patch.object(inputs, "counting", twice):
+    with patch.object(inputs, "list_counted", twice):
         yield
 
 

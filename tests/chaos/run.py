@@ -1,4 +1,4 @@
-"""The run that a plan asks for, as its operator defines it."""
+"""The run definition of a plan."""
 
 from typing import Any
 

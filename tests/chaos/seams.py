@@ -1,4 +1,4 @@
-"""Puts the simulated machine under the product: its transactions, files, threads, secrets and heartbeats."""
+"""Replaces the product's transactions, file calls, threads, secrets and heartbeats by those of the simulated machine."""
 
 import errno
 import logging
@@ -95,7 +95,7 @@ def installed(
             (time, "monotonic", clock),
             (secrets, "token_hex", ids.hexadecimal),
             (secrets, "token_urlsafe", ids.hexadecimal),
-            (serve_slice, "_cutting", _Lock(machine)),
+            (serve_slice, "_cut_lock", _Lock(machine)),
             (Heartbeat, "running", _beating),
             (Heartbeat, "check", _check(machine)),
         ):

@@ -1,4 +1,4 @@
-"""Makes a history that fails small: fewer steps first, then less in each."""
+"""Shrinks a failing history: fewer steps first, then less in each."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

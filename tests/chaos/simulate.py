@@ -1,4 +1,4 @@
-"""Plays a history in a world, and lets the world come to its end; many of them, as Hypothesis draws them."""
+"""Plays histories that Hypothesis draws, each in a fresh world, to their end."""
 
 import math
 from contextlib import nullcontext

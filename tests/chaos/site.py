@@ -1,4 +1,4 @@
-"""What a process keeps from history to history: a database, a folder, the machine and its clock."""
+"""What a process reuses for every history: a database, a folder, the machine and its clock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ class Site:
     def routed(self, process: str, app: FastAPI) -> FastAPI:
         """The application as wired anew, on the routes of the process's first one: they take long to build."""
         first = self._routed.setdefault(process, app)
-        first.state.coordinator = app.state.coordinator
+        first.state.services = app.state.services
         return first
 
 

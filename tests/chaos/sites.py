@@ -1,4 +1,4 @@
-"""Makes places to play in: a migrated database of either kind, and a folder in memory where there is one."""
+"""Makes sites: a migrated database of either kind, and a folder, in memory where possible."""
 
 import gc
 import itertools

@@ -1,4 +1,4 @@
-"""What the steps of a history do to a world."""
+"""Applies the steps of a history to a world."""
 
 from collections.abc import Callable, Sequence
 

@@ -10,10 +10,10 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from flexlora_server.api.services import Coordinator
+from flexlora_server.api.services import Services
 from flexlora_server.app import create_app
 from flexlora_server.database.queries import clients
-from flexlora_server.long_polling.waiting_room import Lobby
+from flexlora_server.long_polling.waiting_room import WaitingRoom
 from flexlora_server.storage import open_blobs
 from flexlora_server.worker.garbage_collector import collect_garbage
 from flexlora_server.worker.worker import Worker
@@ -64,17 +64,17 @@ class World:
 
     # -- processes
 
-    def coordinator(self, number: int) -> tuple[Process, Coordinator]:
+    def coordinator(self, number: int) -> tuple[Process, Services]:
         """A coordinator that runs: started again where it has died."""
         process = self.processes[number % len(self.processes)]
         known = self._apps.get(process)
         if known is None or known[0] != process.incarnation:
             incarnation = process.incarnation
             app = self.machine.run(process, lambda: create_app(self.here.settings, self.here.store))
-            app.state.coordinator.lobby._lookout._clock = self.here.loops.time
+            app.state.services.waiting_room._poller._clock = self.here.loops.time
             self._apps[process] = (incarnation, self.here.routed(process.name, app))
-        coordinator = self._apps[process][1].state.coordinator
-        assert isinstance(coordinator, Coordinator)
+        coordinator = self._apps[process][1].state.services
+        assert isinstance(coordinator, Services)
         return process, coordinator
 
     def worker(self, number: int) -> tuple[Process, Worker]:
@@ -132,9 +132,9 @@ class World:
     # -- what happens by itself
 
     def tick(self, number: int, during: Sequence[Interruption] = ()) -> None:
-        """A look of a coordinator's lobby."""
+        """One poll by a coordinator's waiting room."""
         process, coordinator = self.coordinator(number)
-        self._by_itself(process, lambda: self.here.loops.run(_look(coordinator.lobby)), during)
+        self._by_itself(process, lambda: self.here.loops.run(_poll_once(coordinator.waiting_room)), during)
 
     def work(self, number: int, during: Sequence[Interruption] = ()) -> None:
         """A worker works on a round, where one waits: this one, or another one where it is in the middle of something."""
@@ -201,15 +201,15 @@ class World:
         self.here.disk.settle()
 
 
-async def _look(lobby: Lobby) -> None:
-    """One turn of the lobby's loop; a second one does not begin in its middle."""
-    if lobby._closing:
+async def _poll_once(waiting_room: WaitingRoom) -> None:
+    """One turn of the waiting room's loop; a second one does not begin in its middle."""
+    if waiting_room._closing:
         return
-    lobby._poked = asyncio.Event()  # of this loop: calls within calls have loops of their own
-    keeping = asyncio.ensure_future(lobby.keep())
+    waiting_room._wake_event = asyncio.Event()  # of this loop: calls within calls have loops of their own
+    keeping = asyncio.ensure_future(waiting_room.run())
     await asyncio.sleep(0)  # it has begun a turn, which will be its last
-    lobby.close()
+    waiting_room.close()
     try:
         await keeping
     finally:
-        lobby._closing = False
+        waiting_room._closing = False

@@ -44,9 +44,9 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     def add(what: str) -> None:
         package = tmp_path / "next_version"
-        shutil.copytree(Path(migrate.configuration().get_main_option("script_location") or ""), package / "migrations")
+        shutil.copytree(Path(migrate.alembic_config().get_main_option("script_location") or ""), package / "migrations")
         script = package / "migrations" / "versions" / "next.py"
-        script.write_text(_MIGRATION.format(before=migrate.head(), what=what))
+        script.write_text(_MIGRATION.format(before=migrate.head_revision(), what=what))
         monkeypatch.setattr(migrate, "__file__", str(package / "database" / "migrate.py"))
 
     return add

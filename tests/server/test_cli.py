@@ -25,8 +25,8 @@ def serving(settings: Settings, log: Path) -> Iterator[str]:
     own = {"FLEXLORA_DATA_DIR": str(settings.data_dir), "FLEXLORA_OPERATOR_KEY": OPERATOR_KEY}
     env = os.environ | own | {"FLEXLORA_PORT": "0", "FLEXLORA_WORKERS": "0"}
     with (
-        log.open("w") as told,
-        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=told, text=True) as process,
+        log.open("w") as stderr,
+        subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
     ):
         assert process.stdout is not None
         yield process.stdout.readline().split()[-1]

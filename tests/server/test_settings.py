@@ -1,4 +1,4 @@
-"""Where the database lies, whatever the folder is called."""
+"""The database's URL, whatever the data folder is called."""
 
 from pathlib import Path
 

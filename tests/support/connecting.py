@@ -1,4 +1,4 @@
-"""An agent's connection whose waits are written down instead of waited."""
+"""An agent's connection that records its waits instead of sleeping."""
 
 from dataclasses import dataclass, field
 

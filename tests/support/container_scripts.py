@@ -1,4 +1,4 @@
-"""The scripts that drive a real container engine, which people run too."""
+"""Runs the scripts that drive a real container engine."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Real faults for the problems that no request alone brings about: a slow sender, a full disk, a lost database, damage."""
+"""Provokes the problems that no request alone brings about: a slow sender, a full disk, a lost database, damage."""
 
 import resource
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def _(c: Served) -> Answer:
     participant, task, data = c.working()
     upload = participant.announce(task, data)["id"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(receive_part, "GRACE", 0.2)
+        patch.setattr(receive_part, "RATE_GRACE_S", 0.2)
         connection = raw_request(c.url, part_head(upload, data), participant.key)
         connection.sendall(data[:10])
         slow = raw_answer(connection)

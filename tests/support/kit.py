@@ -1,4 +1,4 @@
-"""What the tests stand on: a real coordinator on a real socket, participants that speak the protocol, adapter files."""
+"""Test kit: a real coordinator on a real socket, participants that speak the protocol, adapter files."""
 
 import asyncio
 import hashlib
@@ -237,7 +237,7 @@ class Served:
 
     def check_storage(self) -> None:
         """After garbage collection, nothing lies in the data folder but whole blobs and the bytes of open uploads."""
-        before = self.open_uploads()  # the lobby may close a round at any time
+        before = self.open_uploads()  # a poll may close a round at any time
         collect_garbage(self.store, self.blobs)
         assert set(self.blobs.uploads.upload_ids()) <= before | self.open_uploads()
         assert list((self.settings.data_dir / "temporary").iterdir()) == []

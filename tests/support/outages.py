@@ -1,4 +1,4 @@
-"""A run in which storage or database fail: two real agents, two participants led by hand, and how to ask what is refused how."""
+"""A run whose storage or database fails: two real agents, two scripted participants, and checks of how requests are refused."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""One real request, or a few, for every problem that a caller can bring about; `faults` holds the others."""
+"""Provokes each problem that a caller can bring about, by one or a few real requests; `faults` holds the others."""
 
 import base64
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Rounds as the pure state machine sees them: the views that its tests begin from."""
+"""Round views that the tests of the state machine begin from."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""A coordinator, two agents and a participant led by hand, for tests that kill processes at a moment they choose.
+"""A coordinator, two agents and a scripted participant, for tests that kill processes at a moment they choose.
 
 Every site begins as a copy of one folder in which everybody is enrolled, so client ids, data and seeds are the same: what is
 published must be the same too, whatever was killed on the way.
@@ -143,7 +143,7 @@ class Site:
     def accepted(self, number: int) -> int:
         with self.store.reading() as tx:
             round_ = rounds.latest(tx, RUN, number)
-            return rounds.uploads_in(tx, round_, "ACCEPTED")
+            return rounds.count_uploads(tx, round_, "ACCEPTED")
 
     def round(self, number: int) -> Round:
         """The latest attempt's row."""

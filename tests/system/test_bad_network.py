@@ -212,7 +212,7 @@ def test_a_part_swallowed_half_way_is_taken_up_again(
     coordinator: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The coordinator knows of no cut: it keeps others out of the upload until it has heard nothing for long enough."""
-    monkeypatch.setattr(receive_part, "SILENCE", IDLE)
+    monkeypatch.setattr(receive_part, "SILENCE_TIMEOUT_S", IDLE)
     [one] = assigned(coordinator, 32, **SMALL_RUN)
     path = one.update(tmp_path)
     with proxy(coordinator.url, [Fault("hole", "up", SMALL // 2)]) as line, calls(line, one.participant) as api:

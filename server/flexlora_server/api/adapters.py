@@ -1,4 +1,4 @@
-"""Slices of published adapters, and what participants measured of them."""
+"""Routes of published adapters: slices with HTTP ranges, their PEFT configuration, and participants' evaluations."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_server.api.auth import Anyone, ClientId
 from flexlora_server.api.openapi_examples import EVALUATION
-from flexlora_server.api.services import Coordinator, of
+from flexlora_server.api.services import Services, get_services
 from flexlora_server.api.strict_json import RoundPath, RunPath, problems, router
 from flexlora_server.database.queries import adapters, events, rounds, runs
 from flexlora_server.errors import Refusal
@@ -27,15 +27,15 @@ from flexlora_shared.problems import Code
 routes = router("adapters")
 RankQuery = Annotated[int, Query(ge=1, le=4096, description="an allowed rank", examples=[8])]
 PatternQuery = Annotated[str, Query(max_length=65_536, description="JSON: module-name suffixes to ranks")]
-_SPAN = re.compile(r"([0-9]{0,1000})-([0-9]{0,1000})")
-_PATTERN = TypeAdapter[dict[str, int]](RankPattern)
+_RANGE = re.compile(r"([0-9]{0,1000})-([0-9]{0,1000})")
+_PATTERN_ADAPTER = TypeAdapter[dict[str, int]](RankPattern)
 _REFUSALS = problems(Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED)
 _ADAPTER = "/v1/runs/{run}/rounds/{number}/adapter"
 
 
-def _pattern(text: str) -> dict[str, int]:
+def _parse_pattern(text: str) -> dict[str, int]:
     try:
-        return _PATTERN.validate_json(text, strict=True)
+        return _PATTERN_ADAPTER.validate_json(text, strict=True)
     except ValidationError:
         raise Refusal(
             Code.INVALID_REQUEST, 'pattern must be a JSON object of module-name suffixes to ranks, like {"q_proj": 16}.'
@@ -58,27 +58,27 @@ async def get_adapter(
     request: Request, name: RunPath, number: RoundPath, rank: RankQuery, who: Anyone, pattern: PatternQuery = "{}"
 ) -> Response:
     """The slice of a published round, as PEFT's `adapter_model.safetensors`."""
-    coordinator = of(request)
-    find = partial(slice_blob, coordinator.store, coordinator.blobs, name, number, rank, _pattern(pattern))
-    serve = partial(_serve, request, coordinator, partial(find, any_pattern=who.client_id is None))
-    return await to_thread.run_sync(serve, limiter=coordinator.serving)
+    services = get_services(request)
+    find = partial(slice_blob, services.store, services.blobs, name, number, rank, _parse_pattern(pattern))
+    serve = partial(_serve, request, services, partial(find, any_pattern=who.client_id is None))
+    return await to_thread.run_sync(serve, limiter=services.slice_threads)
 
 
-def _serve(request: Request, coordinator: Coordinator, find: Callable[[], Blob]) -> Response:
+def _serve(request: Request, services: Services, find: Callable[[], Blob]) -> Response:
     blob = find()
     headers = {
         "ETag": f'"{blob.sha256}"',
         "Repr-Digest": digest_field(bytes.fromhex(blob.sha256)),
         "Cache-Control": "private, immutable, max-age=31536000",
     }
-    if _matches(request.headers.get("if-none-match"), blob.sha256):
+    if _etag_matches(request.headers.get("if-none-match"), blob.sha256):
         return Response(status_code=304, headers=headers)
-    return _linked(request, coordinator, blob, headers) or _file(request, coordinator, blob, headers)
+    return _link_response(request, services, blob, headers) or _file_response(request, services, blob, headers)
 
 
-def _linked(request: Request, coordinator: Coordinator, blob: Blob, headers: dict[str, str]) -> Response | None:
-    """The slice where the object store serves it itself; None where it does not."""
-    link = coordinator.blobs.presigned_url(blob.sha256)
+def _link_response(request: Request, services: Services, blob: Blob, headers: dict[str, str]) -> Response | None:
+    """A redirect to the object store, which serves the slice itself; None where it does not."""
+    link = services.blobs.presigned_url(blob.sha256)
     if link is None:
         return None
     if request.method == "HEAD":  # the link is signed for GET
@@ -86,26 +86,30 @@ def _linked(request: Request, coordinator: Coordinator, blob: Blob, headers: dic
     return Response(status_code=307, headers=headers | {"Location": link, "Cache-Control": "private, no-store"})
 
 
-def _file(request: Request, coordinator: Coordinator, blob: Blob, headers: dict[str, str]) -> Response:
-    _select(request, blob)
-    path = coordinator.blobs.path(blob.sha256)
+def _file_response(request: Request, services: Services, blob: Blob, headers: dict[str, str]) -> Response:
+    _keep_satisfiable_ranges(request, blob)
+    path = services.blobs.path(blob.sha256)
     if path.stat().st_size != blob.size:  # a damaged copy
-        path = coordinator.blobs.verified_path(blob.sha256)
-    found = path.stat()  # here a missing file is a fault of the storage, in the response it would be a defect
-    return FileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=found)
+        path = services.blobs.verified_path(blob.sha256)
+    stat = path.stat()  # a missing file raises OSError here, which is answered as a storage fault
+    return FileResponse(path, headers=headers, media_type="application/octet-stream", stat_result=stat)
 
 
-def _matches(header: str | None, sha256: str) -> bool:
+def _etag_matches(header: str | None, sha256: str) -> bool:
     """RFC 9110, section 13.1.2."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return "*" in tags or f'"{sha256}"' in tags
 
 
-def _select(request: Request, blob: Blob) -> None:
-    """Leave the file response a `Range` that it can serve, or none: others it would answer in plain text."""
-    wanted = _wanted(request, blob)
-    spans = [f"{span.start}-{span.stop - 1}" for span in wanted if span]
-    if wanted and not spans:
+def _keep_satisfiable_ranges(request: Request, blob: Blob) -> None:
+    """Rewrite the request's `Range` to the satisfiable ranges, or remove it: FileResponse answers others in plain text.
+
+    Raises:
+        Refusal: RANGE_NOT_SATISFIABLE.
+    """
+    ranges = _requested_ranges(request, blob)
+    spans = [f"{span.start}-{span.stop - 1}" for span in ranges if span]
+    if ranges and not spans:
         raise Refusal(
             Code.RANGE_NOT_SATISFIABLE,
             f"No range asked for lies in a file of {blob.size} bytes; ask for bytes=FIRST-LAST within it.",
@@ -118,29 +122,29 @@ def _select(request: Request, blob: Blob) -> None:
     request.scope["headers"] = headers
 
 
-def _wanted(request: Request, blob: Blob) -> list[range]:
-    """The spans asked for; none where `Range` must be ignored (RFC 9110, sections 13.1.5, 14.1.1 and 14.2)."""
+def _requested_ranges(request: Request, blob: Blob) -> list[range]:
+    """The requested ranges; none where `Range` must be ignored (RFC 9110, sections 13.1.5, 14.1.1 and 14.2)."""
     unit, _, spans = ",".join(request.headers.getlist("range")).partition("=")
     tag = f'"{blob.sha256}"'
     if request.method != "GET" or unit.lower() != "bytes" or request.headers.get("if-range", tag) != tag:
         return []
     stripped = [span.strip(" \t") for span in spans.split(",")]
     try:
-        return [_bytes_of(span, blob.size) for span in stripped if span]  # a list may have empty elements: 5.6.1.2
+        return [_parse_range(span, blob.size) for span in stripped if span]  # a list may have empty elements: 5.6.1.2
     except ValueError:
         return []
 
 
-def _bytes_of(span: str, size: int) -> range:
-    """The positions that a span selects in a file of `size` bytes, maybe none.
+def _parse_range(span: str, size: int) -> range:
+    """The positions that one range of the header selects in a file of `size` bytes, maybe none.
 
     Raises:
-        ValueError: it is malformed.
+        ValueError: the range is malformed.
     """
-    found = _SPAN.fullmatch(span)
-    if found is None:
+    match = _RANGE.fullmatch(span)
+    if match is None:
         raise ValueError(span)
-    first, last = found.groups()
+    first, last = match.groups()
     if not first:
         return range(max(size - int(last), 0), size)
     if last and int(last) < int(first):
@@ -153,11 +157,11 @@ def get_adapter_config(
     request: Request, name: RunPath, number: RoundPath, rank: RankQuery, who: Anyone, pattern: PatternQuery = "{}"
 ) -> dict[str, Any]:
     """PEFT's `adapter_config.json` of the same slice."""
-    ranks = _pattern(pattern)
-    with of(request).store.reading() as tx:
+    ranks = _parse_pattern(pattern)
+    with get_services(request).store.reading() as tx:
         spec = runs.spec_of(runs.get(tx, name))
         check_ranks(spec, rank, ranks)
-        adapters.published(tx, name, number)
+        adapters.get_published(tx, name, number)
     return adapter_config(spec, rank, ranks)
 
 
@@ -173,15 +177,15 @@ def report_evaluation(
     request: Request,
     name: RunPath,
     number: RoundPath,
-    told: Annotated[Evaluation, Body(examples=[EVALUATION])],
+    body: Annotated[Evaluation, Body(examples=[EVALUATION])],
     client: ClientId,
 ) -> None:
     """Metrics of a published slice on the participant's own held-out data; the latest report counts."""
-    with of(request).store.transaction() as tx:
+    with get_services(request).store.transaction() as tx:
         run = runs.lock(tx, name)
-        check_ranks(runs.spec_of(run), told.rank, told.rank_pattern)
-        adapters.published(tx, name, number)
+        check_ranks(runs.spec_of(run), body.rank, body.rank_pattern)
+        adapters.get_published(tx, name, number)
         if rounds.declaration_of(tx, name, client) is None:
             raise Refusal(Code.NOT_DECLARED, f"Only participants of run {name!r} evaluate it; declare a rank first.")
-        adapters.evaluate(tx, run, number, client, told)
+        adapters.save_evaluation(tx, run, number, client, body)
         events.touch(tx, run)

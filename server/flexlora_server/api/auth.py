@@ -1,4 +1,4 @@
-"""Who is asking: the operator by its key, a client by the API key it got when it enrolled."""
+"""Authenticates callers: the operator by its key, a client by the API key it got when it enrolled."""
 
 import base64
 import contextlib
@@ -12,7 +12,7 @@ from typing import Annotated
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
-from flexlora_server.api.services import Coordinator, of
+from flexlora_server.api.services import Services, get_services
 from flexlora_server.database.queries import clients
 from flexlora_server.database.schema import ApiKey
 from flexlora_server.errors import Refusal, StartupError
@@ -21,37 +21,37 @@ from flexlora_shared.problems import Code
 
 OPERATOR_PREFIX = "flo"
 OPERATOR_KEY_FILE = "operator.key"
-SHORTEST_KEY = 16  # characters
+MIN_KEY_CHARS = 16
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking, by which key; both are None for the operator."""
+    """An authenticated caller: a client and the id of its key; both are None for the operator."""
 
     client_id: str | None
     key_id: str | None = None
 
 
 def operator_key(settings: Settings) -> tuple[str, Path | None]:
-    """The operator's key, and the file it was generated into where none was given (mode 0600, made at the first start)."""
+    """The operator's key, and the file it was generated into (mode 0600, at the first start); None where the setting gives it."""
     if settings.operator_key is not None:
         key = settings.operator_key.get_secret_value().strip()
-        if len(key) < SHORTEST_KEY:
+        if len(key) < MIN_KEY_CHARS:
             raise StartupError(
                 "FLEXLORA_OPERATOR_KEY is shorter than 16 characters; give a long random one or leave it unset"
             )
         return key, None
     path = settings.data_dir / OPERATOR_KEY_FILE
     if not path.exists():
-        _generate(path)
+        _generate_key(path)
     key = path.read_text().strip()
-    if len(key) < SHORTEST_KEY:
+    if len(key) < MIN_KEY_CHARS:
         raise StartupError(f"{path} holds no key; delete it, and the next start generates one")
     return key, path
 
 
-def _generate(path: Path) -> None:
-    """Write a new key, whole or not at all; where another process was first, its key stays."""
+def _generate_key(path: Path) -> None:
+    """Write a new key atomically; where another process was first, its key stays."""
     _, fresh = clients.new_secret(OPERATOR_PREFIX)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
@@ -85,53 +85,26 @@ def password(request: Request) -> str | None:
         return None
 
 
-async def principal(request: Request) -> Principal:
-    """Who is asking.
+async def authenticate(request: Request, secret: str | None, threads: CapacityLimiter) -> Principal:
+    """Who sends this secret. A client's key is looked up in the database, in one of `threads`; the operator's costs neither.
 
     Raises:
-        Refusal: as `recognise`.
+        Refusal: UNAUTHENTICATED, and UNAVAILABLE as `Services.run_blocking`.
     """
-    return await recognise(request, of(request).looking)
-
-
-async def recognise(request: Request, threads: CapacityLimiter) -> Principal:
-    """Who is asking; only a client's key costs one of these threads and a look at the database.
-
-    Raises:
-        Refusal: UNAUTHENTICATED, and as `ask`.
-    """
-    coordinator, secret = of(request), bearer(request)
-    if secret and _is_operators(coordinator, secret):
+    services = get_services(request)
+    if secret and hmac.compare_digest(clients.sha256(secret), services.operator_sha256):
         return Principal(None)
-    key = await coordinator.ask(threads, _look_up, coordinator, secret)
-    if key.used_at is None:  # this writes, and waits for its turn: not where others only look
-        await coordinator.ask(coordinator.first_using, _first_use, coordinator, key)
+    key = await services.run_blocking(threads, _find_key, services, secret)
+    if key.used_at is None:  # this writes, and waits for its turn: not in the threads of calls that only read
+        await services.run_blocking(services.first_use_threads, _mark_first_use, services, key)
     return Principal(key.client_id, key.id)
 
 
-def _is_operators(coordinator: Coordinator, secret: str) -> bool:
-    return hmac.compare_digest(clients.sha256(secret), coordinator.operator_sha256)
-
-
-def identify(coordinator: Coordinator, secret: str | None) -> Principal:
-    """`principal` for those who have a thread already.
-
-    Raises:
-        Refusal: UNAUTHENTICATED.
-    """
-    if secret and _is_operators(coordinator, secret):
-        return Principal(None)
-    key = _look_up(coordinator, secret)
-    if key.used_at is None:
-        _first_use(coordinator, key)
-    return Principal(key.client_id, key.id)
-
-
-def _look_up(coordinator: Coordinator, secret: str | None) -> ApiKey:
-    """The client's key that this is."""
+def _find_key(services: Services, secret: str | None) -> ApiKey:
+    """The client's key with this secret, as the database has it now."""
     if secret:
-        with coordinator.store.reading() as tx:
-            key = clients.authenticate(tx, secret)
+        with services.store.reading() as tx:
+            key = clients.find_key(tx, secret)
         if key is not None:
             return key
     raise Refusal(
@@ -141,30 +114,42 @@ def _look_up(coordinator: Coordinator, secret: str | None) -> ApiKey:
     )
 
 
-def _first_use(coordinator: Coordinator, key: ApiKey) -> None:
-    with coordinator.store.transaction() as tx:
-        clients.first_use(tx, key)
+def _mark_first_use(services: Services, key: ApiKey) -> None:
+    with services.store.transaction() as tx:
+        clients.mark_first_use(tx, key)
 
 
-Anyone = Annotated[Principal, Depends(principal)]
+async def _principal(request: Request) -> Principal:
+    return await authenticate(request, bearer(request), get_services(request).lookup_threads)
+
+
+Anyone = Annotated[Principal, Depends(_principal)]
 
 
 def require_operator(who: Principal) -> Principal:
-    """Only the operator passes."""
+    """Let only the operator pass.
+
+    Raises:
+        Refusal: FORBIDDEN.
+    """
     if who.client_id is not None:
         raise Refusal(Code.FORBIDDEN, "Only the operator's key may do this.")
     return who
 
 
 def require_client(who: Principal) -> str:
-    """Only an enrolled client passes; its id."""
+    """Let only an enrolled client pass; its id.
+
+    Raises:
+        Refusal: FORBIDDEN.
+    """
     if who.client_id is None:
         raise Refusal(Code.FORBIDDEN, "Only a participant's key may do this; the operator's key is not one.")
     return who.client_id
 
 
 async def _operator(who: Anyone) -> Principal:
-    return require_operator(who)  # on the loop: a thread would cost more
+    return require_operator(who)  # async: FastAPI would run a plain function in a thread, which costs more
 
 
 async def _client(who: Anyone) -> str:

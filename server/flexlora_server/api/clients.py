@@ -1,11 +1,11 @@
-"""Enrollment, keys, and the operator's list of clients."""
+"""Routes of clients: enrollment, API keys, and the operator's list."""
 
 from typing import Annotated
 
 from fastapi import Body, Request, Response
 
 from flexlora_server.api.auth import ClientId, Operator
-from flexlora_server.api.services import of
+from flexlora_server.api.services import get_services
 from flexlora_server.api.strict_json import ClientPath, problems, router
 from flexlora_server.database.queries import clients
 from flexlora_server.database.timestamps import rfc3339, rfc3339_or_none
@@ -18,24 +18,24 @@ _ENROLLMENT = {"token": "flt_0123456789abcdef_…", "name": "st-marys"}
 
 
 @routes.post("/v1/enrolment-tokens", status_code=201, responses=problems(Code.FORBIDDEN))
-def create_token(request: Request, asked: Annotated[TokenRequest, Body(examples=[_TOKEN])], who: Operator) -> Token:
+def create_token(request: Request, body: Annotated[TokenRequest, Body(examples=[_TOKEN])], who: Operator) -> Token:
     """A one-time token to hand to a participant; shown once."""
-    with of(request).store.transaction() as tx:
-        return clients.create_token(tx, asked)
+    with get_services(request).store.transaction() as tx:
+        return clients.create_token(tx, body)
 
 
 @routes.post("/v1/clients", status_code=201, responses=problems(Code.TOKEN_INVALID))
-def enroll(request: Request, enrollment: Annotated[Enrollment, Body(examples=[_ENROLLMENT])]) -> Credentials:
+def enroll(request: Request, body: Annotated[Enrollment, Body(examples=[_ENROLLMENT])]) -> Credentials:
     """Redeem a token; the answer holds the API key, once."""
-    with of(request).store.transaction() as tx:
-        return clients.enroll(tx, enrollment)
+    with get_services(request).store.transaction() as tx:
+        return clients.enroll(tx, body)
 
 
 @routes.get("/v1/clients", responses=problems(Code.FORBIDDEN))
 def list_clients(request: Request, who: Operator) -> ClientList:
     """Every client ever enrolled, oldest first."""
-    with of(request).store.reading() as tx:
-        issued = clients.key_times(tx)
+    with get_services(request).store.reading() as tx:
+        issued = clients.key_issue_times(tx)
         return ClientList(
             clients=tuple(
                 ClientInfo(
@@ -45,7 +45,7 @@ def list_clients(request: Request, who: Operator) -> ClientList:
                     revoked_at=rfc3339_or_none(row.revoked_at),
                     key_issued_at=rfc3339_or_none(issued.get(row.id)),
                 )
-                for row in clients.every(tx)
+                for row in clients.list_all(tx)
             )
         )
 
@@ -58,12 +58,12 @@ def list_clients(request: Request, who: Operator) -> ClientList:
 )
 def revoke_client(request: Request, client: ClientPath, who: Operator) -> None:
     """End a client's keys. Updates it had accepted still count."""
-    with of(request).store.transaction() as tx:
+    with get_services(request).store.transaction() as tx:
         clients.revoke(tx, client)
 
 
 @routes.post("/v1/clients/me/keys", status_code=201, responses=problems(Code.FORBIDDEN))
 def rotate_key(request: Request, client: ClientId) -> Credentials:
     """A new API key; the old one ends when the new one is first used."""
-    with of(request).store.transaction() as tx:
+    with get_services(request).store.transaction() as tx:
         return clients.rotate(tx, client)

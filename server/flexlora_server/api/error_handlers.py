@@ -1,6 +1,6 @@
-"""How each error becomes an HTTP answer.
+"""Turns exceptions into problem responses.
 
-What is not listed in `install` is a defect and is answered `internal`, with nothing of it in the body.
+An exception that is not listed in `install` is a defect: it is answered `internal`, and the body says nothing of it.
 """
 
 import errno
@@ -38,23 +38,23 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of the application its answer."""
-    app.add_exception_handler(Refusal, _refusal)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    """Register the handlers."""
+    app.add_exception_handler(Refusal, _on_refusal)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
     for kind in (OperationalError, InterfaceError, PoolTimeout):
-        app.add_exception_handler(kind, _database)
-    app.add_exception_handler(OSError, _storage)
-    app.add_exception_handler(Conflict, _conflict)
-    app.add_exception_handler(Exception, _defect)
+        app.add_exception_handler(kind, _on_database_error)
+    app.add_exception_handler(OSError, _on_storage_error)
+    app.add_exception_handler(Conflict, _on_conflict)
+    app.add_exception_handler(Exception, _on_defect)
 
 
-async def _refusal(request: Request, error: Exception) -> JSONResponse:
+async def _on_refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refusal)
     return problem_response(error.problem, error.headers)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     faults = _faults(error.errors())
     where = "; ".join(f"{fault['at']}: {fault['why']}" for fault in faults[:3])
@@ -67,7 +67,7 @@ def _faults(errors: Sequence[Any]) -> list[dict[str, str]]:
     return [{"at": ".".join(str(part) for part in item["loc"])[:200], "why": str(item["msg"])[:300]} for item in errors]
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _BY_STATUS.get(error.status_code, Code.INVALID_REQUEST)
     detail = {
@@ -78,15 +78,15 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return problem_response(Problem.of(code, detail), error.headers)
 
 
-async def _database(request: Request, error: Exception) -> JSONResponse:
+async def _on_database_error(request: Request, error: Exception) -> JSONResponse:
     if "database or disk is full" in str(error):  # SQLite's words for ENOSPC
-        return await _storage(request, OSError(errno.ENOSPC, str(error)))
+        return await _on_storage_error(request, OSError(errno.ENOSPC, str(error)))
     log.error("the database does not answer: %s", error)
     detail = "The database does not answer just now; nothing was changed. Try again."
     return problem_response(Problem.of(Code.UNAVAILABLE, detail), {"Retry-After": "5"})
 
 
-async def _storage(request: Request, error: Exception) -> JSONResponse:
+async def _on_storage_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
     log.error("storage failed: %s", error)
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
@@ -96,16 +96,15 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
     return problem_response(Problem.of(code, detail), {"Retry-After": "30"})
 
 
-async def _conflict(request: Request, error: Exception) -> JSONResponse:
+async def _on_conflict(request: Request, error: Exception) -> JSONResponse:
     detail = "This has changed while it was decided on; nothing was written. Try again."
     return problem_response(Problem.of(Code.UNAVAILABLE, detail), {"Retry-After": "1"})
 
 
-async def _defect(request: Request, error: Exception) -> JSONResponse:
-    log.error(
-        "%s %s failed: %s", request.method, request.url.path, type(error).__name__
-    )  # the server logs the traceback
+async def _on_defect(request: Request, error: Exception) -> JSONResponse:
+    # uvicorn logs the traceback
+    log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
     detail = "The coordinator failed; its log says why. Nothing was accepted."
-    # The server drops the connection after a defect: say so, or the next request on it is lost.
-    # This answer is made outside of every middleware, also of the one that says the version.
+    # The server closes the connection after a defect: say so, or the next request on it is lost.
+    # This response is made outside of every middleware, so it needs the version headers here.
     return problem_response(Problem.of(Code.INTERNAL, detail), {"Connection": "close", **version_headers()})

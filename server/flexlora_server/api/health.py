@@ -1,4 +1,4 @@
-"""Liveness, readiness, and figures for Prometheus."""
+"""Routes for operating: liveness, readiness, and metrics for Prometheus."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import InstrumentedAttribute
 
 from flexlora_server.api.auth import Operator
-from flexlora_server.api.services import of
+from flexlora_server.api.services import get_services
 from flexlora_server.api.strict_json import problems, router
 from flexlora_server.database.schema import Client, Round, Run, Upload
 from flexlora_server.database.transactions import Tx
@@ -36,20 +36,20 @@ async def alive() -> Alive:
 @routes.get("/readyz", responses=problems(Code.UNAVAILABLE, Code.STORAGE_FULL))
 def ready(request: Request) -> dict[str, str]:
     """200 when the database answers and the storage takes writes."""
-    coordinator = of(request)
-    with coordinator.store.reading() as tx:
+    services = get_services(request)
+    with services.store.reading() as tx:
         tx.session.execute(text("SELECT 1"))
-    coordinator.blobs.check_writable()
+    services.blobs.check_writable()
     return {"status": "ready"}
 
 
 @routes.get("/metrics", response_class=Response, responses=problems(Code.FORBIDDEN))
 def metrics(request: Request, who: Operator) -> Response:
-    """The coordinator's figures in Prometheus' text format."""
+    """The coordinator's metrics in Prometheus' text format."""
     registry = CollectorRegistry()
     waiting = Gauge("flexlora_waiting_agents", "Agents waiting for work at this coordinator", registry=registry)
-    waiting.set(of(request).lobby.waiting)
-    with of(request).store.reading() as tx:
+    waiting.set(get_services(request).waiting_room.waiting)
+    with get_services(request).store.reading() as tx:
         _counts(tx, registry, "flexlora_runs", "Runs by state", Run.state)
         _counts(tx, registry, "flexlora_round_attempts", "Attempts at rounds by state", Round.state)
         _counts(tx, registry, "flexlora_uploads", "Uploads by state", Upload.state)

@@ -1,4 +1,4 @@
-"""Receives the bytes of one part of an upload: streamed to the disk and hashed on the way, in bounded memory."""
+"""Receives one part of an upload: streams it to the disk and hashes it on the way, in bounded memory."""
 
 import asyncio
 import hashlib
@@ -15,68 +15,68 @@ from starlette.requests import ClientDisconnect
 from flexlora_server.errors import Refusal
 from flexlora_shared.problems import Code
 
-PART_LIMIT = 8 << 20  # bytes of one part
-BUFFER = 1 << 18  # bytes held before they go to the disk
-GRACE = 10.0  # seconds before the least rate is asked for
-SILENCE = 30.0  # seconds without a byte: the sender is gone, and may be waiting to go on by another connection
+MAX_PART_BYTES = 8 << 20
+BUFFER_BYTES = 1 << 18  # held before they are written
+RATE_GRACE_S = 10.0  # before the minimum rate is enforced
+SILENCE_TIMEOUT_S = 30.0  # without a byte: the sender is gone, or waits to go on by another connection
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Sink:
-    """Writes and hashes in a thread while the next bytes are received; `sha256` is right once `drain` has returned."""
+class PartWriter:
+    """Writes and hashes in a thread while the next bytes are received; `sha256` is complete once `drain` has returned."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()
-        self._file, self._held, self._size = file, list[bytes](), 0
-        self._writing: asyncio.Future[None] | None = None
-        self._broken = False
+        self._file, self._buffer, self._size = file, list[bytes](), 0
+        self._pending: asyncio.Future[None] | None = None
+        self._failed = False
 
-    async def take(self, chunk: bytes) -> None:
-        """Some more bytes."""
-        self._held.append(chunk)  # never joined: this thread, which serves everybody, copies nothing
+    async def write(self, chunk: bytes) -> None:
+        """Buffer some more bytes, and write a full buffer."""
+        self._buffer.append(chunk)  # never joined: this thread, which serves everybody, copies nothing
         self._size += max(len(chunk), 1024)  # many tiny ones take more room than their bytes
-        if self._size >= BUFFER:
-            await self._wait()
-            self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, self._taken())
+        if self._size >= BUFFER_BYTES:
+            await self._wait_for_write()
+            self._pending = asyncio.get_running_loop().run_in_executor(None, self._write, self._take_buffer())
 
     async def drain(self) -> None:
-        """Return when all is written, also where the request is cancelled: that goes on afterwards."""
-        await self._wait()
-        rest = self._taken()
-        if rest and not self._broken:  # what follows bytes that the disk did not take is of no use
-            await to_the_end(None, self._write, rest)
+        """Return when all is written; a cancellation is raised after that."""
+        await self._wait_for_write()
+        remaining = self._take_buffer()
+        if remaining and not self._failed:  # what follows bytes that the disk did not take is of no use
+            await run_to_completion(None, self._write, remaining)
 
-    async def _wait(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            await finish(writing)
+    async def _wait_for_write(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            await wait_until_done(pending)
 
-    def _taken(self) -> list[bytes]:
-        """What is held; whoever takes it writes it, once."""
-        held, self._held, self._size = self._held, [], 0
-        return held
+    def _take_buffer(self) -> list[bytes]:
+        """Empty the buffer; the caller writes what it held."""
+        chunks, self._buffer, self._size = self._buffer, [], 0
+        return chunks
 
     def _write(self, chunks: list[bytes]) -> None:
         for chunk in chunks:
             try:
                 self._file.write(chunk)
             except OSError:
-                self._broken = True
+                self._failed = True
                 raise
             self.sha256.update(chunk)
 
 
-async def to_the_end(threads: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run in a thread and wait until it is done, also where the request is cancelled: that goes on afterwards.
+async def run_to_completion(threads: Executor | None, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread and wait until it is done; a cancellation is raised after that.
 
-    None are the threads that every loop has.
+    threads: None for the event loop's default executor.
     """
-    return await finish(asyncio.get_running_loop().run_in_executor(threads, partial(work, *args, **kwargs)))
+    return await wait_until_done(asyncio.get_running_loop().run_in_executor(threads, partial(work, *args, **kwargs)))
 
 
-async def finish(running: asyncio.Future[T]) -> T:
-    """The result of what runs in a thread, also where the request is cancelled: that goes on afterwards."""
+async def wait_until_done(running: asyncio.Future[T]) -> T:
+    """The result of a future; a cancellation is raised only after the future is done."""
     cancelled: asyncio.CancelledError | None = None
     while not running.done():
         try:
@@ -89,56 +89,60 @@ async def finish(running: asyncio.Future[T]) -> T:
 
 
 @asynccontextmanager
-async def _patience(least_rate: int) -> AsyncIterator[asyncio.Timeout]:
-    """How long the sender of a part is waited for; a sender that is too slow or gone gets its problem."""
+async def _sender_timeout(min_rate: int) -> AsyncIterator[asyncio.Timeout]:
+    """A timeout for the sender of a part.
+
+    Raises:
+        Refusal: TOO_SLOW, or UPLOAD_INCOMPLETE where the connection was cut.
+    """
     try:
-        async with asyncio.timeout(GRACE if least_rate else SILENCE) as timeout:
+        async with asyncio.timeout(RATE_GRACE_S if min_rate else SILENCE_TIMEOUT_S) as timeout:
             yield timeout
     except TimeoutError:
         raise Refusal(
             Code.TOO_SLOW,
-            f"Fewer than {least_rate} bytes a second arrived, or none for {SILENCE:g} s; what came is kept, go on from the "
-            "offset.",
+            f"Fewer than {min_rate} bytes a second arrived, or none for {SILENCE_TIMEOUT_S:g} s; what came is kept, "
+            "go on from the offset.",
         ) from None
     except ClientDisconnect:
         raise Refusal(Code.UPLOAD_INCOMPLETE, "The connection was cut; what came is kept.") from None
 
 
-async def nothing(request: Request, least_rate: int) -> None:
-    """Wait for the end of a body that must be empty.
+async def expect_empty_body(request: Request, min_rate: int) -> None:
+    """Read a body that must be empty.
 
     Raises:
         Refusal: TOO_LARGE, TOO_SLOW, UPLOAD_INCOMPLETE.
     """
-    async with _patience(least_rate):
+    async with _sender_timeout(min_rate):
         async for chunk in request.stream():
             if chunk:
                 raise Refusal(Code.TOO_LARGE, "All bytes that were announced have arrived; commit the upload.")
 
 
-async def stream(request: Request, file: BinaryIO, room: int, least_rate: int) -> bytes:
-    """Write the body to the file; its SHA-256. Where it ends early, what came is written all the same.
+async def receive_body(request: Request, file: BinaryIO, max_bytes: int, min_rate: int) -> bytes:
+    """Write the body to the file; its SHA-256. Where the body ends early, the bytes that arrived are written too.
 
     Raises:
         Refusal: TOO_LARGE for more than `room` bytes, TOO_SLOW, UPLOAD_INCOMPLETE.
     """
     clock = asyncio.get_running_loop().time
-    started, received, sink = clock(), 0, Sink(file)
+    started, received, writer = clock(), 0, PartWriter(file)
     try:
-        async with _patience(least_rate) as patience:
+        async with _sender_timeout(min_rate) as timeout:
             async for chunk in request.stream():
                 received += len(chunk)
-                if received > room:
+                if received > max_bytes:
                     raise Refusal(
                         Code.TOO_LARGE,
-                        f"The part exceeds {room} bytes: parts hold at most {PART_LIMIT}, and no more than announced.",
+                        f"The part exceeds {max_bytes} bytes: parts hold at most {MAX_PART_BYTES}, and no more than announced.",
                     )
-                patience.reschedule(None)  # the time that our own disk takes is not the sender's
+                timeout.reschedule(None)  # the time that our own disk takes is not the sender's
                 began = clock()
-                await sink.take(chunk)
+                await writer.write(chunk)
                 started += clock() - began
-                at_least_rate = started + GRACE + received / least_rate if least_rate else math.inf
-                patience.reschedule(min(at_least_rate, clock() + SILENCE))
+                rate_deadline = started + RATE_GRACE_S + received / min_rate if min_rate else math.inf
+                timeout.reschedule(min(rate_deadline, clock() + SILENCE_TIMEOUT_S))
     finally:
-        await sink.drain()
-    return sink.sha256.digest()
+        await writer.drain()
+    return writer.sha256.digest()

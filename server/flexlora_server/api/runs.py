@@ -1,4 +1,4 @@
-"""Defining, listing and moving runs."""
+"""Routes of runs: define, list, show, start, pause, resume, cancel."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from fastapi import Body, Request
 from flexlora_server.api import status_views
 from flexlora_server.api.auth import Anyone, Operator
 from flexlora_server.api.openapi_examples import RUN_SPEC
-from flexlora_server.api.services import of
+from flexlora_server.api.services import get_services
 from flexlora_server.api.strict_json import RunPath, problems, router
 from flexlora_server.database.queries import runs
 from flexlora_server.lifecycle import transitions
@@ -23,28 +23,28 @@ routes = router("runs")
 def create_run(request: Request, spec: Annotated[RunSpec, Body(examples=[RUN_SPEC])], who: Operator) -> RunDetail:
     """Define a run. It waits in DRAFT until it is started."""
     check_spec(spec)
-    coordinator = of(request)
-    with coordinator.store.transaction() as tx:
+    services = get_services(request)
+    with services.store.transaction() as tx:
         run = runs.create(tx, spec)
-        return RunDetail(status=status_views.run_status(tx, run, coordinator.settings.presence_window), spec=spec)
+        return RunDetail(status=status_views.run_status(tx, run, services.settings.presence_window), spec=spec)
 
 
 @routes.get("/v1/runs", responses=problems())
 def list_runs(request: Request, who: Anyone) -> RunList:
     """Every run, newest first."""
-    coordinator = of(request)
-    window = coordinator.settings.presence_window
-    with coordinator.store.reading() as tx:
-        return RunList(runs=tuple(status_views.run_status(tx, run, window) for run in runs.every(tx)))
+    services = get_services(request)
+    window = services.settings.presence_window
+    with services.store.reading() as tx:
+        return RunList(runs=tuple(status_views.run_status(tx, run, window) for run in runs.list_all(tx)))
 
 
 @routes.get("/v1/runs/{run}", responses=problems(Code.RUN_NOT_FOUND))
 def show_run(request: Request, name: RunPath, who: Anyone) -> RunDetail:
     """A run's definition and status."""
-    coordinator = of(request)
-    with coordinator.store.reading() as tx:
+    services = get_services(request)
+    with services.store.reading() as tx:
         run = runs.get(tx, name)
-        status = status_views.run_status(tx, run, coordinator.settings.presence_window)
+        status = status_views.run_status(tx, run, services.settings.presence_window)
         return RunDetail(status=status, spec=runs.spec_of(run))
 
 
@@ -76,13 +76,13 @@ def cancel_run(request: Request, name: RunPath, who: Operator) -> RunStatus:
 
 
 def _act(request: Request, name: str, action: Action) -> RunStatus:
-    coordinator = of(request)
-    with coordinator.store.transaction() as tx:
+    services = get_services(request)
+    with services.store.transaction() as tx:
         run = runs.lock(tx, name)
         if action == "start":
             transitions.start(tx, run)
         elif action == "cancel":
             transitions.cancel(tx, run)
         else:
-            runs.act(tx, run, action)
-        return status_views.run_status(tx, run, coordinator.settings.presence_window)
+            runs.apply_action(tx, run, action)
+        return status_views.run_status(tx, run, services.settings.presence_window)

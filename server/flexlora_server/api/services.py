@@ -1,4 +1,4 @@
-"""The parts a request may use, wired once by `app` and found again by `of`."""
+"""The services that request handlers use: built once by `app`, and returned by `get_services`."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,49 +11,51 @@ from fastapi import Request
 
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import Refusal
-from flexlora_server.long_polling.waiting_room import Lobby
+from flexlora_server.long_polling.waiting_room import WaitingRoom
 from flexlora_server.settings import Settings
 from flexlora_server.storage import BlobStore
 from flexlora_shared.problems import Code
 
-# Threads that look something up for hundreds of transfers. They take turns in the interpreter, and a small call waits for each of
-# them whenever it comes back from the database: with 8 for parts and 40 for keys, it took three to six times as long.
-FEW = 2
-SOME = 8  # threads for agents that are not known yet: all of them at once after a restart
-PATIENCE = 20.0  # seconds that who asks the database waits for those before it
+# Threads that query the database for hundreds of transfers. They share the interpreter's lock, and a small call waits for each of
+# them whenever it returns from the database: with 8 threads for parts and 40 for keys, it took three to six times as long.
+LOOKUP_THREADS = 2
+POLL_LOOKUP_THREADS = 8  # for keys of agents that poll: all of them at once after a restart
+MAX_THREAD_WAIT_S = 20.0  # for a free thread
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Coordinator:
-    """One running coordinator."""
+class Services:
+    """What one running coordinator shares between its requests."""
 
     settings: Settings
     store: Store
     blobs: BlobStore
-    lobby: Lobby
+    waiting_room: WaitingRoom
     operator_sha256: str
-    # Threads for what hundreds of transfers at once wait for, a database or a storage: those that serve everybody stay free.
-    looking: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
-    greeting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(SOME))
-    first_using: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(FEW))
-    announcing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
-    opening: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
-    committing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
-    serving: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
-    # Parts become durable, or are deleted, apart from where others are written: a storage that hangs holds up its own alone.
-    # Never shut down: calls that are cancelled as the server stops may still come to it.
-    keeping: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "keeping"))
+    # Threads for calls that block on the database or the storage in hundreds of transfers at once: the default ones stay free.
+    lookup_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LOOKUP_THREADS))
+    poll_lookup_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(POLL_LOOKUP_THREADS))
+    first_use_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LOOKUP_THREADS))
+    announce_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    open_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    commit_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    slice_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
+    # For syncing and deleting parts, apart from the threads that write: a storage that hangs blocks these alone. Never shut down:
+    # calls that are cancelled as the server stops may still submit to it.
+    storage_executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32, "storage"))
 
-    async def ask(self, threads: CapacityLimiter, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Ask the database something in one of these threads.
+    async def run_blocking(
+        self, threads: CapacityLimiter, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `work`, which queries the database, in one of these threads.
 
         Raises:
-            Refusal: UNAVAILABLE where those before it still wait for the database; or what `work` raises.
+            Refusal: UNAVAILABLE where no thread became free in `MAX_THREAD_WAIT_S`; or what `work` raises.
         """
         try:
-            with fail_after(PATIENCE):  # for a thread: once it has one, the database has bounds of its own
+            with fail_after(MAX_THREAD_WAIT_S):  # for a thread only: the database has timeouts of its own
                 return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=threads)
         except TimeoutError:
             raise Refusal(
@@ -63,8 +65,8 @@ class Coordinator:
             ) from None
 
 
-def of(request: Request) -> Coordinator:
-    """The coordinator that serves this request."""
-    coordinator = request.app.state.coordinator
-    assert isinstance(coordinator, Coordinator)
-    return coordinator
+def get_services(request: Request) -> Services:
+    """The services of the application that serves this request."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services

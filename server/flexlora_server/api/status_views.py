@@ -1,4 +1,4 @@
-"""Puts the records of runs and rounds together into what people and programs watch."""
+"""Builds the status messages of runs and rounds from the database's rows."""
 
 import json
 from collections import Counter, defaultdict
@@ -29,7 +29,7 @@ from flexlora_shared.messages.status import (
 
 
 def run_status(tx: Tx, run: Run, window: float) -> RunStatus:
-    """A run at a glance."""
+    """A run's status."""
     spec = runs.spec_of(run)
     round_ = rounds.current(tx, run.name)
     going = round_ is not None and run.state in {"RUNNING", "PAUSED"}
@@ -40,37 +40,37 @@ def run_status(tx: Tx, run: Run, window: float) -> RunStatus:
         model=spec.model.id,
         ranks=spec.ranks,
         rounds=spec.rounds,
-        rounds_published=adapters.latest(tx, run.name) or 0,
+        rounds_published=adapters.latest_number(tx, run.name) or 0,
         current_round=round_.number if going and round_ else None,
         round_state=round_.state if going and round_ else None,
-        waiting_for=_waiting_for(tx, run, spec, round_, window),
-        participants=runs.participants(tx, run.name),
+        waiting_for=_run_waits_for(tx, run, spec, round_, window),
+        participants=runs.count_participants(tx, run.name),
         created_at=rfc3339(run.created_at),
         reason=run.reason,
     )
 
 
-def _waiting_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window: float) -> str:
+def _run_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window: float) -> str:
     if run.state == "DRAFT":
         return "Waiting for the operator to start it."
-    if round_ is None or run.state in machine.OVER:
+    if round_ is None or run.state in machine.FINAL_STATES:
         return f"Nothing: the run is {run.state.lower()}."
-    return _waiting(tx, run, spec, round_, _present(tx, round_, window))
+    return _round_waits_for(tx, run, spec, round_, _present(tx, round_, window))
 
 
 def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
-    """Who is here for a round that gathers participants; of another, nobody asks."""
-    return rounds.present(tx, round_.run, window) if round_.state == "OPEN" else ()
+    """The clients present for an OPEN round; not queried for a round in another state, where nothing depends on it."""
+    return rounds.present_clients(tx, round_.run, window) if round_.state == "OPEN" else ()
 
 
-def _waiting(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
-    carried = uploads.carried(tx, round_) if round_.state == "OPEN" else ()
-    return waiting_for(spec, rounds.view(tx, run, round_), present, carried, tx.now)
+def _round_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
+    carried = uploads.clients_carried_over(tx, round_) if round_.state == "OPEN" else ()
+    return waiting_for(spec, rounds.round_view(tx, run, round_), present, carried, tx.now)
 
 
 def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummary:
-    """One round: its state, what it waits for, its figures."""
-    assigned = rounds.assignments(tx, round_)
+    """One round: its state, what it waits for, its metrics."""
+    assigned = rounds.list_assignments(tx, round_)
     present = _present(tx, round_, window)
     published = tx.session.get(RoundModules, round_.id)
     return RoundSummary(
@@ -81,64 +81,67 @@ def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummar
         opened_at=rfc3339(round_.opened_at),
         deadline=rfc3339_or_none(round_.deadline),
         published_at=rfc3339_or_none(round_.published_at),
-        waiting_for=_waiting(tx, run, runs.spec_of(run), round_, present),
+        waiting_for=_round_waits_for(tx, run, runs.spec_of(run), round_, present),
         failures=round_.failures,
         reason=round_.reason,
         participants=ParticipantCounts(
             present=len(present),
             assigned=len(assigned),
-            uploading=rounds.uploads_in(tx, round_, "OPEN"),
-            accepted=rounds.uploads_in(tx, round_, "ACCEPTED"),
+            uploading=rounds.count_uploads(tx, round_, "OPEN"),
+            accepted=rounds.count_uploads(tx, round_, "ACCEPTED"),
         ),
         by_rank=tuple(
             RankCount(rank=rank, participants=count)
             for rank, count in sorted(Counter(a.rank for a in assigned).items())
         ),
         bytes_received=uploads.bytes_received(tx, round_),
-        train_metrics=_train_metrics([row for row in uploads.in_round(tx, round_) if row.state == "ACCEPTED"]),
+        train_metrics=_train_metrics([row for row in uploads.list_of_round(tx, round_) if row.state == "ACCEPTED"]),
         evaluations=_evaluations(tx, run.name, round_.number),
-        **_aggregated(published),
+        **_aggregation_fields(published),
         aggregation_seconds=round_.aggregation_seconds,
     )
 
 
-def _aggregated(published: RoundModules | None) -> dict[str, Any]:
-    """What a published round's summary says of its aggregation."""
+def _aggregation_fields(published: RoundModules | None) -> dict[str, Any]:
+    """The fields of a summary that describe the aggregation of a published round."""
     if published is None:
         return {"energy_kept": ()}
-    kept = tuple(EnergyKept.model_validate(one) for one in published.energy_kept)
-    told: dict[str, Any] = {"energy_kept": kept, "energy_above_smallest_rank": 1 - kept[0].share if kept else None}
+    energy_kept = tuple(EnergyKept.model_validate(energy) for energy in published.energy_kept)
+    fields: dict[str, Any] = {
+        "energy_kept": energy_kept,
+        "energy_above_smallest_rank": 1 - energy_kept[0].share if energy_kept else None,
+    }
     if published.summary is not None:
-        told["aggregation"] = AggregationSummary.model_validate_json(json.dumps(published.summary))
-    return told
+        fields["aggregation"] = AggregationSummary.model_validate_json(json.dumps(published.summary))
+    return fields
 
 
-def _updates(published: RoundModules | None) -> AggregationMetrics | None:
+def _update_metrics(published: RoundModules | None) -> AggregationMetrics | None:
     if published is None or published.updates is None:
         return None
     return AggregationMetrics.model_validate_json(json.dumps(published.updates))
 
 
 def round_detail(tx: Tx, run: Run, round_: Round, window: float, *, operator: bool) -> RoundDetail:
-    """A round with its modules; who takes part is for the operator alone."""
+    """A round with its modules; participants, inputs and cosines for the operator alone."""
     published = tx.session.get(RoundModules, round_.id)
     modules = published.modules if published else []
     return RoundDetail(
         summary=round_summary(tx, run, round_, window),
         modules=tuple(ModuleMetrics.model_validate_json(json.dumps(module)) for module in modules),
-        participants=_participants(tx, round_, _updates(published)) if operator else None,
-        inputs=tuple(_input(one) for one in inputs.frozen(tx, round_)) if operator else None,
-        cosines=_cosines(_updates(published)) if operator else None,
+        participants=_participants(tx, round_, _update_metrics(published)) if operator else None,
+        inputs=tuple(_input(item) for item in inputs.list_frozen(tx, round_)) if operator else None,
+        cosines=_cosines(_update_metrics(published)) if operator else None,
     )
 
 
-def _input(one: inputs.Frozen) -> RoundInput:
+def _input(item: inputs.FrozenInput) -> RoundInput:
     return RoundInput(
-        upload_id=one.upload.id,
-        client_id=one.upload.client_id,
-        round=one.round,
-        staleness=one.staleness,
-        excluded=one.excluded,
+        upload_id=item.upload.id,
+        client_id=item.upload.client_id,
+        round=item.round,
+        staleness=item.staleness,
+        excluded=item.excluded,
     )
 
 
@@ -147,28 +150,29 @@ def _cosines(updates: AggregationMetrics | None) -> tuple[tuple[float | None, ..
 
 
 def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> tuple[ParticipantStatus, ...]:
-    became = {one.client_id: one for one in updates.updates} if updates is not None else {}
-    sent = {row.client_id: row for row in uploads.in_round(tx, round_)}  # nobody has an open and an accepted one
-    found = []
-    for place in rounds.assignments(tx, round_):
-        upload = sent.get(place.client_id)
-        row = rounds.participation(tx, round_.run, place.client_id)
+    metrics_by_client = {update.client_id: update for update in updates.updates} if updates is not None else {}
+    # nobody has both an open and an accepted one
+    upload_by_client = {row.client_id: row for row in uploads.list_of_round(tx, round_)}
+    statuses = []
+    for assignment in rounds.list_assignments(tx, round_):
+        upload = upload_by_client.get(assignment.client_id)
+        row = rounds.participation(tx, round_.run, assignment.client_id)
         assert row is not None, "only declared participants are assigned"
-        declared = Declaration.model_validate(row.declaration)
-        found.append(
+        declaration = Declaration.model_validate(row.declaration)
+        statuses.append(
             ParticipantStatus(
-                client_id=place.client_id,
-                name=tx.session.get_one(Client, place.client_id).name,
-                rank=place.rank,
+                client_id=assignment.client_id,
+                name=tx.session.get_one(Client, assignment.client_id).name,
+                rank=assignment.rank,
                 state="assigned" if upload is None else "accepted" if upload.state == "ACCEPTED" else "uploading",
-                examples=declared.examples if upload is None else upload.announced["examples"],
-                hardware=declared.hardware,
+                examples=declaration.examples if upload is None else upload.announced["examples"],
+                hardware=declaration.hardware,
                 declared_at=rfc3339(row.declared_at),
                 bytes_received=0 if upload is None else upload.offset,
-                update=became.get(place.client_id),
+                update=metrics_by_client.get(assignment.client_id),
             )
         )
-    return tuple(found)
+    return tuple(statuses)
 
 
 def _train_metrics(accepted: Sequence[Upload]) -> dict[str, float]:
@@ -186,7 +190,7 @@ def _mean(values: list[tuple[float, int]]) -> float:
 
 def _evaluations(tx: Tx, run: str, number: int) -> tuple[EvaluationSummary, ...]:
     sums: defaultdict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
-    for row in adapters.evaluations(tx, run, number):
+    for row in adapters.list_evaluations(tx, run, number):
         for name, value in row.metrics.items():
             sums[name, row.rank].append((value, row.examples))
     return tuple(

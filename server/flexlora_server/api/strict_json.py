@@ -1,4 +1,4 @@
-"""What all routes share: bounded JSON without NaN or duplicate keys, bounded path parameters, documented problems."""
+"""What all routes share: bounded JSON bodies without NaN or duplicate keys, path parameters, documented problems."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Path, Request, Response
 from fastapi.routing import APIRoute
 
-from flexlora_server.api.services import of
+from flexlora_server.api.services import get_services
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, Code, Problem
 
 RunPath = Annotated[
@@ -19,15 +19,19 @@ ClientPath = Annotated[str, Path(alias="client", pattern=r"^[0-9a-f]{16}$", desc
 
 
 class StrictRequest(Request):
-    """A request whose body is bounded, and whose JSON may say every thing once, and numbers only."""
+    """A request whose body is bounded, and whose JSON has no duplicate keys and no NaN or infinity."""
 
     async def body(self) -> bytes:
-        """The whole body. (The framework's own limit answers in plain text, and would hold for parts of uploads too.)"""
+        """The whole body, at most `max_json_body` bytes. (FastAPI's own limit answers in plain text and holds for parts.)
+
+        Raises:
+            HTTPException: 413.
+        """
         if not hasattr(self, "_body"):
-            most, received = of(self).settings.max_json_body, bytearray()
+            limit, received = get_services(self).settings.max_json_body, bytearray()
             async for chunk in self.stream():
                 received += chunk
-                if len(received) > most:
+                if len(received) > limit:
                     raise HTTPException(413)
             self._body = bytes(received)
         return self._body
@@ -35,19 +39,19 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body, refused where JSON is ambiguous: duplicate keys, NaN, infinities (RFC 8259, sections 4 and 6)."""
         try:
-            return json.loads(await self.body(), object_pairs_hook=_pairs, parse_constant=_constant)
+            return json.loads(await self.body(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
         except (UnicodeDecodeError, RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
             raise json.JSONDecodeError(str(error), "", 0) from None
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise json.JSONDecodeError("an object names a key twice", "", 0)
-    return found
+    return members
 
 
-def _constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise json.JSONDecodeError(f"{name} is not a JSON number", "", 0)
 
 
@@ -70,14 +74,14 @@ def router(*tags: str) -> APIRouter:
 
 
 def problems(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of the problems a call may answer with; those of every call among them."""
+    """OpenAPI's description of the problems a call may answer with: `codes`, and those of every call."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for code in (Code.UNAUTHENTICATED, Code.PROTOCOL_MISMATCH, Code.INVALID_REQUEST, *codes):
-        known = PROBLEMS[code]
-        example = Problem.of(code, known.title).model_dump(mode="json")
-        answer = by_status.setdefault(
-            known.status, {"description": "", "content": {PROBLEM_MEDIA_TYPE: {"examples": {}}}}
+        kind = PROBLEMS[code]
+        example = Problem.of(code, kind.title).model_dump(mode="json")
+        response = by_status.setdefault(
+            kind.status, {"description": "", "content": {PROBLEM_MEDIA_TYPE: {"examples": {}}}}
         )
-        answer["description"] = ", ".join(filter(None, [answer["description"], f"`{code}`"]))
-        answer["content"][PROBLEM_MEDIA_TYPE]["examples"][str(code)] = {"value": example}
+        response["description"] = ", ".join(filter(None, [response["description"], f"`{code}`"]))
+        response["content"][PROBLEM_MEDIA_TYPE]["examples"][str(code)] = {"value": example}
     return by_status

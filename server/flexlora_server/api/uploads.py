@@ -1,4 +1,4 @@
-"""Sending an update: announce it, send its bytes in parts, commit it. On the model of the IETF resumable-upload draft."""
+"""Routes of uploads: announce, send parts, commit, cancel; modelled on the IETF resumable-upload draft."""
 
 import hashlib
 from contextlib import suppress
@@ -10,8 +10,8 @@ from fastapi import Body, Header, Request, Response
 
 from flexlora_server.api.auth import ClientId
 from flexlora_server.api.openapi_examples import UPLOAD
-from flexlora_server.api.receive_part import PART_LIMIT, nothing, stream, to_the_end
-from flexlora_server.api.services import Coordinator, of
+from flexlora_server.api.receive_part import MAX_PART_BYTES, expect_empty_body, receive_body, run_to_completion
+from flexlora_server.api.services import Services, get_services
 from flexlora_server.api.strict_json import RoundPath, RunPath, UploadPath, problems, router
 from flexlora_server.database.queries import uploads
 from flexlora_server.database.schema import Upload
@@ -28,9 +28,9 @@ ContentDigest = Annotated[
     str | None,
     Header(alias="Content-Digest", description="sha-256=:BASE64: of the part (RFC 9530); not needed without bytes"),
 ]
-_LIMIT = f"max-append-size={PART_LIMIT}"
-_HEAD = {"Cache-Control": "no-store", "Upload-Limit": _LIMIT}
-_OWN = problems(Code.FORBIDDEN, Code.UPLOAD_NOT_FOUND)
+_UPLOAD_LIMIT = f"max-append-size={MAX_PART_BYTES}"
+_HEAD_HEADERS = {"Cache-Control": "no-store", "Upload-Limit": _UPLOAD_LIMIT}
+_OWNER_PROBLEMS = problems(Code.FORBIDDEN, Code.UPLOAD_NOT_FOUND)
 
 
 @routes.post(
@@ -46,29 +46,29 @@ async def create_upload(
     response: Response,
     name: RunPath,
     number: RoundPath,
-    told: Annotated[UploadCreate, Body(examples=[UPLOAD])],
+    body: Annotated[UploadCreate, Body(examples=[UPLOAD])],
     client: ClientId,
 ) -> UploadStatus:
     """Announce an update. The same announcement again finds the open upload, another one replaces it."""
-    coordinator = of(request)
-    announce = partial(accept_upload.announce, coordinator.store, name, number, client, told)
-    status, replaced = await to_thread.run_sync(announce, limiter=coordinator.announcing)
+    services = get_services(request)
+    open_upload = partial(accept_upload.announce, services.store, name, number, client, body)
+    status, replaced = await to_thread.run_sync(open_upload, limiter=services.announce_threads)
     if replaced is not None:
-        await to_the_end(coordinator.keeping, accept_upload.drop, coordinator.blobs, replaced)
+        await run_to_completion(services.storage_executor, accept_upload.delete_bytes, services.blobs, replaced)
     response.headers["Location"] = f"/v1/uploads/{status.id}"
-    response.headers["Upload-Limit"] = _LIMIT
+    response.headers["Upload-Limit"] = _UPLOAD_LIMIT
     return status
 
 
-@routes.head("/v1/uploads/{upload}", status_code=204, responses=_OWN)
+@routes.head("/v1/uploads/{upload}", status_code=204, responses=_OWNER_PROBLEMS)
 def upload_offset(request: Request, upload: UploadPath, client: ClientId) -> Response:
     """How many bytes have arrived."""
-    with of(request).store.reading() as tx:
-        row = uploads.owned(tx, upload, client)
-    return Response(status_code=204, headers=_progress(row.offset, row.size) | _HEAD)
+    with get_services(request).store.reading() as tx:
+        row = uploads.get_owned(tx, upload, client)
+    return Response(status_code=204, headers=_progress_headers(row.offset, row.size) | _HEAD_HEADERS)
 
 
-def _progress(offset: int, size: int) -> dict[str, str]:
+def _progress_headers(offset: int, size: int) -> dict[str, str]:
     complete = "?1" if offset == size else "?0"
     return {"Upload-Offset": str(offset), "Upload-Complete": complete, "Upload-Length": str(size)}
 
@@ -77,7 +77,7 @@ def _progress(offset: int, size: int) -> dict[str, str]:
     "/v1/uploads/{upload}",
     status_code=204,
     openapi_extra={"requestBody": {"required": True, "content": {PART_MEDIA_TYPE: {}}}},
-    responses=_OWN
+    responses=_OWNER_PROBLEMS
     | problems(
         Code.OFFSET_MISMATCH, Code.UPLOAD_INCOMPLETE, Code.UPLOAD_BUSY, Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED,
         Code.PART_DIGEST_MISMATCH, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.TOO_SLOW, Code.STORAGE_FULL,
@@ -92,24 +92,28 @@ async def send_part(
     content_digest: ContentDigest = None,
 ) -> Response:
     """One part, of at most 8 MiB. What arrived before a cut is kept: HEAD tells how much. A whole part is checked first."""
-    coordinator = of(request)
+    services = get_services(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != PART_MEDIA_TYPE:
         raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, f"Send parts as Content-Type: {PART_MEDIA_TYPE}.")
-    sha256 = _announced(request, content_digest)
-    row = await coordinator.ask(coordinator.looking, _writable, coordinator, upload, client, offset)
-    end = await _receive(request, coordinator, row, sha256)
+    sha256 = _announced_digest(request, content_digest)
+    row = await services.run_blocking(services.lookup_threads, _require_writable, services, upload, client, offset)
+    end = await _receive(request, services, row, sha256)
     if complete == "?1" and end != row.size:
         raise Refusal(
             Code.UPLOAD_INCOMPLETE,
             f"The part was marked as the last, but {end} of {row.size} bytes have arrived; send the rest.",
-            headers=_progress(end, row.size),
+            headers=_progress_headers(end, row.size),
             offset=end,
         )
-    return Response(status_code=204, headers=_progress(end, row.size))
+    return Response(status_code=204, headers=_progress_headers(end, row.size))
 
 
-def _announced(request: Request, header: str | None) -> bytes:
-    """The part's SHA-256, as told before it."""
+def _announced_digest(request: Request, header: str | None) -> bytes:
+    """The part's SHA-256, from its header.
+
+    Raises:
+        Refusal: INVALID_REQUEST.
+    """
     if header is None and request.headers.get("content-length") == "0":
         return hashlib.sha256().digest()
     try:
@@ -120,68 +124,68 @@ def _announced(request: Request, header: str | None) -> bytes:
         ) from None
 
 
-def _writable(coordinator: Coordinator, upload: str, client: str, offset: int) -> Upload:
-    with coordinator.store.reading() as tx:
-        row = uploads.owned(tx, upload, client)
+def _require_writable(services: Services, upload: str, client: str, offset: int) -> Upload:
+    with services.store.reading() as tx:
+        row = uploads.get_owned(tx, upload, client)
         uploads.require_open(tx, row)
     if offset != row.offset:
         raise Refusal(
             Code.OFFSET_MISMATCH,
             f"The part begins at byte {offset}, the upload ends at {row.offset}; go on from there.",
-            headers=_progress(row.offset, row.size),
+            headers=_progress_headers(row.offset, row.size),
             offset=row.offset,
         )
     return row
 
 
-def _opened(coordinator: Coordinator, row: Upload) -> BinaryIO:
-    """The upload's bytes, held by this request, at the offset that its row has now that nobody else can move it."""
+def _open_file(services: Services, row: Upload) -> BinaryIO:
+    """Open the upload's bytes for this request alone, at the offset of its row, which is read again under the lock."""
 
-    def check(there: int) -> None:
-        if there < row.offset:
-            with coordinator.store.transaction() as tx:
-                uploads.shorten(tx, row.id, row.offset, there)
-        _writable(coordinator, row.id, row.client_id, row.offset)
+    def check_row(written: int) -> None:
+        if written < row.offset:
+            with services.store.transaction() as tx:
+                uploads.shorten(tx, row.id, row.offset, written)
+        _require_writable(services, row.id, row.client_id, row.offset)
 
-    return coordinator.blobs.uploads.open_part(row.id, row.offset, check)
+    return services.blobs.uploads.open_part(row.id, row.offset, check_row)
 
 
-async def _receive(request: Request, coordinator: Coordinator, row: Upload, sha256: bytes) -> int:
-    """Stream the part to the disk and acknowledge what arrived, also where it was cut; where the upload ends now."""
-    least_rate = coordinator.settings.min_upload_rate
-    if row.offset == row.size:  # the bytes may be a blob already, by a commit that was cut short: touch nothing
-        await nothing(request, least_rate)
+async def _receive(request: Request, services: Services, row: Upload, sha256: bytes) -> int:
+    """Write the part and acknowledge what arrived, also of a part that was cut off; the upload's new offset."""
+    min_rate = services.settings.min_upload_rate
+    if row.offset == row.size:  # an interrupted commit may have moved the bytes to a blob already: open no file
+        await expect_empty_body(request, min_rate)
         return row.size
-    file = await to_thread.run_sync(_opened, coordinator, row, limiter=coordinator.opening)
+    file = await to_thread.run_sync(_open_file, services, row, limiter=services.open_threads)
     try:
-        sound = await stream(request, file, min(PART_LIMIT, row.size - row.offset), least_rate) == sha256
+        intact = await receive_body(request, file, min(MAX_PART_BYTES, row.size - row.offset), min_rate) == sha256
     except BaseException:
-        await to_the_end(coordinator.keeping, _acknowledge, coordinator, row, file)
+        await run_to_completion(services.storage_executor, _acknowledge, services, row, file)
         raise
-    if sound:
-        return await to_the_end(coordinator.keeping, _acknowledge, coordinator, row, file)
-    await to_the_end(coordinator.keeping, _undo, coordinator, row, file)
+    if intact:
+        return await run_to_completion(services.storage_executor, _acknowledge, services, row, file)
+    await run_to_completion(services.storage_executor, _undo, services, row, file)
     raise Refusal(
         Code.PART_DIGEST_MISMATCH,
         f"The part's bytes do not have the Content-Digest sent with them; send it again from byte {row.offset}.",
-        headers=_progress(row.offset, row.size),
+        headers=_progress_headers(row.offset, row.size),
         offset=row.offset,
     )
 
 
-def _undo(coordinator: Coordinator, row: Upload, file: BinaryIO) -> None:
-    """Keep nothing, acknowledge nothing: what a disk that fails does not let go of, the next part cuts off."""
+def _undo(services: Services, row: Upload, file: BinaryIO) -> None:
+    """Truncate to the old offset and acknowledge nothing; where the disk fails to truncate, the next part does."""
     with suppress(OSError), file:
-        coordinator.blobs.uploads.discard_part(row.offset, file)
+        services.blobs.uploads.discard_part(row.offset, file)
 
 
-def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
-    """Bytes are durable before they are acknowledged, and held until the next request can see the new offset."""
-    incoming = coordinator.blobs.uploads
+def _acknowledge(services: Services, row: Upload, file: BinaryIO) -> int:
+    """Sync the bytes, then write the new offset; the file stays locked until the next request can read that offset."""
+    incoming = services.blobs.uploads
     with file:
         end, part = incoming.finish_part(row.id, row.offset, file)
         try:
-            with coordinator.store.transaction() as tx:
+            with services.store.transaction() as tx:
                 if not uploads.advance(tx, row.id, row.offset, end, part):
                     uploads.require_open(tx, tx.session.get_one(Upload, row.id))
                     raise Refusal(
@@ -198,19 +202,19 @@ def _acknowledge(coordinator: Coordinator, row: Upload, file: BinaryIO) -> int:
     "/v1/uploads/{upload}",
     status_code=204,
     response_class=Response,
-    responses=_OWN | problems(Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED),
+    responses=_OWNER_PROBLEMS | problems(Code.ALREADY_ACCEPTED, Code.ROUND_CLOSED),
 )
 def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> None:
     """Cancel an open upload; its bytes are deleted."""
-    coordinator = of(request)
-    with coordinator.store.transaction() as tx:
-        uploads.cancel(tx, uploads.owned(tx, upload, client))
-    accept_upload.drop(coordinator.blobs, upload)
+    services = get_services(request)
+    with services.store.transaction() as tx:
+        uploads.cancel(tx, uploads.get_owned(tx, upload, client))
+    accept_upload.delete_bytes(services.blobs, upload)
 
 
 @routes.put(
     "/v1/uploads/{upload}/commit",
-    responses=_OWN
+    responses=_OWNER_PROBLEMS
     | problems(
         Code.UPLOAD_INCOMPLETE, Code.UPLOAD_BUSY, Code.DIGEST_MISMATCH, Code.INVALID_HEADER, Code.INVALID_TENSOR,
         Code.NOT_ASSIGNED, Code.ROUND_CLOSED, Code.ALREADY_ACCEPTED,
@@ -218,9 +222,11 @@ def cancel_upload(request: Request, upload: UploadPath, client: ClientId) -> Non
 )  # fmt: skip
 async def commit_upload(request: Request, upload: UploadPath, client: ClientId) -> Receipt:
     """Check digest and tensors, then count the update, in one transaction. The same commit again: the same receipt."""
-    return await to_thread.run_sync(_commit, of(request), upload, client, limiter=of(request).committing)
+    return await to_thread.run_sync(
+        _commit, get_services(request), upload, client, limiter=get_services(request).commit_threads
+    )
 
 
-def _commit(coordinator: Coordinator, upload: str, client: str) -> Receipt:
-    with coordinator.blobs.uploads.lock(upload):
-        return accept_upload.commit(coordinator.store, coordinator.blobs, coordinator.settings, upload, client)
+def _commit(services: Services, upload: str, client: str) -> Receipt:
+    with services.blobs.uploads.lock(upload):
+        return accept_upload.commit(services.store, services.blobs, services.settings, upload, client)

@@ -1,1 +1,1 @@
-"""The pages for people, rendered on the server."""
+"""Pages for people, rendered on the server."""

@@ -1,6 +1,6 @@
 """The database's tables; `migrations/` builds the same ones and a test compares the two.
 
-Identity, not life-cycle, lives here: which states follow which is in `rounds`.
+Which state may follow which, `flexlora_server.state_machine` says.
 """
 
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ class Instant(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Instants always come back in UTC, whatever the time zone of the database's session."""
+        """The instant in UTC, whatever the time zone of the database's session."""
         if value is None:
             return None
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
@@ -41,7 +41,7 @@ class Table(DeclarativeBase):
 
 
 class Run(Table):
-    """A run; `version` grows with every change of it or its rounds, and is what waiting requests watch."""
+    """A run; `version` grows with every change of it or its rounds, and is what waiting requests compare."""
 
     __tablename__ = "runs"
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
@@ -66,13 +66,11 @@ class Round(Table):
     deadline: Mapped[datetime | None]
     published_at: Mapped[datetime | None]
     reason: Mapped[str | None]
-    version: Mapped[int] = mapped_column(default=0)  # grows with every change that a decision about the round looks at
+    version: Mapped[int] = mapped_column(default=0)  # grows with every change that decisions about the round depend on
     failures: Mapped[int] = mapped_column(default=0)
     lease_token: Mapped[int] = mapped_column(default=0)
     lease_until: Mapped[datetime | None]
-    lease_holder: Mapped[str | None] = mapped_column(
-        String(128)
-    )  # the worker that aggregates it; None while nobody does
+    lease_holder: Mapped[str | None] = mapped_column(String(128))  # the worker that aggregates it, None without one
     aggregation_seconds: Mapped[float | None]
 
 
@@ -82,14 +80,14 @@ class RoundModules(Table):
     __tablename__ = "round_modules"
     round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
     energy_kept: Mapped[list[Any]]
-    # read only where one round is looked at: with thousands of participants and modules they take megabytes
+    # read only for one round's detail: with thousands of participants and modules they take megabytes
     modules: Mapped[list[Any]] = mapped_column(deferred=True)
     updates: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)  # AggregationMetrics
     summary: Mapped[dict[str, Any] | None]  # what a list of rounds shows; None of rounds published before there was any
 
 
 def _index_of_the_revoked(table: str) -> Index:
-    """Of the few rows that were revoked: every look at who is waiting asks for them."""
+    """An index of the few revoked rows: every poll of the waiting room queries them."""
     revoked = text("revoked_at IS NOT NULL")
     return Index(f"{table}_revoked", "revoked_at", sqlite_where=revoked, postgresql_where=revoked)
 
@@ -151,7 +149,7 @@ class Assignment(Table):
 
 
 class Upload(Table):
-    """An update on its way or accepted. At most one open and one accepted for a participant and round."""
+    """An update that is open, accepted or cancelled. At most one open and one accepted for a participant and round."""
 
     __tablename__ = "uploads"
     __table_args__ = (
@@ -176,7 +174,7 @@ class Upload(Table):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     offset: Mapped[int] = mapped_column(BigInteger, default=0)
-    # keys of the objects that hold its bytes, where the storage takes no appending; many, and asked for by its owner alone
+    # keys of the objects that hold its bytes, where the storage cannot append; many, and read for its owner's calls alone
     parts: Mapped[list[Any] | None] = mapped_column(deferred=True)
     counts_in: Mapped[int | None]  # the round whose aggregation it is part of; None until it is accepted
     created_at: Mapped[datetime]

@@ -1,4 +1,4 @@
-"""How instants look on the wire."""
+"""Formats instants for messages."""
 
 from datetime import UTC, datetime
 
@@ -9,5 +9,5 @@ def rfc3339(instant: datetime) -> str:
 
 
 def rfc3339_or_none(instant: datetime | None) -> str | None:
-    """The same for an instant that may not have come."""
+    """As `rfc3339`, None for None."""
     return None if instant is None else rfc3339(instant)

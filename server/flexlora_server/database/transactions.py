@@ -1,4 +1,4 @@
-"""The only file that opens a transaction, beside `schema`, which changes the tables.
+"""Opens transactions; beside `migrate`, which changes the tables, no other module does.
 
 SQLite runs in WAL mode with `synchronous=FULL`; a writing transaction is `BEGIN IMMEDIATE`, so that racing
 read-modify-writes wait instead of failing. On PostgreSQL the same code locks the run's row (`SELECT … FOR UPDATE`).
@@ -17,12 +17,11 @@ from sqlalchemy import URL, func, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from flexlora_server.database import engine, notifications
-from flexlora_server.database import migrate as schema
+from flexlora_server.database import engine, migrate, notifications
 from flexlora_server.errors import StartupError
 
-# One consistent state for all that a reading transaction asks: SQLite's snapshots, PostgreSQL's REPEATABLE READ.
-_READING: dict[str, dict[str, Any]] = {
+# All queries of a reading transaction see one state: by SQLite's snapshots, by PostgreSQL's REPEATABLE READ.
+_READ_OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {"flexlora_read_only": True},
     "postgresql": {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
 }
@@ -30,7 +29,7 @@ _READING: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Tx:
-    """An open transaction: its session, the database's time, and whether it changes what others wait for: runs, keys."""
+    """An open transaction: its session, the database's time, and whether it changes what others wait for (runs, keys)."""
 
     session: Session
     now: datetime
@@ -38,42 +37,42 @@ class Tx:
 
 
 class Store:
-    """The door to the database.
+    """The database: its connections, and the transactions on them.
 
     `clock` gives seconds since the epoch; None takes the database's own time, which every process agrees on.
     """
 
     def __init__(self, url: URL, clock: Callable[[], float] | None = None) -> None:
-        if url.get_backend_name() not in _READING:
+        if url.get_backend_name() not in _READ_OPTIONS:
             raise StartupError(f"the database must be SQLite or PostgreSQL, not {url.get_backend_name()}")
         self.url = url
         self._clock = clock
-        self._writing = engine.engine(url)
-        self._reading = self._writing.execution_options(**_READING[url.get_backend_name()])
-        # SQLite has one writer: threads queue up here, instead of asking its file again and again whether it is free
-        self._turn = nullcontext() if self.notifies else threading.Lock()
+        self._engine = engine.pooled_engine(url)
+        self._read_engine = self._engine.execution_options(**_READ_OPTIONS[url.get_backend_name()])
+        # SQLite has one writer: threads queue for this lock, instead of polling the file's lock
+        self._write_lock = nullcontext() if self.notifies else threading.Lock()
         self.on_change: Callable[[], None] = lambda: None
 
     @property
     def notifies(self) -> bool:
-        """Whether other processes are told of changes (`notices.hear`); where not, they look now and then."""
+        """Whether other processes are notified of changes (`notifications.listen`); without, they poll."""
         return self.url.get_backend_name() == "postgresql"
 
     @contextmanager
     def transaction(self) -> Iterator[Tx]:
-        """Read and write: all of it is committed on leaving, or nothing."""
-        with self._turn, Session(self._writing, expire_on_commit=False) as session, session.begin():
+        """Read and write: everything is committed on leaving, or nothing."""
+        with self._write_lock, Session(self._engine, expire_on_commit=False) as session, session.begin():
             tx = Tx(session, self._now(session))
             yield tx
             if tx.changed and self.notifies:
-                notifications.send(session)
+                notifications.notify(session)
         if tx.changed:
             self.on_change()
 
     @contextmanager
     def reading(self) -> Iterator[Tx]:
         """Read one consistent state, never waiting for a writer."""
-        with Session(self._reading, expire_on_commit=False) as session, session.begin():
+        with Session(self._read_engine, expire_on_commit=False) as session, session.begin():
             yield Tx(session, self._now(session))
 
     def _now(self, session: Session) -> datetime:
@@ -84,18 +83,18 @@ class Store:
         return datetime.fromtimestamp((self._clock or time.time)(), UTC)
 
     def migrate(self) -> None:
-        """Bring the database to the newest schema; one that is there already may be in use.
+        """Bring the database to the newest schema; one that has it already may be in use.
 
         Raises:
             StartupError: another process uses the database, or a migration failed; the database is as it was before.
         """
         if self.url.database and self.url.get_backend_name() == "sqlite":
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        with self._reading.begin() as connection:
-            found = schema.current(connection)
-        if found != schema.head():
+        with self._read_engine.begin() as connection:
+            revision = migrate.current_revision(connection)
+        if revision != migrate.head_revision():
             self.close()  # or it would be in use by this very process
-            schema.change(self.url)
+            migrate.migrate(self.url)
 
     def check_head(self) -> None:
         """Refuse a database of another schema.
@@ -104,20 +103,20 @@ class Store:
             StartupError: it cannot be reached, or is not at head; the message says what to run.
         """
         try:
-            with self._reading.begin() as connection:
-                found = schema.current(connection)
+            with self._read_engine.begin() as connection:
+                revision = migrate.current_revision(connection)
         except OperationalError as error:
-            shown = self.url.render_as_string(hide_password=True)
+            address = self.url.render_as_string(hide_password=True)
             raise StartupError(
-                f"the database {shown} cannot be opened ({error.orig}); wait where it is being migrated, else check it, "
+                f"the database {address} cannot be opened ({error.orig}); wait where it is being migrated, else check it, "
                 "then run `flexlora-server migrate`"
             ) from error
-        head = schema.head()
-        if found != head:
+        head = migrate.head_revision()
+        if revision != head:
             raise StartupError(
-                f"the database is at schema {found or 'none'}, this coordinator needs {head}; run `flexlora-server migrate`"
+                f"the database is at schema {revision or 'none'}, this coordinator needs {head}; run `flexlora-server migrate`"
             )
 
     def close(self) -> None:
-        """Give the connections back."""
-        self._writing.dispose()
+        """Close the connections of the pool."""
+        self._engine.dispose()

@@ -1,4 +1,4 @@
-"""How an update comes to count: announced, complete, inspected, and then accepted in one transaction."""
+"""Announces, checks and accepts uploads: an upload is complete and inspected before one transaction accepts it."""
 
 from contextlib import suppress
 from datetime import datetime
@@ -20,26 +20,28 @@ from flexlora_shared.messages.uploads import Receipt, UploadCreate, UploadStatus
 from flexlora_shared.problems import Code
 
 
-def announce(store: Store, name: str, number: int, client: str, told: UploadCreate) -> tuple[UploadStatus, str | None]:
-    """Open an upload for the round, or find it again; and the id of the one that it replaces, whose bytes may go.
+def announce(
+    store: Store, name: str, number: int, client: str, announcement: UploadCreate
+) -> tuple[UploadStatus, str | None]:
+    """Open an upload for the round, or find the open one; and the id of an upload that it replaces, whose bytes may be deleted.
 
     Raises:
-        Refusal: what the state machine or the announcement's own figures refuse.
+        Refusal: what the state machine or `check_announcement` refuses.
     """
     with store.transaction() as tx:
         run = runs.lock(tx, name)
         round_ = rounds.latest(tx, name, number)
         clients.require_enrolled(tx, client)
-        open_ = uploads.announced(tx, round_, client, told)
-        at = None if open_ is None else open_.created_at
-        if isinstance(_admit(tx, run, round_, client, told.sha256, at), machine.Repeat):
-            before = uploads.accepted(tx, round_, client)
-            assert before is not None, "what is repeated was accepted"
-            return uploads.status(before, round_), None
-        place = rounds.assignment(tx, round_, client)
-        assert place is not None, "admitted uploads are assigned"
-        check_announcement(runs.spec_of(run), place, told)
-        row, replaced = uploads.announce(tx, round_, client, told)
+        open_ = uploads.find_announced(tx, round_, client, announcement)
+        announced_at = None if open_ is None else open_.created_at
+        if isinstance(_admit(tx, run, round_, client, announcement.sha256, announced_at), machine.Repeat):
+            accepted = uploads.find_accepted(tx, round_, client)
+            assert accepted is not None, "what is repeated was accepted"
+            return uploads.status(accepted, round_), None
+        assignment = rounds.find_assignment(tx, round_, client)
+        assert assignment is not None, "admitted uploads are assigned"
+        check_announcement(runs.spec_of(run), assignment, announcement)
+        row, replaced = uploads.announce(tx, round_, client, announcement)
         return uploads.status(row, round_), None if replaced is None else replaced.id
 
 
@@ -51,15 +53,15 @@ def _admit(
     Raises:
         Refusal: what the state machine refuses.
     """
-    before = uploads.accepted(tx, round_, client)
+    accepted = uploads.find_accepted(tx, round_, client)
     candidate = machine.Candidate(
         sha256=sha256,
-        assigned=rounds.assignment(tx, round_, client) is not None,
+        assigned=rounds.find_assignment(tx, round_, client) is not None,
         announced=announced_at is not None and round_.deadline is not None and announced_at < round_.deadline,
-        accepted_sha256=before.sha256 if before else None,
+        accepted_sha256=accepted.sha256 if accepted else None,
     )
     decision = machine.admit(
-        runs.spec_of(run), rounds.view(tx, run, round_), candidate, rounds.next_number(tx, round_), tx.now
+        runs.spec_of(run), rounds.round_view(tx, run, round_), candidate, rounds.next_open_number(tx, round_), tx.now
     )
     if isinstance(decision, machine.Refuse):
         raise Refusal(decision.code, decision.detail)
@@ -75,83 +77,87 @@ def commit(store: Store, blobs: BlobStore, settings: Settings, upload: str, clie
         Refusal: incomplete, wrong digest, bad tensors (the upload is cancelled then), or too late.
     """
     with store.reading() as tx:
-        row = uploads.owned(tx, upload, client)
+        row = uploads.get_owned(tx, upload, client)
         round_ = tx.session.get_one(Round, row.round_id)
         if row.state == "ACCEPTED":
             return uploads.receipt(row, round_)
         uploads.require_open(tx, row)
         run = runs.get(tx, round_.run)
         _admit(tx, run, round_, client, row.sha256, row.created_at)
-        previous = adapters.published(tx, run.name, round_.number - 1)
+        previous = adapters.get_published(tx, run.name, round_.number - 1)
     if row.offset != row.size:
-        raise _incomplete(row.offset, row.size)
+        raise _incomplete_error(row.offset, row.size)
     try:
         with blobs.uploads.assembled(upload, row.parts or (), row.sha256) as path:
-            _check(path, runs.spec_of(run), row, NumpyGlobalAdapter(blobs.path(previous.sha256)))
+            _check_bytes(path, runs.spec_of(run), row, NumpyGlobalAdapter(blobs.path(previous.sha256)))
             blobs.publish_file(path, row.sha256)
     except Refusal:
-        _discard(store, blobs, upload, client)
+        _cancel_upload(store, blobs, upload, client)
         raise
     except FileNotFoundError:
-        return _gone(store, blobs, row)
+        return _resolve_missing_bytes(store, blobs, row)
     with blobs.protect_from_collection([row.sha256]):
         receipt = _accept(store, settings, upload, client)
-    drop(blobs, upload)
+    delete_bytes(blobs, upload)
     return receipt
 
 
-def _gone(store: Store, blobs: BlobStore, row: Upload) -> Receipt:
-    """What becomes of a commit that found bytes missing: another one has moved them, or the row says why, or they are lost."""
+def _resolve_missing_bytes(store: Store, blobs: BlobStore, row: Upload) -> Receipt:
+    """Resolve a commit that found bytes missing: another commit has moved them, or the upload has ended, or they are lost.
+
+    Raises:
+        Refusal: the upload has ended, or UPLOAD_INCOMPLETE where its bytes are lost and must be sent again.
+    """
     lost = blobs.uploads.is_incomplete(row.id, row.parts or (), row.sha256)
     with store.transaction() as tx:
-        now = uploads.owned(tx, row.id, row.client_id)
-        if now.state == "ACCEPTED":
-            return uploads.receipt(now, tx.session.get_one(Round, now.round_id))
-        uploads.require_open(tx, now)
+        current = uploads.get_owned(tx, row.id, row.client_id)
+        if current.state == "ACCEPTED":
+            return uploads.receipt(current, tx.session.get_one(Round, current.round_id))
+        uploads.require_open(tx, current)
         if lost:
             uploads.shorten(tx, row.id, row.offset, 0)
     if not lost:
         raise FileNotFoundError(f"the upload {row.id} is whole, but the adapter it is checked against is missing")
-    raise _incomplete(0, row.size)
+    raise _incomplete_error(0, row.size)
 
 
-def _incomplete(there: int, size: int) -> Refusal:
+def _incomplete_error(offset: int, size: int) -> Refusal:
     return Refusal(
         Code.UPLOAD_INCOMPLETE,
-        f"{there} of {size} bytes have arrived; send the rest, then commit.",
-        headers={"Upload-Offset": str(there)},
-        offset=there,
+        f"{offset} of {size} bytes have arrived; send the rest, then commit.",
+        headers={"Upload-Offset": str(offset)},
+        offset=offset,
     )
 
 
-def drop(blobs: BlobStore, upload: str) -> None:
+def delete_bytes(blobs: BlobStore, upload: str) -> None:
     """Delete the bytes of an upload that is over."""
-    with suppress(OSError):  # it is decided already; `collect_garbage` deletes what is left
+    with suppress(OSError):  # the transaction is committed; `garbage_collector` deletes what is left
         blobs.uploads.delete(upload)
 
 
-def _check(path: Path, spec: RunSpec, row: Upload, previous: NumpyGlobalAdapter) -> None:
-    found = digest(path)
-    if found != row.sha256:
+def _check_bytes(path: Path, spec: RunSpec, row: Upload, previous: NumpyGlobalAdapter) -> None:
+    sha256 = digest(path)
+    if sha256 != row.sha256:
         raise Refusal(
             Code.DIGEST_MISMATCH,
-            f"The bytes received have SHA-256 {found}, {row.sha256} was announced; create the upload again.",
-            received=found,
+            f"The bytes received have SHA-256 {sha256}, {row.sha256} was announced; create the upload again.",
+            received=sha256,
         )
     check_upload(path, spec, UploadCreate.model_validate(row.announced), previous)
 
 
-def _discard(store: Store, blobs: BlobStore, upload: str, client: str) -> None:
+def _cancel_upload(store: Store, blobs: BlobStore, upload: str, client: str) -> None:
     with store.transaction() as tx:
-        uploads.cancel(tx, uploads.owned(tx, upload, client))
-    drop(blobs, upload)
+        uploads.cancel(tx, uploads.get_owned(tx, upload, client))
+    delete_bytes(blobs, upload)
 
 
 def _accept(store: Store, settings: Settings, upload: str, client: str) -> Receipt:
     with store.transaction() as tx:
-        found = tx.session.get_one(Round, uploads.owned(tx, upload, client).round_id)
-        run = runs.lock(tx, found.run)
-        row = uploads.owned(tx, upload, client)
+        unlocked = tx.session.get_one(Round, uploads.get_owned(tx, upload, client).round_id)
+        run = runs.lock(tx, unlocked.run)
+        row = uploads.get_owned(tx, upload, client)
         round_ = tx.session.get_one(Round, row.round_id, populate_existing=True)
         if row.state == "ACCEPTED":
             return uploads.receipt(row, round_)
@@ -159,7 +165,7 @@ def _accept(store: Store, settings: Settings, upload: str, client: str) -> Recei
         decision = _admit(tx, run, round_, client, row.sha256, row.created_at)
         assert isinstance(decision, machine.Accept), "another accepted upload of this round refuses this one"
         if round_.state == "COLLECTING":  # trained for an attempt that was abandoned, maybe
-            rounds.join(tx, round_, client)
+            rounds.carry_assignment(tx, round_, client)
         uploads.accept(tx, row, decision.counts_in)
-        transitions.accepted(tx, run, round_, decision.counts_in, settings.presence_window)
+        transitions.record_accepted_update(tx, run, round_, decision.counts_in, settings.presence_window)
         return uploads.receipt(row, round_)

@@ -1,4 +1,4 @@
-"""What a participant of a run has to do now."""
+"""Finds the task that a participant has in a run now."""
 
 import json
 from collections.abc import Mapping
@@ -12,70 +12,71 @@ from flexlora_server.database.timestamps import rfc3339
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import Refusal
 from flexlora_server.lifecycle.serve_slice import slice_blob
-from flexlora_server.state_machine import OVER
+from flexlora_server.state_machine import FINAL_STATES
 from flexlora_server.storage import BlobStore
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import AdapterRef, Task
 from flexlora_shared.problems import Code
 
 
-def refuse_over(run: Run) -> None:
-    """Tell a participant that it can stop.
+def require_not_over(run: Run) -> None:
+    """Refuse a run that is over, so that its participants stop.
 
     Raises:
         Refusal: RUN_OVER, with the run's final state in the context.
     """
-    if run.state in OVER:
+    if run.state in FINAL_STATES:
         raise Refusal(
             Code.RUN_OVER, f"Run {run.name!r} is {run.state}; its last adapter can be exported.", state=run.state
         )
 
 
-def check(store: Store, name: str, client: str) -> None:
-    """Refuse whoever has nothing to wait for.
+def require_declared(store: Store, name: str, client: str) -> None:
+    """Refuse a client that has declared no rank in the run, or whose run is over.
 
     Raises:
         Refusal: RUN_NOT_FOUND, RUN_OVER, NOT_DECLARED.
     """
     with store.reading() as tx:
-        refuse_over(runs.get(tx, name))
+        require_not_over(runs.get(tx, name))
         if rounds.declaration_of(tx, name, client) is None:
             raise Refusal(Code.NOT_DECLARED, f"Declare a rank for run {name!r} first: PUT /v1/runs/{name}/declaration.")
 
 
-def find(store: Store, blobs: BlobStore, name: str, client: str) -> tuple[Task | None, int]:
-    """The client's task, if it has one, and the run's version it was looked up in.
+def find_task(store: Store, blobs: BlobStore, name: str, client: str) -> tuple[Task | None, int]:
+    """The client's task, None without one, and the version of the run in which it was read.
 
     Raises:
         Refusal: RUN_NOT_FOUND, RUN_OVER.
     """
     with store.reading() as tx:
         run = runs.get(tx, name)
-        refuse_over(run)
+        require_not_over(run)
         spec, round_ = runs.spec_of(run), rounds.current(tx, name)
         if round_ is None or round_.deadline is None or round_.state != "COLLECTING":
             return None, run.version
-        place = rounds.assignment(tx, round_, client)
-        here = place is not None and place.round_id == round_.id  # another attempt's place is for uploads alone
-        if place is None or not here or uploads.accepted(tx, round_, client) is not None:
+        assignment = rounds.find_assignment(tx, round_, client)
+        if assignment is None or assignment.round_id != round_.id:  # that of an earlier attempt is for uploads alone
             return None, run.version
-        under_way = uploads.under_way(tx, round_, client) is not None  # in grace it may still arrive
-        if tx.now >= round_.deadline + timedelta(seconds=spec.grace if under_way else 0):
+        if uploads.find_accepted(tx, round_, client) is not None:
             return None, run.version
-    blob = slice_blob(store, blobs, name, round_.number - 1, place.rank, place.rank_pattern)
-    return _message(spec, round_, place, blob.sha256, blob.size), run.version
+        uploading = uploads.find_open(tx, round_, client) is not None  # it may still arrive within the grace period
+        if tx.now >= round_.deadline + timedelta(seconds=spec.grace if uploading else 0):
+            return None, run.version
+    blob = slice_blob(store, blobs, name, round_.number - 1, assignment.rank, assignment.rank_pattern)
+    return _task_message(spec, round_, assignment, blob.sha256, blob.size), run.version
 
 
-def _message(spec: RunSpec, round_: Round, place: Assignment, sha256: str, size: int) -> Task:
+def _task_message(spec: RunSpec, round_: Round, assignment: Assignment, sha256: str, size: int) -> Task:
     assert round_.deadline is not None, "a collecting round has a deadline"
     path = f"/v1/runs/{spec.name}/rounds/{round_.number - 1}"
-    query = _query(place.rank, place.rank_pattern)
+    query = _query(assignment.rank, assignment.rank_pattern)
     return Task(
         run=spec.name,
         round=round_.number,
         attempt=round_.attempt,
-        rank=place.rank,
-        rank_pattern=dict(place.rank_pattern),
+        rank=assignment.rank,
+        rank_pattern=dict(assignment.rank_pattern),
         deadline=rfc3339(round_.deadline),
         adapter=AdapterRef(
             href=f"{path}/adapter?{query}", config_href=f"{path}/adapter-config?{query}", sha256=sha256, size=size
@@ -86,5 +87,5 @@ def _message(spec: RunSpec, round_: Round, place: Assignment, sha256: str, size:
 
 
 def _query(rank: int, pattern: Mapping[str, int]) -> str:
-    asked = {"rank": str(rank)} | ({"pattern": json.dumps(pattern)} if pattern else {})
-    return urlencode(asked)
+    parameters = {"rank": str(rank)} | ({"pattern": json.dumps(pattern)} if pattern else {})
+    return urlencode(parameters)

@@ -1,4 +1,4 @@
-"""Finds the slice a participant asked for, and cuts it where nobody asked before."""
+"""Finds the slice of a published adapter at given ranks, and cuts it on the first request."""
 
 import threading
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.problems import Code
 from flexlora_shared.ranks import unmatched_keys
 
-_cutting = threading.Lock()  # one at a time in a process: many agents may ask for the same new slice at once
+_cut_lock = threading.Lock()  # one cut at a time in a process: many agents may request the same new slice at once
 
 
 def check_ranks(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> None:
@@ -22,10 +22,10 @@ def check_ranks(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> None:
         Refusal: RANK_NOT_ALLOWED, or INVALID_REQUEST for a pattern key that names no module.
     """
     allowed = sorted(spec.ranks)
-    for asked in (rank, *pattern.values()):
-        if asked not in allowed:
+    for requested in (rank, *pattern.values()):
+        if requested not in allowed:
             raise Refusal(
-                Code.RANK_NOT_ALLOWED, f"Rank {asked} is not allowed; choose among {allowed}.", allowed=allowed
+                Code.RANK_NOT_ALLOWED, f"Rank {requested} is not allowed; choose among {allowed}.", allowed=allowed
             )
     check_keys(spec, pattern)
 
@@ -53,10 +53,10 @@ def slice_blob(
     *,
     any_pattern: bool = False,
 ) -> Blob:
-    """The blob of a published round's slice; cut now where it is asked for the first time.
+    """The blob of a published round's slice; it is cut on the first request.
 
-    A new slice is kept for ever, and there are as many patterns as anyone can think of: one that no participant of the
-    run has declared is cut only with `any_pattern`.
+    Slices are never deleted, and patterns are unlimited: a pattern that no participant of the run has declared is cut only with
+    `any_pattern`.
 
     Raises:
         Refusal: RUN_NOT_FOUND, ADAPTER_NOT_PUBLISHED, RANK_NOT_ALLOWED, INVALID_REQUEST.
@@ -64,22 +64,22 @@ def slice_blob(
     with store.reading() as tx:
         spec = runs.spec_of(runs.get(tx, run))
         check_ranks(spec, rank, pattern)
-        whole = adapters.published(tx, run, number)
-        found = adapters.cut(tx, run, number, rank, pattern)
-        known = not pattern or any_pattern or adapters.declared(tx, run, rank, pattern)
-    if found is not None:
-        return found
-    if not known:
+        adapter = adapters.get_published(tx, run, number)
+        existing = adapters.find_slice(tx, run, number, rank, pattern)
+        allowed = not pattern or any_pattern or adapters.is_declared(tx, run, rank, pattern)
+    if existing is not None:
+        return existing
+    if not allowed:
         raise Refusal(Code.RANK_NOT_ALLOWED, "No participant of the run has declared this pattern; declare it first.")
-    with _cutting:
+    with _cut_lock:
         with store.reading() as tx:
-            found = adapters.cut(tx, run, number, rank, pattern)
-        if found is not None:
-            return found
-        blob = cut_blob(blobs, whole.sha256, spec, rank, pattern)
+            existing = adapters.find_slice(tx, run, number, rank, pattern)
+        if existing is not None:
+            return existing
+        blob = cut_blob(blobs, adapter.sha256, spec, rank, pattern)
         with blobs.protect_from_collection([blob.sha256]), store.transaction() as tx:
             runs.lock(tx, run)  # another process may have cut the same slice
-            adapters.keep_cut(tx, run, number, rank, pattern, blob)
+            adapters.save_slice(tx, run, number, rank, pattern, blob)
         return blob
 
 

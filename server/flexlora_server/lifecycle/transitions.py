@@ -1,6 +1,6 @@
-"""Moves runs on: asks the state machine what follows and writes it, inside the caller's transaction.
+"""Applies transitions of runs and rounds: the state machine decides, this module writes, in the caller's transaction.
 
-Called by whoever brought news: an accepted upload, the clock, a worker that published or failed, the operator.
+Called after an accepted upload, on a poll, by a worker that published or failed, and by the operator's routes.
 """
 
 from collections.abc import Collection
@@ -15,8 +15,8 @@ from flexlora_shared.problems import Code
 
 
 @dataclass(frozen=True)
-class Due:
-    """What has become possible in a run's current round, and the version of the round that this was decided on."""
+class PendingTransition:
+    """A transition that a run's current round is due for, and the version of the round in which that was decided."""
 
     decision: machine.Begin | machine.Aggregate | machine.Abandon
     round_id: int
@@ -25,26 +25,26 @@ class Due:
 
 def start(tx: Tx, run: Run) -> None:
     """Start a locked DRAFT run: round 0 waits for a worker to publish it."""
-    runs.act(tx, run, "start")
-    rounds.open_(tx, run, 0)
+    runs.apply_action(tx, run, "start")
+    rounds.open_attempt(tx, run, 0)
 
 
 def cancel(tx: Tx, run: Run) -> None:
     """Cancel a locked run; its unfinished round is abandoned."""
-    runs.act(tx, run, "cancel")
+    runs.apply_action(tx, run, "cancel")
     uploads.cancel_open_of_run(tx, run.name)
     round_ = rounds.current(tx, run.name)
     if round_ is not None and round_.state in {"OPEN", "COLLECTING", "AGGREGATING", "FAILED"}:
-        rounds.move(tx, run, round_, "ABANDONED", "the run was cancelled")
+        rounds.change_state(tx, run, round_, "ABANDONED", "the run was cancelled")
 
 
 def retry(tx: Tx, run: Run, round_: Round, exclude: Collection[str]) -> None:
-    """Aggregate a locked run's failed or failing round again, without the uploads named. A worker at it loses its lease.
+    """Aggregate a locked run's failed or failing round again, without the uploads in `exclude`. Its worker loses the lease.
 
     Raises:
         Refusal: ROUND_STATE, UPLOAD_NOT_FOUND, INVALID_REQUEST.
     """
-    if round_.state not in {"FAILED", "AGGREGATING"} or run.state in machine.OVER:
+    if round_.state not in {"FAILED", "AGGREGATING"} or run.state in machine.FINAL_STATES:
         raise Refusal(
             Code.ROUND_STATE,
             f"Round {round_.number} is {round_.state} and its run {run.state}; only an aggregation can be tried again.",
@@ -56,57 +56,57 @@ def retry(tx: Tx, run: Run, round_: Round, exclude: Collection[str]) -> None:
     tx.session.flush()
     without = f", without {len(exclude)} uploads" if exclude else ""
     if round_.state == "FAILED":
-        runs.act(tx, run, "retry")
-        rounds.move(tx, run, round_, "AGGREGATING", f"retry by the operator{without}")
+        runs.apply_action(tx, run, "retry")
+        rounds.change_state(tx, run, round_, "AGGREGATING", f"retry by the operator{without}")
     else:
         events.record(tx, run, "aggregation-retried", f"retry by the operator{without}", round_.number)
 
 
-def due(tx: Tx, run: Run, window: float) -> Due | None:
-    """What the clock or an arrival has made possible in the run's current round; None while it waits."""
+def next_transition(tx: Tx, run: Run, window: float) -> PendingTransition | None:
+    """The transition that the run's current round is due for, None while it waits."""
     round_ = rounds.current(tx, run.name)
     if round_ is None:
         return None
-    spec, view = runs.spec_of(run), rounds.view(tx, run, round_)
+    spec, view = runs.spec_of(run), rounds.round_view(tx, run, round_)
     decision: machine.Begin | machine.Aggregate | machine.Abandon | machine.Wait
     if round_.state == "OPEN":
-        present = rounds.present(tx, run.name, window)
-        decision = machine.gather(spec, view, present, tx.now, uploads.carried(tx, round_))
+        present = rounds.present_clients(tx, run.name, window)
+        decision = machine.gather(spec, view, present, tx.now, uploads.clients_carried_over(tx, round_))
     elif round_.state == "COLLECTING":
         decision = machine.judge(spec, view, tx.now)
     else:
         return None
-    return None if isinstance(decision, machine.Wait) else Due(decision, round_.id, round_.version)
+    return None if isinstance(decision, machine.Wait) else PendingTransition(decision, round_.id, round_.version)
 
 
-def apply(tx: Tx, run: Run, found: Due) -> None:
-    """Do in a locked run what was found due; nothing where the round has changed since: it is looked at again."""
+def apply_transition(tx: Tx, run: Run, transition: PendingTransition) -> None:
+    """Apply a transition to a locked run; does nothing where its round has changed since, and the next poll decides again."""
     round_ = rounds.current(tx, run.name)
-    if round_ is None or (round_.id, round_.version) != (found.round_id, found.version):
+    if round_ is None or (round_.id, round_.version) != (transition.round_id, transition.version):
         return
-    if isinstance(found.decision, machine.Begin) and run.state != "RUNNING":  # paused meanwhile
+    if isinstance(transition.decision, machine.Begin) and run.state != "RUNNING":  # paused meanwhile
         return
-    match found.decision:
+    match transition.decision:
         case machine.Begin(participants, deadline):
-            rounds.assign(tx, round_, participants, uploads.carried(tx, round_))
+            rounds.assign(tx, round_, participants, uploads.clients_carried_over(tx, round_))
             round_.deadline = deadline
             tx.session.flush()
-            rounds.move(tx, run, round_, "COLLECTING", f"{len(participants)} participants are assigned")
+            rounds.change_state(tx, run, round_, "COLLECTING", f"{len(participants)} participants are assigned")
         case machine.Aggregate():
             _aggregate(tx, run, round_)
         case machine.Abandon():
-            _again(tx, run, round_, found.decision.why)
+            _reopen(tx, run, round_, transition.decision.why)
 
 
 def advance(tx: Tx, run: Run, window: float) -> None:
-    """Do what is due in a locked run's current round."""
-    found = due(tx, run, window)
-    if found is not None:
-        apply(tx, run, found)
+    """Apply the transition that a locked run's current round is due for, if there is one."""
+    transition = next_transition(tx, run, window)
+    if transition is not None:
+        apply_transition(tx, run, transition)
 
 
-def accepted(tx: Tx, run: Run, round_: Round, counts_in: int, window: float) -> None:
-    """An update of a locked run counts: its round may be complete now."""
+def record_accepted_update(tx: Tx, run: Run, round_: Round, counts_in: int, window: float) -> None:
+    """Record an accepted update of a locked run, and advance its round, which may be complete now."""
     late = "" if counts_in == round_.number else f", late: it counts in round {counts_in}"
     rounds.touch(tx, round_)
     events.record(tx, run, "update-accepted", f"an update was accepted{late}", round_.number)
@@ -117,30 +117,30 @@ def _aggregate(tx: Tx, run: Run, round_: Round) -> None:
     spec = runs.spec_of(run)
     if spec.late_updates == "discard":
         uploads.cancel_open(tx, round_)
-    found = inputs.freeze(tx, round_)
-    rounds.move(tx, run, round_, "AGGREGATING", f"{found} updates are in")
+    count = inputs.freeze(tx, round_)
+    rounds.change_state(tx, run, round_, "AGGREGATING", f"{count} updates are in")
 
 
-def _again(tx: Tx, run: Run, round_: Round, why: str) -> None:
-    """The next attempt goes on with what this one has: nothing that was accepted is lost."""
+def _reopen(tx: Tx, run: Run, round_: Round, why: str) -> None:
+    """Abandon a round and open its next attempt, which takes over the uploads: nothing that was accepted is lost."""
     round_.reason = why
-    rounds.move(tx, run, round_, "ABANDONED", why)
-    uploads.carry(tx, round_, rounds.open_(tx, run, round_.number, round_.attempt + 1))
+    rounds.change_state(tx, run, round_, "ABANDONED", why)
+    uploads.carry_over(tx, round_, rounds.open_attempt(tx, run, round_.number, round_.attempt + 1))
 
 
-def published(tx: Tx, run: Run, round_: Round) -> None:
-    """A worker has published a locked run's round: the next one opens, or the run is complete."""
+def record_publication(tx: Tx, run: Run, round_: Round) -> None:
+    """Record the publication of a locked run's round: the next one opens, or the run is complete."""
     round_.published_at, round_.lease_until, round_.lease_holder, round_.reason = tx.now, None, None, None
-    rounds.move(tx, run, round_, "PUBLISHED", f"adapter {round_.number} is published")
+    rounds.change_state(tx, run, round_, "PUBLISHED", f"adapter {round_.number} is published")
     if machine.after_publication(runs.spec_of(run), round_.number) == "complete":
         uploads.cancel_open_of_run(tx, run.name)
         runs.set_state(tx, run, "COMPLETED", f"{round_.number} rounds are published")
     else:
-        rounds.open_(tx, run, round_.number + 1)
+        rounds.open_attempt(tx, run, round_.number + 1)
 
 
-def failed(tx: Tx, run: Run, round_: Round, why: str) -> None:
-    """An aggregation failed: it is tried again later, or the run waits for its operator."""
+def record_failure(tx: Tx, run: Run, round_: Round, why: str) -> None:
+    """Record a failed aggregation of a locked run: it is tried again later, or the run waits for its operator."""
     round_.failures += 1
     round_.reason, round_.lease_holder = why, None
     decision = machine.after_failure(round_.failures, tx.now)
@@ -149,5 +149,5 @@ def failed(tx: Tx, run: Run, round_: Round, why: str) -> None:
         events.record(tx, run, "aggregation-failed", f"attempt {round_.failures}: {why}", round_.number)
     else:
         round_.lease_until = None
-        rounds.move(tx, run, round_, "FAILED", why)
+        rounds.change_state(tx, run, round_, "FAILED", why)
         runs.set_state(tx, run, "FAILED", f"aggregating round {round_.number} failed {round_.failures} times: {why}")

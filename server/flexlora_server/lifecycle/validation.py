@@ -1,4 +1,4 @@
-"""What the coordinator refuses before it counts for anything: runs that cannot work, uploads that cannot fit."""
+"""Validates run definitions and upload announcements beyond their schemas."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ from flexlora_shared.problems import Code
 from flexlora_shared.ranks import module_ranks
 
 FLOAT16_MAX = 65_504.0
-ALPHA_MAX = 1e6  # an upload's (UploadCreate.alpha): a slice served with more could not be announced
+ALPHA_MAX = 1e6  # of UploadCreate.alpha: a slice served with a larger alpha could not be announced
 
 
 def check_spec(spec: RunSpec) -> None:
@@ -29,9 +29,9 @@ def check_spec(spec: RunSpec) -> None:
         for fault in _faults(spec):
             raise Refusal(Code.INVALID_RUN, fault)
         strategy(spec.strategy).check(spec.ranks)
-        for defined in spec.robust:
-            if isinstance(defined, CustomFilter):
-                check_filter(defined)
+        for rule in spec.robust:
+            if isinstance(rule, CustomFilter):
+                check_filter(rule)
     except (AggregationError, UnsupportedRun) as error:
         raise Refusal(Code.INVALID_RUN, f"{error}.") from None
 
@@ -69,10 +69,11 @@ def _faults(spec: RunSpec) -> list[str]:
                 f"rank {rank} would be served with alpha {spec.scaling.alpha_of(rank):g}, but no upload may have more than "
                 f"{ALPHA_MAX:g}; lower alpha_per_rank."
             )
-    undone = [one.kind for one in spec.robust if one.kind in {"norm-clip", "geometric-median"}]
-    if spec.strategy == "hetlora" and undone:
+    counteracted = [rule.kind for rule in spec.robust if rule.kind in {"norm-clip", "geometric-median"}]
+    if spec.strategy == "hetlora" and counteracted:
         faults.append(
-            f"hetlora weighs updates by their norm, which undoes {undone[0]}; use multi-krum or cosine, or another strategy."
+            f"hetlora weighs updates by their norm, which undoes {counteracted[0]}; "
+            "use multi-krum or cosine, or another strategy."
         )
     if spec.upload_dtype == "float16" and _largest_served(spec) > FLOAT16_MAX:
         faults.append(
@@ -94,39 +95,41 @@ def _largest_served(spec: RunSpec) -> float:
     return max(B, spec.norm_bound) if unscaled else B
 
 
-def check_announcement(spec: RunSpec, place: Assignment, told: UploadCreate) -> None:
+def check_announcement(spec: RunSpec, assignment: Assignment, announcement: UploadCreate) -> None:
     """Refuse an upload that cannot be the assigned one.
 
     Raises:
         Refusal: RANK_MISMATCH, INVALID_REQUEST or SIZE_IMPOSSIBLE.
     """
-    if (told.rank, told.rank_pattern) != (place.rank, place.rank_pattern):
+    if (announcement.rank, announcement.rank_pattern) != (assignment.rank, assignment.rank_pattern):
         raise Refusal(
             Code.RANK_MISMATCH,
-            f"This round assigned you rank {place.rank} with pattern {place.rank_pattern}; train and upload at exactly that.",
-            rank=place.rank,
-            rank_pattern=place.rank_pattern,
+            f"This round assigned you rank {assignment.rank} with pattern {assignment.rank_pattern}; "
+            "train and upload at exactly that.",
+            rank=assignment.rank,
+            rank_pattern=assignment.rank_pattern,
         )
-    _check_trained(spec, told)
-    check_keys(spec, told.alpha_pattern)
-    ranks = module_ranks((module.name for module in spec.modules), told.rank, told.rank_pattern)
-    least, most = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
-    if not least <= told.size <= most:
+    _check_trained(spec, announcement)
+    check_keys(spec, announcement.alpha_pattern)
+    ranks = module_ranks((module.name for module in spec.modules), announcement.rank, announcement.rank_pattern)
+    smallest, largest = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
+    if not smallest <= announcement.size <= largest:
         raise Refusal(
             Code.SIZE_IMPOSSIBLE,
-            f"An adapter of these ranks takes {least} to {most} bytes, not {told.size}; send the trained slice as safetensors.",
-            least=least,
-            most=most,
+            f"An adapter of these ranks takes {smallest} to {largest} bytes, not {announcement.size}; "
+            "send the trained slice as safetensors.",
+            least=smallest,
+            most=largest,
         )
 
 
-def _check_trained(spec: RunSpec, told: UploadCreate) -> None:
-    """Refuse an update of another kind than the run's: the tensors of a slice and of a fresh adapter look alike."""
-    asked = strategy(spec.strategy).agents_train
-    if told.trainable != asked:
+def _check_trained(spec: RunSpec, announcement: UploadCreate) -> None:
+    """Refuse an update of other factors than the run trains: the tensors of a slice and of a fresh adapter look alike."""
+    expected = strategy(spec.strategy).agents_train
+    if announcement.trainable != expected:
         raise Refusal(
             Code.INVALID_REQUEST,
-            f"This run asks for updates that trained {asked!r} (`trainable` of the task), not {told.trainable!r}; "
-            f"train what the task asks and announce it as trainable {asked!r}.",
-            trainable=asked,
+            f"This run asks for updates that trained {expected!r} (`trainable` of the task), not {announcement.trainable!r}; "
+            f"train what the task asks and announce it as trainable {expected!r}.",
+            trainable=expected,
         )

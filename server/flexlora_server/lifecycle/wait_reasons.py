@@ -1,4 +1,4 @@
-"""What a round waits for, and until when, in one sentence for people."""
+"""Says in one sentence for people what a round waits for."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,7 +8,7 @@ from flexlora_shared.messages.runs import RunSpec
 
 
 def waiting_for(spec: RunSpec, round_: RoundView, present: Sequence[str], carried: Sequence[str], now: datetime) -> str:
-    """One sentence for people: what the round waits for, and until when."""
+    """What the round waits for, and until when, in one sentence."""
     match round_.state:
         case "OPEN":
             decision = gather(spec, round_, present, now, carried)

@@ -1,1 +1,1 @@
-"""Long polls: idle agents and event streams wait here without a thread or a database connection each."""
+"""Long polling: parks idle requests without a thread or a database connection each, and polls the database for all of them."""

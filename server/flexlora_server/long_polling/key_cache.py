@@ -1,4 +1,4 @@
-"""Keys that were good at the last look at the database: enough to go on waiting, not to be given anything."""
+"""Caches which API keys the database has confirmed: enough to keep a request waiting, never to give anything out."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -7,47 +7,47 @@ from flexlora_server.database.queries.clients import sha256
 
 
 @dataclass(frozen=True)
-class Known:
-    """A key that the database has confirmed: its id and whose it is."""
+class CachedKey:
+    """A key that the database has confirmed: its id and the client it belongs to."""
 
     key_id: str
     client_id: str
 
 
-class Keyring:
-    """Known keys by the digest of their secret. Belongs to one event loop.
+class KeyCache:
+    """Confirmed keys by the SHA-256 of their secret. Belongs to one event loop.
 
-    A key may end between the database's word and its entry here: `add` is told the `state` from before the question, and
-    enters nothing where keys have ended since.
+    A key may be revoked between the database's answer and `add`: `add` takes the `state` read before the database was asked,
+    and caches nothing where keys have been revoked since.
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, Known] = {}
+        self._keys: dict[str, CachedKey] = {}
         self._ids: frozenset[str] | None = None
         self.state = 0
 
     def find(self, secret: str) -> str | None:
-        """The client whose known key this is."""
-        known = self._known.get(sha256(secret))
-        return None if known is None else known.client_id
+        """The id of the client whose cached key has this secret, None where there is none."""
+        key = self._keys.get(sha256(secret))
+        return None if key is None else key.client_id
 
-    def add(self, secret: str, known: Known, state: int) -> None:
-        """Enter a key that the database confirmed; `state` is from before it was asked."""
+    def add(self, secret: str, key: CachedKey, state: int) -> None:
+        """Cache a key that the database confirmed; `state` was read before the database was asked."""
         if state == self.state:
-            self._known[sha256(secret)] = known
+            self._keys[sha256(secret)] = key
             self._ids = None
 
     def ids(self) -> frozenset[str]:
-        """The ids of the known keys."""
+        """The ids of the cached keys."""
         if self._ids is None:
-            self._ids = frozenset(known.key_id for known in self._known.values())
+            self._ids = frozenset(key.key_id for key in self._keys.values())
         return self._ids
 
-    def drop(self, good: Collection[str]) -> set[str]:
-        """Keys have ended: forget all but the `good` ones; the clients whose keys were forgotten."""
+    def keep_only(self, valid: Collection[str]) -> set[str]:
+        """Keys have been revoked: drop all but the `valid` ids; the clients whose keys were dropped."""
         self.state += 1
         self._ids = None
-        gone = {digest: known.client_id for digest, known in self._known.items() if known.key_id not in good}
-        for digest in gone:
-            del self._known[digest]
-        return set(gone.values())
+        dropped = {digest: key.client_id for digest, key in self._keys.items() if key.key_id not in valid}
+        for digest in dropped:
+            del self._keys[digest]
+        return set(dropped.values())

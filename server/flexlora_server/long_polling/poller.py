@@ -1,7 +1,7 @@
-"""What the lobby's looks do in the database, each in one thread: write who is present, move on what is due, read what is news.
+"""One poll of the database for the waiting room, in one thread: writes presence, applies due transitions, reads what changed.
 
-A run is asked for what is due when something about it has changed or somebody new is there, else once in `SETTLED` seconds: that
-many runs wait costs little.
+A run is checked for a due transition when it has changed or a participant is new in it, else once in `RECHECK_EVERY_S` seconds,
+so that many waiting runs cost little.
 """
 
 import logging
@@ -16,100 +16,102 @@ from flexlora_server.database.queries import presence, rounds, runs
 from flexlora_server.database.schema import ApiKey, Assignment, Run
 from flexlora_server.database.transactions import Store, Tx
 from flexlora_server.lifecycle import transitions
-from flexlora_server.state_machine import OVER
+from flexlora_server.state_machine import FINAL_STATES
 
 log = logging.getLogger("flexlora.server")
-SETTLED = 1.0  # seconds between two questions to a run in which nothing has changed
-BATCH = 1000  # keys in one statement
+RECHECK_EVERY_S = 1.0  # between two checks of a run in which nothing has changed
+KEYS_PER_QUERY = 1000
 
 
 @dataclass(frozen=True)
-class View:
-    """What is known of a run: its version, whether it is over, and the participants that have work.
+class RunSnapshot:
+    """What the last poll read of a run: its version, whether it is over, and the participants that have work.
 
-    `with_work` is read once for a round's assignments, whose `place` it belongs to. The lobby takes out who was looked up and
-    has none: it only ever holds too many, and each of them costs one look-up.
+    `clients_with_work` is read once for each set of assignments, which `assignments_key` (round id, state, count) names. The
+    waiting room takes out a client that asked and had none: the set only ever holds too many, and each costs one query.
     """
 
     version: int
     over: bool
-    place: tuple[int, str, int] | None = None
-    with_work: set[str] = field(default_factory=set)
+    assignments_key: tuple[int, str, int] | None = None
+    clients_with_work: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a look is given: who polls in which run, the runs where some are new, and the ids of the keys relied on."""
+class PollRequest:
+    """What a poll is given: the clients seen in each run, the runs where some are new, the ids of the cached keys."""
 
-    seen: Mapping[str, Sequence[str]]
-    newcomers: frozenset[str]
-    keys: frozenset[str]
+    clients_by_run: Mapping[str, Sequence[str]]
+    runs_with_newcomers: frozenset[str]
+    key_ids: frozenset[str]
 
 
 @dataclass(frozen=True)
-class News:
-    """What a look found: the views that changed, and which keys are still good; None where none has ended."""
+class PollResult:
+    """What a poll read: the snapshots that changed, and which key ids are still valid; None where no key was revoked."""
 
-    views: dict[str, View]
-    good_keys: frozenset[str] | None
+    snapshots: dict[str, RunSnapshot]
+    valid_keys: frozenset[str] | None
 
 
-class Lookout:
-    """Looks at the database; one look at a time."""
+class Poller:
+    """Polls the database; one poll at a time."""
 
     def __init__(self, store: Store, presence_window: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._window, self._clock = store, presence_window, clock
-        self._views: dict[str, View] = {}
-        self._asked: dict[str, tuple[int, float]] = {}  # the run's version when it was asked, and when
-        self._ended = -1  # keys that have ended, at the last look
+        self._snapshots: dict[str, RunSnapshot] = {}
+        self._checked: dict[str, tuple[int, float]] = {}  # by run: its version at the last check, and when that was
+        self._revoked_count = -1  # revoked keys at the last poll
 
-    def look(self, task: Task) -> News:
-        """Write presence, advance what is due, and read what has changed."""
-        if task.seen:
+    def poll(self, request: PollRequest) -> PollResult:
+        """Write presence, apply due transitions, and read what has changed."""
+        if request.clients_by_run:
             with self._store.transaction() as tx:
-                for run, clients in task.seen.items():
-                    presence.saw(tx, run, clients)
+                for run, clients in request.clients_by_run.items():
+                    presence.mark_seen(tx, run, clients)
         with self._store.reading() as tx:
-            ended, good = self._good_keys(tx, task.keys)
-            active = self._active(tx, task)
-            going = [run.name for run in active if good is not None or self._unsettled(run, task)]
-            views = {} if going else self._news(tx, active)
-        for name in going:
+            revoked_count, valid_keys = self._valid_keys(tx, request.key_ids)
+            active = self._active_runs(tx, request)
+            to_check = [run.name for run in active if valid_keys is not None or self._needs_check(run, request)]
+            snapshots = {} if to_check else self._changed_snapshots(tx, active)
+        for name in to_check:
             self._advance(name)
-        if going:
+        if to_check:
             with self._store.reading() as tx:
-                views = self._news(tx, self._active(tx, task))
-        self._views.update(views)
-        self._ended = ended
-        return News(views, good)
+                snapshots = self._changed_snapshots(tx, self._active_runs(tx, request))
+        self._snapshots.update(snapshots)
+        self._revoked_count = revoked_count
+        return PollResult(snapshots, valid_keys)
 
-    def _good_keys(self, tx: Tx, keys: frozenset[str]) -> tuple[int, frozenset[str] | None]:
-        """How many keys have ended; and those of `keys` that have not, None where no key at all has since the last look."""
-        ended = tx.session.scalar(select(func.count()).select_from(ApiKey).where(ApiKey.revoked_at.is_not(None))) or 0
-        if ended == self._ended:
-            return ended, None
-        asked, good = sorted(keys), set[str]()
-        for start in range(0, len(asked), BATCH):
-            some = ApiKey.id.in_(asked[start : start + BATCH])
-            good.update(tx.session.scalars(select(ApiKey.id).where(some, ApiKey.revoked_at.is_(None))))
-        return ended, frozenset(good)
+    def _valid_keys(self, tx: Tx, key_ids: frozenset[str]) -> tuple[int, frozenset[str] | None]:
+        """How many keys are revoked; and which of `key_ids` are not, None where none was revoked since the last poll."""
+        revoked = select(func.count()).select_from(ApiKey).where(ApiKey.revoked_at.is_not(None))
+        count = tx.session.scalar(revoked) or 0
+        if count == self._revoked_count:
+            return count, None
+        ordered, valid = sorted(key_ids), set[str]()
+        for start in range(0, len(ordered), KEYS_PER_QUERY):
+            batch = ApiKey.id.in_(ordered[start : start + KEYS_PER_QUERY])
+            valid.update(tx.session.scalars(select(ApiKey.id).where(batch, ApiKey.revoked_at.is_(None))))
+        return count, frozenset(valid)
 
-    def _unsettled(self, run: Run, task: Task) -> bool:
+    def _needs_check(self, run: Run, request: PollRequest) -> bool:
         now = self._clock()
-        version, at = self._asked.get(run.name, (-1, now))
-        if version == run.version and run.name not in task.newcomers and now - at < SETTLED:
+        version, at = self._checked.get(run.name, (-1, now))
+        unchanged = version == run.version and run.name not in request.runs_with_newcomers
+        if unchanged and now - at < RECHECK_EVERY_S:
             return False
-        self._asked[run.name] = (run.version, now)
+        self._checked[run.name] = (run.version, now)
         return True
 
     def _advance(self, name: str) -> None:
-        """Move a run on, where something is due: only then is a writing transaction opened."""
+        """Apply a run's due transition, if there is one: only then is a writing transaction opened."""
         try:
             with self._store.reading() as tx:
-                found = transitions.due(tx, runs.get(tx, name), self._window)
-            if found is not None:
+                transition = transitions.next_transition(tx, runs.get(tx, name), self._window)
+            if transition is not None:
                 with self._store.transaction() as tx:
-                    transitions.apply(tx, runs.lock(tx, name), found)
+                    transitions.apply_transition(tx, runs.lock(tx, name), transition)
         except OperationalError as error:  # a lock that somebody holds; without a database the next statement fails too
             log.warning("run %s is moved on later: %s", name, error)
         except SQLAlchemyError:
@@ -117,31 +119,31 @@ class Lookout:
         except Exception:  # a defect met in one run must not hold up the others
             log.exception("run %s cannot be moved on", name)
 
-    def _active(self, tx: Tx, task: Task) -> list[Run]:
-        """Runs that go on, those that were going on when last seen, and those never seen in which somebody waits.
+    def _active_runs(self, tx: Tx, request: PollRequest) -> list[Run]:
+        """Runs in progress, those in progress at the last poll, and those without a snapshot in which a client waits.
 
-        The last may have begun and ended since the look before.
+        The last may have begun and ended since the last poll.
         """
-        watched = [name for name, view in self._views.items() if not view.over]
-        watched += [name for name in task.seen if name not in self._views]
-        wanted = select(Run).where(or_(Run.state.in_(("RUNNING", "PAUSED")), Run.name.in_(watched)))
-        return list(tx.session.scalars(wanted.order_by(Run.name)))
+        names = [name for name, snapshot in self._snapshots.items() if not snapshot.over]
+        names += [name for name in request.clients_by_run if name not in self._snapshots]
+        query = select(Run).where(or_(Run.state.in_(("RUNNING", "PAUSED")), Run.name.in_(names)))
+        return list(tx.session.scalars(query.order_by(Run.name)))
 
-    def _news(self, tx: Tx, active: Sequence[Run]) -> dict[str, View]:
-        """The views of the runs that have changed since they were last seen."""
-        return {run.name: self._view(tx, run) for run in active if self._changed(run)}
+    def _changed_snapshots(self, tx: Tx, active: Sequence[Run]) -> dict[str, RunSnapshot]:
+        """The snapshots of the runs that have changed since the last poll, by name."""
+        return {run.name: self._snapshot(tx, run) for run in active if self._changed(run)}
 
     def _changed(self, run: Run) -> bool:
-        known = self._views.get(run.name)
-        return known is None or known.version != run.version
+        last = self._snapshots.get(run.name)
+        return last is None or last.version != run.version
 
-    def _view(self, tx: Tx, run: Run) -> View:
-        round_, known = rounds.current(tx, run.name), self._views.get(run.name)
-        over = run.state in OVER
+    def _snapshot(self, tx: Tx, run: Run) -> RunSnapshot:
+        round_, last = rounds.current(tx, run.name), self._snapshots.get(run.name)
+        over = run.state in FINAL_STATES
         if round_ is None or over:
-            return View(run.version, over)
+            return RunSnapshot(run.version, over)
         assigned = select(func.count()).select_from(Assignment).where(Assignment.round_id == round_.id)
-        place = (round_.id, round_.state, tx.session.scalar(assigned) or 0)
-        if known is not None and known.place == place:
-            return View(run.version, over, place, known.with_work)
-        return View(run.version, over, place, set(rounds.waiting_clients(tx, run.name)))
+        key = (round_.id, round_.state, tx.session.scalar(assigned) or 0)
+        if last is not None and last.assignments_key == key:
+            return RunSnapshot(run.version, over, key, last.clients_with_work)
+        return RunSnapshot(run.version, over, key, set(rounds.clients_with_work(tx, run.name)))

@@ -1,7 +1,7 @@
-"""Where idle agents and event streams wait: no thread and no database connection each.
+"""Long-poll hub: parks idle requests and event streams without a thread or a database connection each.
 
-One task looks at the database, a few times a second or when poked (`lookout`), and wakes exactly those for whom there is news.
-Looks take a fifth of the time at most, however many there are to wait and however much is poked.
+One task polls the database (`poller`), a few times a second or when woken, and resolves exactly the requests that its result
+concerns. Polls take a fifth of the time at most, however many requests wait and however often it is woken.
 """
 
 import asyncio
@@ -13,169 +13,172 @@ from anyio import CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server.database.transactions import Store
-from flexlora_server.long_polling.key_cache import Keyring
-from flexlora_server.long_polling.poller import Lookout, News, Task, View
+from flexlora_server.long_polling.key_cache import KeyCache
+from flexlora_server.long_polling.poller import Poller, PollRequest, PollResult, RunSnapshot
 
 log = logging.getLogger("flexlora.server")
-TICK = 0.5  # seconds between looks at the database while nothing pokes
-PAUSE = 0.05  # seconds between looks however much is poked
-SHARE = 4  # times as long as a look has taken is the pause after it, at least
-LONGEST = 1.0  # seconds of that pause at most
-RETRY = 2.0  # seconds before a database that failed is looked at again
-PRESENCE_EVERY = (
-    5.0  # seconds between writes of everyone who is waiting; a third of the presence window where that is less
-)
+POLL_EVERY_S = 0.5  # between polls of the database while nothing wakes the hub
+MIN_PAUSE_S = 0.05  # between polls, however often the hub is woken
+PAUSE_FACTOR = 4  # the pause after a poll is at least this many times as long as the poll took
+MAX_PAUSE_S = 1.0  # of that pause
+RETRY_AFTER_S = 2.0  # before the database is polled again after it failed
+# between writes of the presence of all who wait; a third of the presence window where that is less
+PRESENCE_EVERY_S = 5.0
 
-Waiting = asyncio.Future[bool]
+Waiter = asyncio.Future[bool]
 
 
-class Lobby:
-    """Holds waiting requests until their run has something for them. Belongs to one event loop."""
+class WaitingRoom:
+    """Parks requests until their run has changed or has work for them. Belongs to one event loop."""
 
     def __init__(self, store: Store, presence_window: float) -> None:
-        self._lookout = Lookout(store, presence_window)
-        self.keyring = Keyring()
-        self._presence_every = min(PRESENCE_EVERY, presence_window / 3)
-        self._views: dict[str, View] = {}
-        self._agents: defaultdict[str, defaultdict[str, set[Waiting]]] = defaultdict(lambda: defaultdict(set))
-        self._watchers: defaultdict[str, set[Waiting]] = defaultdict(set)
-        self._poked = asyncio.Event()
+        self._poller = Poller(store, presence_window)
+        self.key_cache = KeyCache()
+        self._presence_every = min(PRESENCE_EVERY_S, presence_window / 3)
+        self._snapshots: dict[str, RunSnapshot] = {}
+        self._work_waiters: defaultdict[str, defaultdict[str, set[Waiter]]] = defaultdict(lambda: defaultdict(set))
+        self._run_waiters: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._wake_event = asyncio.Event()
         self._closing, self._closed = False, asyncio.Event()
-        self._admitted: set[tuple[str, str]] = set()
-        self._arrived: defaultdict[str, set[str]] = defaultdict(set)
-        self._recent: defaultdict[str, set[str]] = defaultdict(
-            set
-        )  # seen since everyone's presence was written, or then
-        self._newcomers: set[str] = set()
+        self._declared: set[tuple[str, str]] = set()
+        self._arrivals: defaultdict[str, set[str]] = defaultdict(set)
+        # whose presence was written since the last write of everyone's, or with it
+        self._recently_seen: defaultdict[str, set[str]] = defaultdict(set)
+        self._runs_with_newcomers: set[str] = set()
         self._presence_due = 0.0
 
     @property
     def waiting(self) -> int:
-        """Agents that wait for work now."""
-        return sum(map(len, self._agents.values()))
+        """How many participants wait for work now."""
+        return sum(map(len, self._work_waiters.values()))
 
-    def poke(self) -> None:
-        """Look at the database now; to be called in the loop's thread."""
-        self._poked.set()
+    def wake(self) -> None:
+        """Poll the database now; to be called in the loop's thread."""
+        self._wake_event.set()
 
     def close(self) -> None:
-        """Let `keep` end; to be called in the loop's thread."""
+        """Let `run` end; to be called in the loop's thread."""
         self._closing = True
         self._closed.set()
-        self.poke()
+        self.wake()
 
-    def admit(self, run: str, client: str) -> None:
-        """Remember that this participant has declared in the run: a declaration is never taken back."""
-        self._admitted.add((run, client))
+    def remember_declared(self, run: str, client: str) -> None:
+        """Remember that this participant has declared a rank in the run: a declaration is never taken back."""
+        self._declared.add((run, client))
 
-    def admitted(self, run: str, client: str) -> bool:
+    def is_declared(self, run: str, client: str) -> bool:
         """Whether this participant is known to have declared in a run that is not known to be over."""
-        view = self._views.get(run)
-        return view is not None and not view.over and (run, client) in self._admitted
+        snapshot = self._snapshots.get(run)
+        return snapshot is not None and not snapshot.over and (run, client) in self._declared
 
-    async def work(self, run: str, client: str, seconds: float, gone: asyncio.Future[None], seen: int = -1) -> bool:
-        """Wait until this participant may have work, its keys or the run are over: True.
+    async def wait_for_work(
+        self, run: str, client: str, seconds: float, gone: asyncio.Future[None], seen: int = -1
+    ) -> bool:
+        """Wait until this participant may have work, a key of it was revoked, or the run is over: True.
 
-        False after `seconds` without any of it, or when it is `gone`. `seen` is the run's version that the caller has looked
-        at: what the lobby knows of it or before is no news.
+        False after `seconds` without any of it, or when `gone` is done (its connection was closed). `seen` is the run's version
+        that the caller has read already: a snapshot of that version or an older one ends no wait.
         """
         self._arrive(run, client)
-        view = self._views.get(run)
-        if view is not None and view.version > seen:
-            if view.over or client in view.with_work:
+        snapshot = self._snapshots.get(run)
+        if snapshot is not None and snapshot.version > seen:
+            if snapshot.over or client in snapshot.clients_with_work:
                 return True
-        elif view is not None:
-            view.with_work.discard(client)
-        agents = self._agents[run]
+        elif snapshot is not None:
+            snapshot.clients_with_work.discard(client)
+        waiters = self._work_waiters[run]
         try:
-            return await _wait(agents[client], seconds, gone)
+            return await _wait(waiters[client], seconds, gone)
         finally:
-            if not agents[client]:
-                del agents[client]
+            if not waiters[client]:
+                del waiters[client]
 
     def _arrive(self, run: str, client: str) -> None:
-        self._arrived[run].add(client)
-        if client not in self._recent[run]:
-            self._newcomers.add(run)
-            self.poke()
+        self._arrivals[run].add(client)
+        if client not in self._recently_seen[run]:
+            self._runs_with_newcomers.add(run)
+            self.wake()
 
-    async def change(self, run: str, version: int, seconds: float) -> None:
+    async def wait_for_change(self, run: str, version: int, seconds: float) -> None:
         """Return when the run has changed since `version`, at the latest after `seconds`."""
-        view = self._views.get(run)
-        if view is None or view.version <= version:
-            await _wait(self._watchers[run], seconds)
+        snapshot = self._snapshots.get(run)
+        if snapshot is None or snapshot.version <= version:
+            await _wait(self._run_waiters[run], seconds)
 
-    async def keep(self) -> None:
-        """Look after the lobby until it is closed. A database that fails is tried again; nobody is lost meanwhile."""
-        clock, own = asyncio.get_running_loop().time, CapacityLimiter(1)  # a thread that busy requests do not take
+    async def run(self) -> None:
+        """Poll until `close`. A database that fails is tried again; waiting requests stay parked meanwhile."""
+        clock, thread = asyncio.get_running_loop().time, CapacityLimiter(1)  # a thread that busy requests do not take
         while not self._closing:
-            await self._until_poked()
+            await self._wait_until_woken()
             started = clock()
             try:
-                self._tell(await to_thread.run_sync(self._lookout.look, self._task(), limiter=own))
+                self._publish(await to_thread.run_sync(self._poller.poll, self._next_request(), limiter=thread))
             except SQLAlchemyError as error:
-                log.error("the database does not answer, trying again in %g s: %s", RETRY, error)
+                log.error("the database does not answer, trying again in %g s: %s", RETRY_AFTER_S, error)
                 self._presence_due = 0.0  # what was to be written may not have been
-                await self._rest(RETRY)
+                await self._sleep(RETRY_AFTER_S)
                 continue
             except Exception:
-                log.exception("the lobby failed; it goes on")
-            await self._rest(min(max(PAUSE, SHARE * (clock() - started)), LONGEST))
+                log.exception("the waiting room failed; it goes on")
+            await self._sleep(min(max(MIN_PAUSE_S, PAUSE_FACTOR * (clock() - started)), MAX_PAUSE_S))
 
-    async def _rest(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         if not self._closing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._closed.wait()
 
-    async def _until_poked(self) -> None:
+    async def _wait_until_woken(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(TICK):
-                await self._poked.wait()
-        self._poked.clear()
+            async with asyncio.timeout(POLL_EVERY_S):
+                await self._wake_event.wait()
+        self._wake_event.clear()
 
-    def _task(self) -> Task:
-        """Whose presence to write now: arrivals at once, everyone who waits every few seconds."""
-        seen, self._arrived = self._arrived, defaultdict(set)
-        newcomers, self._newcomers = frozenset(self._newcomers), set()
+    def _next_request(self) -> PollRequest:
+        """The next poll's input; presence is written of arrivals at once, of everyone who waits every few seconds."""
+        seen, self._arrivals = self._arrivals, defaultdict(set)
+        newcomers, self._runs_with_newcomers = frozenset(self._runs_with_newcomers), set()
         now = asyncio.get_running_loop().time()
         if now >= self._presence_due:
             self._presence_due = now + self._presence_every
-            for run, agents in self._agents.items():
-                seen[run].update(agents)
-            self._recent.clear()
+            for run, waiters in self._work_waiters.items():
+                seen[run].update(waiters)
+            self._recently_seen.clear()
         for run, clients in seen.items():
-            self._recent[run] |= clients
-        return Task({run: tuple(clients) for run, clients in seen.items() if clients}, newcomers, self.keyring.ids())
+            self._recently_seen[run] |= clients
+        return PollRequest(
+            {run: tuple(clients) for run, clients in seen.items() if clients}, newcomers, self.key_cache.ids()
+        )
 
-    def _tell(self, news: News) -> None:
-        self._views.update(news.views)
-        for name, view in news.views.items():
-            _wake(self._watchers[name])
-            agents = self._agents[name]
-            for client in list(agents) if view.over else view.with_work & agents.keys():
-                _wake(agents[client])
-        if news.good_keys is not None:
-            ended = self.keyring.drop(news.good_keys)
-            for agents in self._agents.values():
-                for client in ended & agents.keys():
-                    _wake(agents[client])
+    def _publish(self, result: PollResult) -> None:
+        """Take over what a poll read, and resolve the waiters that it concerns."""
+        self._snapshots.update(result.snapshots)
+        for name, snapshot in result.snapshots.items():
+            _resolve_all(self._run_waiters[name])
+            waiters = self._work_waiters[name]
+            for client in list(waiters) if snapshot.over else snapshot.clients_with_work & waiters.keys():
+                _resolve_all(waiters[client])
+        if result.valid_keys is not None:
+            revoked = self.key_cache.keep_only(result.valid_keys)
+            for waiters in self._work_waiters.values():
+                for client in revoked & waiters.keys():
+                    _resolve_all(waiters[client])
 
 
-def _wake(waiting: set[Waiting]) -> None:
-    for future in waiting:
+def _resolve_all(waiters: set[Waiter]) -> None:
+    for future in waiters:
         _resolve(future, True)
 
 
-def _resolve(future: Waiting, outcome: bool) -> None:
+def _resolve(future: Waiter, outcome: bool) -> None:
     if not future.done():
         future.set_result(outcome)
 
 
-async def _wait(waiting: set[Waiting], seconds: float, gone: asyncio.Future[None] | None = None) -> bool:
+async def _wait(waiters: set[Waiter], seconds: float, gone: asyncio.Future[None] | None = None) -> bool:
     loop = asyncio.get_running_loop()
-    future: Waiting = loop.create_future()
-    waiting.add(future)
+    future: Waiter = loop.create_future()
+    waiters.add(future)
     timer = loop.call_later(seconds, _resolve, future, False)
     if gone is not None:
         gone.add_done_callback(lambda _: _resolve(future, False))
@@ -183,4 +186,4 @@ async def _wait(waiting: set[Waiting], seconds: float, gone: asyncio.Future[None
         return await future
     finally:
         timer.cancel()
-        waiting.discard(future)
+        waiters.discard(future)

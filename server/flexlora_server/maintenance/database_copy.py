@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, MetaData, create_engine, inspect, text
 
-from flexlora_server.database.queries.blobs import named
+from flexlora_server.database.queries.blobs import referenced_blobs
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 
@@ -30,7 +30,7 @@ def copy_out(store: Store, folder: Path) -> frozenset[str]:
     copied = Store(store.url.set(database=str(target)))
     try:
         with copied.reading() as tx:
-            return named(tx)
+            return referenced_blobs(tx)
     finally:
         copied.close()
         with closing(sqlite3.connect(target)) as copy:
@@ -41,7 +41,7 @@ def _dump(store: Store, target: Path) -> frozenset[str]:
     with store.reading() as tx:  # one snapshot for the dump and for the blobs it names
         snapshot = tx.session.scalar(text("SELECT pg_export_snapshot()"))
         _run("pg_dump", store.url, "--format=custom", f"--snapshot={snapshot}", f"--file={target}")
-        return named(tx)
+        return referenced_blobs(tx)
 
 
 def copy_in(url: URL, folder: Path) -> None:

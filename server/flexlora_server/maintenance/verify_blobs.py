@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flexlora_server.database.queries.blobs import named
+from flexlora_server.database.queries.blobs import referenced_blobs
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from flexlora_server.settings import Settings
@@ -21,7 +21,7 @@ def check_blobs(store: Store, blobs: BlobStore) -> None:
         StartupError: blobs are missing, or the storage cannot be read.
     """
     with store.reading() as tx:
-        digests = named(tx)
+        digests = referenced_blobs(tx)
     try:
         missing = blobs.missing(digests)
     except OSError as error:
@@ -48,7 +48,7 @@ def check_each_blob(store: Store, settings: Settings) -> Iterator[tuple[str, str
     """Hash every blob that the database names, in the storage itself: yields its digest and its fault, None where it has none."""
     with uncached_blobs(settings) as blobs:
         with store.reading() as tx:
-            digests = named(tx)
+            digests = referenced_blobs(tx)
         for sha256 in sorted(digests):
             yield sha256, _fault(blobs, sha256)
 

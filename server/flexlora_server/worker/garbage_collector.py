@@ -6,8 +6,8 @@ written before the row that names it: it has a day for that, by the storage's ow
 
 import time
 
-from flexlora_server.database.queries import blobs as blob_queries
 from flexlora_server.database.queries import uploads
+from flexlora_server.database.queries.blobs import protected_blobs
 from flexlora_server.database.transactions import Store
 from flexlora_server.storage import BlobStore
 
@@ -63,7 +63,7 @@ def collect_blobs(store: Store, blobs: BlobStore, *, min_blob_age: float = ABAND
     old = blobs.older_than(min_blob_age)
     if old:
         with store.reading() as tx:
-            claimed = blob_queries.claimed(tx)
+            claimed = protected_blobs(tx)
         for entry in old:
             if entry.name not in claimed:
                 blobs.delete_if_unchanged(entry)

@@ -32,11 +32,11 @@ def read_job(tx: Tx, lease: Lease, settings: Settings) -> Job:
     """The job of a leased round; round 0 has no inputs."""
     spec = runs.spec_of(runs.get(tx, lease.run))
     work = _work(tx, lease, spec, settings) if lease.number > 0 else None
-    return Job(lease, spec, work, adapters.wanted_slices(tx, lease.run, spec.largest_rank))
+    return Job(lease, spec, work, adapters.expected_slices(tx, lease.run, spec.largest_rank))
 
 
 def _work(tx: Tx, lease: Lease, spec: RunSpec, settings: Settings) -> RoundWork:
-    frozen = inputs.counting(tx, tx.session.get_one(Round, lease.round_id))
+    frozen = inputs.list_counted(tx, tx.session.get_one(Round, lease.round_id))
     return RoundWork(
         spec=spec,
         inputs=with_weights([_input(tx, lease, row) for row in frozen]),
@@ -48,7 +48,7 @@ def _work(tx: Tx, lease: Lease, spec: RunSpec, settings: Settings) -> RoundWork:
     )
 
 
-def _input(tx: Tx, lease: Lease, row: inputs.Frozen) -> InputUpdate:
+def _input(tx: Tx, lease: Lease, row: inputs.FrozenInput) -> InputUpdate:
     return InputUpdate(
         path=Path(row.upload.sha256),
         announced=UploadCreate.model_validate(row.upload.announced),
@@ -60,4 +60,4 @@ def _input(tx: Tx, lease: Lease, row: inputs.Frozen) -> InputUpdate:
 
 
 def _published(tx: Tx, run: str, number: int) -> Path:
-    return Path(adapters.published(tx, run, number).sha256)
+    return Path(adapters.get_published(tx, run, number).sha256)

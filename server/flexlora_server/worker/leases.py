@@ -46,7 +46,9 @@ def take(tx: Tx, seconds: float, holder: str) -> Lease | None:
     run = runs.lock(tx, first.run)  # before the round's row, as everybody else does; one run a transaction
     round_ = tx.session.scalar(_select_waiting(free, first.id))
     if round_ is not None and round_.lease_holder is not None:
-        transitions.failed(tx, run, round_, f"worker {round_.lease_holder} died or was cut off while it aggregated")
+        transitions.record_failure(
+            tx, run, round_, f"worker {round_.lease_holder} died or was cut off while it aggregated"
+        )
     if round_ is None or round_.state != "AGGREGATING":  # another worker was first, or it failed too often
         return None
     return _lease(tx, round_, seconds, holder)

@@ -38,9 +38,9 @@ def publish(tx: Tx, lease: Lease, result: AggregationResult) -> None:
     run = runs.lock(tx, lease.run)
     leases.renew(tx, lease, 0)  # the fencing token, compared in the transaction that publishes
     round_ = tx.session.get_one(Round, lease.round_id, populate_existing=True)
-    adapters.publish(tx, lease.run, lease.number, result.adapter)
+    adapters.save_published(tx, lease.run, lease.number, result.adapter)
     for rank, pattern, blob in result.slices:
-        adapters.keep_cut(tx, lease.run, lease.number, rank, pattern, blob)
+        adapters.save_slice(tx, lease.run, lease.number, rank, pattern, blob)
     energy = [kept.model_dump(mode="json") for kept in energy_over_modules(result.modules)]
     modules = [module.model_dump(mode="json") for module in result.modules]
     updates = None if result.updates is None else result.updates.model_dump(mode="json")
@@ -49,4 +49,4 @@ def publish(tx: Tx, lease: Lease, result: AggregationResult) -> None:
         RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates, summary=summary)
     )
     round_.aggregation_seconds = result.seconds
-    transitions.published(tx, run, round_)
+    transitions.record_publication(tx, run, round_)

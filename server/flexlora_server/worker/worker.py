@@ -132,4 +132,4 @@ class Worker:
             run = runs.lock(tx, job.lease.run)
             leases.renew(tx, job.lease, 0)  # the token is compared: a worker that lost its lease reports nothing
             round_ = tx.session.get_one(Round, job.lease.round_id, populate_existing=True)
-            transitions.failed(tx, run, round_, f"{reason}{explanation}"[:MAX_REASON_CHARS])
+            transitions.record_failure(tx, run, round_, f"{reason}{explanation}"[:MAX_REASON_CHARS])

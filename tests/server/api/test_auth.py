@@ -1,4 +1,4 @@
-"""Keys: which scheme opens what, and a key file that is whole or not there."""
+"""Authentication: which key opens which route, and a key file that is complete or absent."""
 
 import base64
 import threading
@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from flexlora_server.api import auth
-from flexlora_server.api import services as coordinators
+from flexlora_server.api import auth, services
 from flexlora_server.api.auth import operator_key
-from flexlora_server.api.services import FEW, SOME
+from flexlora_server.api.services import LOOKUP_THREADS, POLL_LOOKUP_THREADS
 from flexlora_server.database.schema import ApiKey
 from flexlora_server.errors import StartupError
-from flexlora_server.long_polling.key_cache import Keyring, Known
-from flexlora_server.long_polling.waiting_room import Lobby
+from flexlora_server.long_polling.key_cache import CachedKey, KeyCache
+from flexlora_server.long_polling.waiting_room import WaitingRoom
 from flexlora_server.settings import Settings
 from tests.support.databases import ON_SQLITE
 from tests.support.kit import OPERATOR_KEY, Api, Served
@@ -52,58 +51,60 @@ def test_a_new_key_ends_the_old_one_when_it_is_used(coordinator: Served) -> None
 
 
 def test_a_key_that_ended_while_it_was_asked_about_is_not_known() -> None:
-    keyring = Keyring()
-    state = keyring.state
-    assert keyring.drop(frozenset()) == set()  # a key has ended since
-    keyring.add("secret", Known("key", "client"), state)
-    assert keyring.find("secret") is None
+    key_cache = KeyCache()
+    state = key_cache.state
+    assert key_cache.keep_only(frozenset()) == set()  # a key has ended since
+    key_cache.add("secret", CachedKey("key", "client"), state)
+    assert key_cache.find("secret") is None
 
 
 def test_only_good_keys_stay_known() -> None:
-    keyring = Keyring()
+    key_cache = KeyCache()
     for name in ("first", "second"):
-        keyring.add(f"secret of {name}", Known(f"key of {name}", name), keyring.state)
-    assert keyring.ids() == {"key of first", "key of second"}
-    assert keyring.drop({"key of first"}) == {"second"}
-    assert keyring.find("secret of first") == "first"
-    assert keyring.find("secret of second") is None
-    assert keyring.ids() == {"key of first"}
+        key_cache.add(f"secret of {name}", CachedKey(f"key of {name}", name), key_cache.state)
+    assert key_cache.ids() == {"key of first", "key of second"}
+    assert key_cache.keep_only({"key of first"}) == {"second"}
+    assert key_cache.find("secret of first") == "first"
+    assert key_cache.find("secret of second") is None
+    assert key_cache.ids() == {"key of first"}
 
 
 def test_a_known_key_opens_nothing_once_it_is_revoked(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even before the lobby has looked: the database is asked before anything is given."""
+    """Even before the waiting room has polled: the database is asked before anything is given out."""
     participant, _, _ = coordinator.working()
-    monkeypatch.setattr(Lobby, "_tell", lambda self, news: None)
+    monkeypatch.setattr(WaitingRoom, "_publish", lambda self, result: None)
     coordinator.operator.expect(204, "DELETE", f"/v1/clients/{participant.client_id}")
     for wait in (0, 30):
         participant.problem("unauthenticated", "GET", "/v1/runs/run/task", params={"wait": wait})
 
 
-@pytest.mark.parametrize(("path", "threads"), [("/v1/runs", FEW), ("/v1/runs/run/task", SOME)])
+@pytest.mark.parametrize(
+    ("path", "threads"), [("/v1/runs", LOOKUP_THREADS), ("/v1/runs/run/task", POLL_LOOKUP_THREADS)]
+)
 def test_who_queues_behind_a_database_that_hangs_is_told_so(
     path: str, threads: int, coordinator: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coordinator.run()
-    participant, asked, answered = coordinator.enroll(), threading.Semaphore(0), threading.Event()
+    participant, lookups, released = coordinator.enroll(), threading.Semaphore(0), threading.Event()
     participant.declare("run", 8)
-    look_up = auth._look_up
+    look_up = auth._find_key
 
-    def hanging(*given: Any) -> ApiKey:
-        asked.release()
-        answered.wait()
-        return look_up(*given)
+    def hanging(*args: Any) -> ApiKey:
+        lookups.release()
+        released.wait()
+        return look_up(*args)
 
     with ThreadPoolExecutor(threads) as others, monkeypatch.context() as patch:
-        patch.setattr(auth, "_look_up", hanging)
+        patch.setattr(auth, "_find_key", hanging)
         before = [others.submit(participant.call, "GET", path) for _ in range(threads)]
         try:
             for _ in before:
-                assert asked.acquire(timeout=60)
+                assert lookups.acquire(timeout=60)
             with monkeypatch.context() as hasty:
-                hasty.setattr(coordinators, "PATIENCE", 0.01)
+                hasty.setattr(services, "MAX_THREAD_WAIT_S", 0.01)
                 refused = participant.call("GET", path)
         finally:
-            answered.set()
+            released.set()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["code"] == "unavailable"
         assert {done.result().status_code for done in before} <= {200, 204}
@@ -117,22 +118,22 @@ def test_new_keys_that_wait_for_their_turn_to_write_hold_up_no_other(
     """Their first use ends the client's other keys."""
     known, writing = coordinator.enroll(), threading.Semaphore(0)
     known.expect(200, "GET", "/v1/runs")
-    new = [coordinator.enroll(f"new-{number}") for number in range(FEW)]
-    first_use = auth._first_use
+    new = [coordinator.enroll(f"new-{number}") for number in range(LOOKUP_THREADS)]
+    first_use = auth._mark_first_use
 
-    def told(*given: Any) -> None:
+    def mark_first_use(*args: Any) -> None:
         writing.release()
-        first_use(*given)
+        first_use(*args)
 
-    monkeypatch.setattr(auth, "_first_use", told)
-    with ThreadPoolExecutor(FEW) as others:
+    monkeypatch.setattr(auth, "_mark_first_use", mark_first_use)
+    with ThreadPoolExecutor(LOOKUP_THREADS) as others:
         with coordinator.store.transaction():
-            waiting = [others.submit(one.call, "GET", "/v1/runs") for one in new]
+            waiting = [others.submit(participant.call, "GET", "/v1/runs") for participant in new]
             for _ in waiting:
                 assert writing.acquire(timeout=60)
             known.expect(200, "GET", "/v1/runs")
             assert not any(done.done() for done in waiting)
-        assert [done.result().status_code for done in waiting] == [200] * FEW
+        assert [done.result().status_code for done in waiting] == [200] * LOOKUP_THREADS
 
 
 def test_the_operators_key_is_generated_once(tmp_path: Path) -> None:

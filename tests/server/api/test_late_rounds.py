@@ -1,4 +1,4 @@
-"""Late work is not lost work: updates after the deadline, in grace, by over-selected participants, of abandoned attempts."""
+"""Late updates: after the deadline, in grace, of over-selected participants, of abandoned attempts."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ def two(coordinator: Served, **changes: Any) -> tuple[list[Participant], list[di
     """A run of two participants in its first round, their tasks, and an update of each."""
     run = coordinator.run(**{"min_clients": 2, "rounds": 3} | changes)
     pair = [coordinator.enroll(name) for name in ("quick", "slow")]
-    for one in pair:
-        one.declare("run", 4)
-    tasks = [one.task("run") for one in pair]
+    for participant in pair:
+        participant.declare("run", 4)
+    tasks = [participant.task("run") for participant in pair]
     return pair, tasks, [encode(tensors(run, 4, seed=seed)) for seed in (1, 2)]
 
 
@@ -32,7 +32,7 @@ def work_until_published(coordinator: Served, number: int) -> None:
 
 
 def inputs(coordinator: Served, number: int) -> list[tuple[str, int]]:
-    return [(one["upload_id"], one["staleness"]) for one in coordinator.round("run", number)["inputs"]]
+    return [(item["upload_id"], item["staleness"]) for item in coordinator.round("run", number)["inputs"]]
 
 
 def product(data: bytes, module: str = "layers.0.q_proj") -> np.ndarray[Any, Any]:
@@ -173,14 +173,15 @@ def test_in_grace_the_same_announcement_finds_its_upload_and_the_task_is_still_g
 
 def test_only_who_was_drawn_for_this_attempt_is_given_its_task(coordinator: Served) -> None:
     coordinator.run(clients_per_round=1, min_updates=1)
-    several = {one.client_id: one for one in (coordinator.enroll(str(n)) for n in range(4))}
+    participants = {participant.client_id: participant for participant in (coordinator.enroll(str(n)) for n in range(4))}
     for attempt in range(1, 4):
-        for one in several.values():
-            one.declare("run", 2)
+        for participant in participants.values():
+            participant.declare("run", 2)
         while coordinator.round("run", 1)["summary"]["state"] != "COLLECTING":
             pass
-        given = [one for one in several.values() if one.call("GET", "/v1/runs/run/task").status_code == 200]
-        assert [one.client_id for one in given] == [p["client_id"] for p in coordinator.round("run", 1)["participants"]]
+        answers = {name: each.call("GET", "/v1/runs/run/task").status_code for name, each in participants.items()}
+        assigned = [participant["client_id"] for participant in coordinator.round("run", 1)["participants"]]
+        assert [name for name, status in answers.items() if status == 200] == assigned
         coordinator.clock.advance(100)
         while coordinator.round("run", 1)["summary"]["attempt"] == attempt:
             pass

@@ -86,8 +86,8 @@ def trained(person: Person, seed: int) -> Tensors:
 
 
 def send(member: Participant, person: Person, task: dict[str, Any], tensors: Tensors) -> None:
-    told = {"alpha": person.alpha, "use_rslora": person.rslora, "examples": person.examples}
-    member.upload(task, save(tensors), **told)
+    fields = {"alpha": person.alpha, "use_rslora": person.rslora, "examples": person.examples}
+    member.upload(task, save(tensors), **fields)
 
 
 def product(tensors: Tensors, module: str, scaling: float) -> Matrix:
@@ -98,17 +98,17 @@ def product(tensors: Tensors, module: str, scaling: float) -> Matrix:
 
 def served(coordinator: Served, number: int, rank: int, pattern: str = "{}") -> dict[str, Matrix]:
     """Each module's product of a slice, scaled as its own adapter_config.json says; and the extra tensors."""
-    asked = {"rank": rank, "pattern": pattern}
+    query = {"rank": rank, "pattern": pattern}
     path = f"/v1/runs/run/rounds/{number}"
-    tensors = load(coordinator.operator.call("GET", f"{path}/adapter", params=asked).content)
-    config = coordinator.operator.expect(200, "GET", f"{path}/adapter-config", params=asked)
-    found = {}
+    tensors = load(coordinator.operator.call("GET", f"{path}/adapter", params=query).content)
+    config = coordinator.operator.expect(200, "GET", f"{path}/adapter-config", params=query)
+    products = {}
     for module in MODULES:
         own = next((r for key, r in config["rank_pattern"].items() if module.endswith(key)), config["r"])
         alpha = next((a for key, a in config["alpha_pattern"].items() if module.endswith(key)), config["lora_alpha"])
         assert tensors[f"{PREFIX}{module}.lora_A.weight"].shape[0] == own
-        found[module] = product(tensors, module, alpha / math.sqrt(own) if config["use_rslora"] else alpha / own)
-    return found | {name: oracle.to_numpy(tensors[PREFIX + name]) for name in ("head.weight", "head.bias")}
+        products[module] = product(tensors, module, alpha / math.sqrt(own) if config["use_rslora"] else alpha / own)
+    return products | {name: oracle.to_numpy(tensors[PREFIX + name]) for name in ("head.weight", "head.bias")}
 
 
 def weights(people: list[Person]) -> list[float]:
@@ -250,15 +250,15 @@ def three_rounds(coordinator: Served, name: str, strategy: str, people: list[Per
     members = [coordinator.enroll() for _ in people]
     for member, person in zip(members, people, strict=True):
         member.declare(name, person.rank, person.examples)
-    found = []
+    products = []
     for number in range(1, 4):
         for index, (member, person) in enumerate(zip(members, people, strict=True)):
             send(member, person, member.task(name), trained(person, 10 * number + index))
         assert coordinator.work() == 1
         path = f"/v1/runs/{name}/rounds/{number}/adapter?rank=5"
         tensors = load(coordinator.operator.call("GET", path).content)
-        found.append({module: product(tensors, module, 7.0 / 5) for module in MODULES})
-    return found
+        products.append({module: product(tensors, module, 7.0 / 5) for module in MODULES})
+    return products
 
 
 @ON_SQLITE
@@ -276,7 +276,7 @@ def test_the_residual_strategy_follows_its_formula(coordinator: Served) -> None:
     worst = 0.0
     for module in MODULES:
         W = D_old[module] + average(sent, PEOPLE, module)
-        W = W - sum(w * one[module] for one, w in zip(slices, weights(PEOPLE), strict=True))
+        W = W - sum(w * served_products[module] for served_products, w in zip(slices, weights(PEOPLE), strict=True))
         for rank in RUN["ranks"]:
             got = served(coordinator, 2, rank)[module]
             worst = max(worst, oracle.relative_error(got, oracle.truncated(W, rank)))
@@ -292,7 +292,7 @@ def test_fedavg_is_the_plain_average_of_the_factors(coordinator: Served) -> None
     tensors = load(coordinator.operator.call("GET", "/v1/runs/run/rounds/1/adapter?rank=8").content)
     worst = 0.0
     for key, tensor in tensors.items():
-        plain = sum(w * oracle.to_numpy(one[key]) for one, w in zip(sent, weights(people), strict=True))
+        plain = sum(w * oracle.to_numpy(uploaded[key]) for uploaded, w in zip(sent, weights(people), strict=True))
         worst = max(worst, oracle.relative_error(oracle.to_numpy(tensor), np.asarray(plain)))
     print(f"\nfedavg: worst relative error of a factor {worst:.2e}")
     assert worst < PROMISED

@@ -45,17 +45,17 @@ def application(tmp_path: Path) -> Iterator[FastAPI]:
 
 
 def routes(application: FastAPI) -> dict[tuple[str, str], APIRoute]:
-    found: dict[tuple[str, str], APIRoute] = {}
+    routes: dict[tuple[str, str], APIRoute] = {}
 
     def collect(owner: Any) -> None:
         for route in owner.routes:
             if isinstance(route, APIRoute):
-                found.update({(method, route.path): route for method in route.methods or ()})
+                routes.update({(method, route.path): route for method in route.methods or ()})
             elif hasattr(route, "original_router"):
                 collect(route.original_router)
 
     collect(application)
-    return found
+    return routes
 
 
 def documented() -> dict[tuple[str, str], list[str]]:
@@ -69,22 +69,22 @@ def test_every_route_is_documented_and_no_other(application: FastAPI) -> None:
 
 def test_the_documented_status_is_the_routes(application: FastAPI) -> None:
     for call, route in routes(application).items():
-        told = re.match(r"\d{3}", documented()[call][3])
-        assert int(told.group() if told else 200) == (route.status_code or 200), call
+        match = re.match(r"\d{3}", documented()[call][3])
+        assert int(match.group() if match else 200) == (route.status_code or 200), call
 
 
 def test_the_documented_messages_are_the_routes(application: FastAPI) -> None:
     """`Request` -> `Answer` of a row are the models of the route's body and response in OpenAPI."""
     paths = application.openapi()["paths"]
     for (method, path), row in documented().items():
-        told = re.search(r"`(\w+)` -> `(\w+)`", row[3])
-        if told is None:
+        match = re.search(r"`(\w+)` -> `(\w+)`", row[3])
+        if match is None:
             continue
         operation = paths[path][method.lower()]
         body = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         answers = [answer for status, answer in operation["responses"].items() if status.startswith("2")]
         answer = answers[0]["content"]["application/json"]["schema"]["$ref"]
-        assert (body.rpartition("/")[2], answer.rpartition("/")[2]) == told.groups(), (method, path)
+        assert (body.rpartition("/")[2], answer.rpartition("/")[2]) == match.groups(), (method, path)
 
 
 def test_the_problem_table_is_the_codes() -> None:
@@ -97,10 +97,10 @@ def test_the_problem_table_is_the_codes() -> None:
 
 def test_the_strategy_table_is_the_built_in_strategies() -> None:
     rows = table("operating.md", "| strategy | what it does | ranks | alphas | source |")
-    told = {row[0].strip("`"): row[2] for row in rows}
+    documented_ranks = {row[0].strip("`"): row[2] for row in rows}
     rules = map(strategy, strategies())
-    assert told.keys() == {rule.name for rule in rules if rule.module.startswith("flexlora_server.")}
-    for name, ranks in told.items():
+    assert documented_ranks.keys() == {rule.name for rule in rules if rule.module.startswith("flexlora_server.")}
+    for name, ranks in documented_ranks.items():
         with pytest.raises(UnsupportedRun) if ranks == "one" else nullcontext():
             strategy(name).check([2, 4])
 

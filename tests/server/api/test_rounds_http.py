@@ -12,11 +12,11 @@ from flexlora_server.database.transactions import Store
 from tests.support.kit import Clock, Participant, Served, encode, part, served, spec, tensors
 
 
-def joined(coordinator: Served, count: int, rank: int = 2, **told: Any) -> list[Participant]:
+def joined(coordinator: Served, count: int, rank: int = 2, **declaration: Any) -> list[Participant]:
     """This many participants that have declared."""
     made = [coordinator.enroll(f"p{n}") for n in range(count)]
     for participant in made:
-        participant.declare("run", rank, **told)
+        participant.declare("run", rank, **declaration)
     return made
 
 
@@ -84,8 +84,8 @@ def test_a_sample_of_clients_per_round(coordinator: Served) -> None:
     chosen = {participant["client_id"] for participant in detail["participants"]}
     assert chosen == {p.client_id for p, status in zip(participants, statuses, strict=True) if status == 200}
     outsider = participants[statuses.index(204)]
-    told = {"rank": 2, "alpha": 4.0, "examples": 1, "size": 1000, "sha256": "0" * 64}
-    outsider.problem("not-assigned", "POST", "/v1/runs/run/rounds/1/uploads", json=told)
+    announcement = {"rank": 2, "alpha": 4.0, "examples": 1, "size": 1000, "sha256": "0" * 64}
+    outsider.problem("not-assigned", "POST", "/v1/runs/run/rounds/1/uploads", json=announcement)
 
 
 def test_gathering_ends_with_fewer_after_its_time(coordinator: Served) -> None:
@@ -151,8 +151,8 @@ def test_a_rank_changes_between_rounds(coordinator: Served) -> None:
     task = participant.task("run")
     participant.declare("run", 8, pattern={"up_proj": 4})  # holds from the next round on
     assert participant.task("run") == task
-    told = {"rank": 8, "alpha": 4.0, "examples": 1, "size": 9000, "sha256": "0" * 64}
-    participant.problem("rank-mismatch", "POST", "/v1/runs/run/rounds/1/uploads", json=told)
+    announcement = {"rank": 8, "alpha": 4.0, "examples": 1, "size": 9000, "sha256": "0" * 64}
+    participant.problem("rank-mismatch", "POST", "/v1/runs/run/rounds/1/uploads", json=announcement)
     participant.upload(task, update(coordinator, task))
     coordinator.work()
     task = participant.task("run")
@@ -194,9 +194,9 @@ def test_what_the_operator_may_do(coordinator: Served, state: str) -> None:
         if status == 409:
             body = coordinator.operator.problem("run-state", "POST", f"/v1/runs/{name}/{action}")
             assert body["context"] == {"state": state}
-        told = coordinator.operator.expect(200, "GET", f"/v1/runs/{name}")["status"]
-        assert (told["state"] == state) == (status == 409)
-        assert told["waiting_for"].endswith(".")
+        run_status = coordinator.operator.expect(200, "GET", f"/v1/runs/{name}")["status"]
+        assert (run_status["state"] == state) == (status == 409)
+        assert run_status["waiting_for"].endswith(".")
 
 
 def in_state(coordinator: Served, name: str, state: str) -> None:
@@ -251,23 +251,23 @@ def test_a_run_cancelled_while_it_aggregates_publishes_nothing(coordinator: Serv
 
 def test_evaluations_are_weighted_and_the_latest_counts(coordinator: Served) -> None:
     coordinator.run()
-    one, two = joined(coordinator, 2)
+    first, second = joined(coordinator, 2)
     path = "/v1/runs/run/rounds/0/evaluations"
-    for participant, examples, loss in ((one, 10, 9.0), (one, 10, 1.0), (two, 30, 2.0)):
-        told = {"rank": 2, "examples": examples, "metrics": {"loss": loss}}
-        participant.expect(204, "POST", path, json=told)
-    two.expect(204, "POST", path, json={"rank": 8, "examples": 2**48, "metrics": {"loss": 1e100}})
-    one.expect(204, "POST", path, json={"rank": 8, "examples": 2**48, "metrics": {"loss": -1e100, "f1": 0.5}})
-    found = {
+    for participant, examples, loss in ((first, 10, 9.0), (first, 10, 1.0), (second, 30, 2.0)):
+        evaluation = {"rank": 2, "examples": examples, "metrics": {"loss": loss}}
+        participant.expect(204, "POST", path, json=evaluation)
+    second.expect(204, "POST", path, json={"rank": 8, "examples": 2**48, "metrics": {"loss": 1e100}})
+    first.expect(204, "POST", path, json={"rank": 8, "examples": 2**48, "metrics": {"loss": -1e100, "f1": 0.5}})
+    values = {
         (e["metric"], e["rank"]): (e["value"], e["participants"])
         for e in coordinator.round("run", 0)["summary"]["evaluations"]
     }
-    assert found == {("loss", 2): (1.75, 2), ("loss", 8): (0.0, 2), ("f1", 8): (0.5, 1)}
+    assert values == {("loss", 2): (1.75, 2), ("loss", 8): (0.0, 2), ("f1", 8): (0.5, 1)}
     stranger = coordinator.enroll("stranger")
     body = {"rank": 2, "examples": 1, "metrics": {"loss": 1.0}}
     stranger.problem("not-declared", "POST", path, json=body)
-    one.problem("rank-not-allowed", "POST", path, json=body | {"rank": 3})
-    one.problem("adapter-not-published", "POST", "/v1/runs/run/rounds/1/evaluations", json=body)
+    first.problem("rank-not-allowed", "POST", path, json=body | {"rank": 3})
+    first.problem("adapter-not-published", "POST", "/v1/runs/run/rounds/1/evaluations", json=body)
 
 
 def test_events_arrive_as_they_happen_and_resume(coordinator: Served) -> None:

@@ -45,10 +45,12 @@ def key(module: str, factor: str) -> str:
 
 def check_extra(coordinator: Served, sent: list[Tensors], people: list[Person], number: int = 1) -> None:
     """Extra tensors are plain weighted averages, whatever the strategy."""
-    found = served(coordinator, number, max(person.rank for person in people))
+    served_slice = served(coordinator, number, max(person.rank for person in people))
     for name in ("head.weight", "head.bias"):
-        plain = sum(w * oracle.to_numpy(one[PREFIX + name]) for one, w in zip(sent, weights(people), strict=True))
-        assert oracle.relative_error(found[name], np.asarray(plain)) < PROMISED
+        plain = sum(
+            w * oracle.to_numpy(uploaded[PREFIX + name]) for uploaded, w in zip(sent, weights(people), strict=True)
+        )
+        assert oracle.relative_error(served_slice[name], np.asarray(plain)) < PROMISED
 
 
 def padded(sent: list[Tensors], module: str, r_max: int) -> tuple[Matrix, Matrix, int]:
@@ -56,13 +58,13 @@ def padded(sent: list[Tensors], module: str, r_max: int) -> tuple[Matrix, Matrix
     d, k = MODULES[module]
     A, B = np.zeros((r_max, k)), np.zeros((d, r_max))
     scalings = [person.scaling_of(module) for person in PEOPLE]
-    products = [product(one, module, scaling) for one, scaling in zip(sent, scalings, strict=True)]
+    products = [product(uploaded, module, scaling) for uploaded, scaling in zip(sent, scalings, strict=True)]
     sizes = np.array([w * np.linalg.norm(W) for w, W in zip(weights(PEOPLE), products, strict=True)])
-    for one, scaling, q in zip(sent, scalings, sizes / sizes.sum(), strict=True):
-        rank = one[key(module, "A")].shape[0]
-        A[:rank] += q * oracle.to_numpy(one[key(module, "A")])
-        B[:, :rank] += q * scaling * oracle.to_numpy(one[key(module, "B")])
-    return A, B, max(one[key(module, "A")].shape[0] for one in sent)
+    for uploaded, scaling, q in zip(sent, scalings, sizes / sizes.sum(), strict=True):
+        rank = uploaded[key(module, "A")].shape[0]
+        A[:rank] += q * oracle.to_numpy(uploaded[key(module, "A")])
+        B[:, :rank] += q * scaling * oracle.to_numpy(uploaded[key(module, "B")])
+    return A, B, max(uploaded[key(module, "A")].shape[0] for uploaded in sent)
 
 
 def test_hetlora_serves_prefixes_of_the_padded_averages(coordinator: Served) -> None:
@@ -77,8 +79,8 @@ def test_hetlora_serves_prefixes_of_the_padded_averages(coordinator: Served) -> 
             A, B, present = padded(sent, module, 16)
             A[present:] = oracle.to_numpy(before[key(module, "A")])[present:]  # still trains where nobody was
             assert oracle.relative_error(oracle.to_numpy(slices[key(module, "A")]), A[:rank]) < PROMISED
-            wanted = B[:, :rank] / (16.0 / rank)
-            assert oracle.relative_error(oracle.to_numpy(slices[key(module, "B")]), wanted) < PROMISED
+            expected = B[:, :rank] / (16.0 / rank)
+            assert oracle.relative_error(oracle.to_numpy(slices[key(module, "B")]), expected) < PROMISED
     check_extra(coordinator, sent, PEOPLE)
 
 
@@ -107,9 +109,12 @@ def test_ffa_is_exact_and_never_moves_A(coordinator: Served, dtype: str) -> None
     first = load(coordinator.operator.call("GET", path.format(0)).content)
     for number in (1, 2):
         sent = learn_B(coordinator, members, people, number)
-        found, now = served(coordinator, number, 5), load(coordinator.operator.call("GET", path.format(number)).content)
+        served_slice, now = (
+            served(coordinator, number, 5),
+            load(coordinator.operator.call("GET", path.format(number)).content),
+        )
         for module in MODULES:
-            assert oracle.relative_error(found[module], average(sent, people, module)) < bound[dtype]
+            assert oracle.relative_error(served_slice[module], average(sent, people, module)) < bound[dtype]
             assert torch.equal(now[key(module, "A")], first[key(module, "A")])
 
 
@@ -152,14 +157,14 @@ def test_an_update_of_another_kind_is_refused_before_its_bytes(coordinator: Serv
     (member,) = assemble(coordinator, people, strategy=strategy, ranks=[5])
     task, path = member.task("run"), "/v1/runs/run/rounds/1/uploads"
     assert task["trainable"] == asked
-    told = {"rank": 5, "alpha": 10.0, "examples": 7, "size": 9000, "sha256": "0" * 64}
+    announcement = {"rank": 5, "alpha": 10.0, "examples": 7, "size": 9000, "sha256": "0" * 64}
     for other in {"slice", "B", "fresh"} - {asked}:
-        body = member.problem("invalid-request", "POST", path, json=told | {"trainable": other})
+        body = member.problem("invalid-request", "POST", path, json=announcement | {"trainable": other})
         assert f"asks for updates that trained '{asked}' (`trainable` of the task), not '{other}'" in body["detail"]
         assert body["context"]["trainable"] == asked
     if asked != "slice":
-        member.problem("invalid-request", "POST", path, json=told)  # says nothing, and so a slice
-    member.problem("invalid-request", "POST", path, json=told | {"trainable": "biases"})
+        member.problem("invalid-request", "POST", path, json=announcement)  # says nothing, and so a slice
+    member.problem("invalid-request", "POST", path, json=announcement | {"trainable": "biases"})
     member.announce(task, save(trained(people[0], 1)), alpha=10.0)
 
 
@@ -206,5 +211,5 @@ def test_flora_takes_mixed_ranks_patterns_alphas_and_dtypes(coordinator: Served)
         sent = learn(coordinator, members, PEOPLE, seed=number)
         for module in MODULES:
             total[module] = oracle.truncated(total[module] + average(sent, PEOPLE, module), 16)
-            found = served(coordinator, number, 16)[module]
-            assert oracle.relative_error(found, total[module]) < PROMISED
+            served_slice = served(coordinator, number, 16)[module]
+            assert oracle.relative_error(served_slice, total[module]) < PROMISED

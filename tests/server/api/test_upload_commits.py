@@ -1,4 +1,4 @@
-"""How an upload ends: its commit, which is final, its cancellation, or a round that has closed."""
+"""The end of an upload: a commit, a cancellation, or a closed round."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,8 +37,8 @@ def test_late_uploads_are_gone(coordinator: Served) -> None:
     """Late is late on each path, once the round aggregates without it."""
     run = coordinator.run(min_clients=2)
     participant, other = coordinator.enroll(), coordinator.enroll()
-    for one in (participant, other):
-        one.declare("run", 8)
+    for member in (participant, other):
+        member.declare("run", 8)
     task, data = participant.task("run"), encode(tensors(run, 8))
     upload = participant.announce(task, data)["id"]
     put(participant, upload, data[:1000], 0)

@@ -1,4 +1,4 @@
-"""What is inside an update: each bad tensor is named with its reason, the upload is over, its bytes are gone."""
+"""Inspection of an update: each bad tensor is named with its reason, the upload ends, its bytes are deleted."""
 
 import json
 from collections.abc import Callable

@@ -83,15 +83,15 @@ def test_a_part_looks_at_its_upload_again_once_it_holds_the_bytes(coordinator: S
     """Another process went on, or committed, after the row was read: nothing is cut off, nothing left behind."""
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
-    running = create_app(coordinator.settings, coordinator.store).state.coordinator
-    old = upload_routes._writable(running, upload, participant.client_id, 0)
+    running = create_app(coordinator.settings, coordinator.store).state.services
+    old = upload_routes._require_writable(running, upload, participant.client_id, 0)
     put(participant, upload, data[:1000], 0)
     with pytest.raises(Refusal, match="the upload ends at 1000"):
-        upload_routes._opened(running, old)
+        upload_routes._open_file(running, old)
     participant.send(upload, data, 1000)
     participant.commit(upload)
     with pytest.raises(Refusal, match="was accepted"):
-        upload_routes._opened(running, old)
+        upload_routes._open_file(running, old)
     assert coordinator.blobs.uploads.upload_ids() == []
 
 
@@ -114,7 +114,7 @@ def test_a_part_without_bytes_is_not_waited_for_either(coordinator: Served, monk
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
     participant.send(upload, data)
-    monkeypatch.setattr(receive_part, "GRACE", 0.2)
+    monkeypatch.setattr(receive_part, "RATE_GRACE_S", 0.2)
     connection = raw_request(coordinator.url, part_head(upload, bytes(10), len(data)), participant.key)
     status, body = raw_answer(connection)
     assert (status, body["code"]) == (408, "too-slow")

@@ -1,4 +1,4 @@
-"""From a request to the disk: each byte once and in order, whatever the disk or a shutdown does."""
+"""Writing a part to the disk: each byte once and in order, whatever the disk or a shutdown does."""
 
 import asyncio
 import errno
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from flexlora_server.api import receive_part
-from flexlora_server.api.receive_part import BUFFER
+from flexlora_server.api.receive_part import BUFFER_BYTES
 from flexlora_server.storage import fsync
 from flexlora_server.storage.local_uploads import LocalUploads, lock_file, seek_to
 
@@ -32,14 +32,14 @@ class SlowDisk(BytesIO):
 
 def test_a_request_cancelled_while_it_writes_wrote_each_byte_once() -> None:
     """As at a shutdown: the task is cancelled, twice, while a thread writes."""
-    file, data = SlowDisk(), bytes(range(256)) * (BUFFER // 256)
+    file, data = SlowDisk(), bytes(range(256)) * (BUFFER_BYTES // 256)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": data, "more_body": True}
 
     async def cancelled() -> None:
         request = Request({"type": "http", "headers": []}, receive)
-        task = asyncio.create_task(receive_part.stream(request, file, 2 * BUFFER, 0))
+        task = asyncio.create_task(receive_part.receive_body(request, file, 2 * BUFFER_BYTES, 0))
         await asyncio.to_thread(file.begun.wait, 60)
         for _ in range(2):
             task.cancel()
@@ -89,14 +89,14 @@ class FullDisk(BytesIO):
 
 
 def test_what_follows_bytes_that_the_disk_refused_is_not_written() -> None:
-    file, sent = FullDisk(), iter([bytes(BUFFER), b"1" * BUFFER, b"2" * BUFFER, b"3" * BUFFER])
+    file, sent = FullDisk(), iter([bytes(BUFFER_BYTES), b"1" * BUFFER_BYTES, b"2" * BUFFER_BYTES, b"3" * BUFFER_BYTES])
 
     async def receive() -> Message:
         return {"type": "http.request", "body": next(sent), "more_body": True}
 
     async def received() -> None:
-        await receive_part.stream(Request({"type": "http", "headers": []}, receive), file, 9 * BUFFER, 0)
+        await receive_part.receive_body(Request({"type": "http", "headers": []}, receive), file, 9 * BUFFER_BYTES, 0)
 
     with pytest.raises(OSError, match="No space"):
         asyncio.run(received())
-    assert file.getvalue() == bytes(BUFFER)
+    assert file.getvalue() == bytes(BUFFER_BYTES)

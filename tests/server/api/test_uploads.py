@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from flexlora_server.api.receive_part import PART_LIMIT
+from flexlora_server.api.receive_part import MAX_PART_BYTES
 from tests.support.kit import PART, Served, encode, part, tensors
 from tests.support.sending import BIG, offset, put
 
@@ -60,8 +60,8 @@ def test_a_wrong_offset_gets_the_right_one(coordinator: Served, wrong: int) -> N
 def test_malformed_part_headers(coordinator: Served, headers: dict[str, str]) -> None:
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
-    told = {"Content-Digest": part(b"x", 0)["Content-Digest"]} | PART | headers
-    participant.problem("invalid-request", "PATCH", f"/v1/uploads/{upload}", headers=told, content=b"x")
+    part_headers = {"Content-Digest": part(b"x", 0)["Content-Digest"]} | PART | headers
+    participant.problem("invalid-request", "PATCH", f"/v1/uploads/{upload}", headers=part_headers, content=b"x")
     assert offset(participant, upload) == 0
 
 
@@ -89,15 +89,15 @@ def test_more_bytes_than_announced(coordinator: Served) -> None:
 def test_a_part_holds_at_most_8_mib(coordinator: Served) -> None:
     module = BIG | {"out_features": 300_000, "in_features": 300_000}
     participant, task, data = coordinator.working(modules=[module], norm_bound=1e9)
-    assert len(data) > PART_LIMIT == 8 << 20
+    assert len(data) > MAX_PART_BYTES == 8 << 20
     upload = participant.announce(task, data)["id"]
     path = f"/v1/uploads/{upload}"
-    large = data[: PART_LIMIT + 1]
+    large = data[: MAX_PART_BYTES + 1]
     participant.problem("too-large", "PATCH", path, headers=part(large, 0), content=large)
     sent = offset(participant, upload)
-    assert sent <= PART_LIMIT
+    assert sent <= MAX_PART_BYTES
     while sent < len(data):
-        status, sent = put(participant, upload, data[sent : sent + PART_LIMIT], sent)
+        status, sent = put(participant, upload, data[sent : sent + MAX_PART_BYTES], sent)
         assert status == 204
     assert participant.commit(upload)["sha256"] == hashlib.sha256(data).hexdigest()
 
@@ -140,10 +140,17 @@ def test_announcements_are_bounded_by_the_runs_shapes(coordinator: Served) -> No
     participant, task, data = coordinator.working()
     sizes: dict[str, Any] = {"tiny": 1, "huge": 2**45}
     for size in sizes.values():
-        told = {"rank": 8, "alpha": 1.0, "examples": 1, "size": size, "sha256": "0" * 64}
-        body = participant.problem("size-impossible", "POST", "/v1/runs/run/rounds/1/uploads", json=told)
+        announcement = {"rank": 8, "alpha": 1.0, "examples": 1, "size": size, "sha256": "0" * 64}
+        body = participant.problem("size-impossible", "POST", "/v1/runs/run/rounds/1/uploads", json=announcement)
         assert body["context"]["least"] < len(data) < body["context"]["most"]
-    told = {"rank": 8, "alpha": 1.0, "examples": 1, "size": len(data), "sha256": "0" * 64, "alpha_pattern": {"x": 1.0}}
-    participant.problem("invalid-request", "POST", "/v1/runs/run/rounds/1/uploads", json=told)
+    announcement = {
+        "rank": 8,
+        "alpha": 1.0,
+        "examples": 1,
+        "size": len(data),
+        "sha256": "0" * 64,
+        "alpha_pattern": {"x": 1.0},
+    }
+    participant.problem("invalid-request", "POST", "/v1/runs/run/rounds/1/uploads", json=announcement)
     halves = encode(tensors(coordinator.spec("run"), 8), torch.float16)
     participant.upload(task, halves)

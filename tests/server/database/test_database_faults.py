@@ -1,4 +1,4 @@
-"""A database that may not grow: the disk under SQLite is full."""
+"""A full disk under SQLite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

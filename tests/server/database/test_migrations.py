@@ -1,6 +1,6 @@
-"""Migrating builds exactly the tables of `tables.py` and keeps what a database of any earlier schema holds; it can be undone.
+"""Migrating builds exactly the tables of `schema.py` and keeps what a database of any earlier schema holds; it can be undone.
 
-Every migration runs through the product's own door, on databases full of what earlier versions wrote.
+Every migration runs through `Store.migrate`, on databases full of what earlier versions wrote.
 """
 
 import itertools
@@ -17,17 +17,17 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, create_engine, inspect, text
 
-from flexlora_server.database import migrate as schema
+from flexlora_server.database import migrate
 from flexlora_server.database.schema import Table
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from tests.support import schemas
 
-SCRIPTS = list(ScriptDirectory.from_config(schema.configuration()).walk_revisions())  # the newest first
+SCRIPTS = list(ScriptDirectory.from_config(migrate.alembic_config()).walk_revisions())  # the newest first
 Rows = dict[str, list[dict[str, Any]]]
 
 
-def migrate(url: URL) -> None:
+def run_migrate(url: URL) -> None:
     store = Store(url)
     store.migrate()
     store.check_head()
@@ -45,33 +45,35 @@ def check_tables(url: URL) -> None:
 def shape(url: URL) -> dict[str, Any]:
     """The columns, foreign keys and indexes of every table, whatever their order."""
     engine = create_engine(url)
-    found = inspect(engine)
-    told = {
+    inspector = inspect(engine)
+    tables = {
         table: (
-            {column["name"]: (str(column["type"]), column["nullable"]) for column in found.get_columns(table)},
+            {column["name"]: (str(column["type"]), column["nullable"]) for column in inspector.get_columns(table)},
             sorted(
                 (key["constrained_columns"], key["referred_table"], key["referred_columns"])
-                for key in found.get_foreign_keys(table)
+                for key in inspector.get_foreign_keys(table)
             ),
-            sorted((str(index["name"]), index["column_names"], index["unique"]) for index in found.get_indexes(table)),
+            sorted(
+                (str(index["name"]), index["column_names"], index["unique"]) for index in inspector.get_indexes(table)
+            ),
         )
-        for table in found.get_table_names()
+        for table in inspector.get_table_names()
     }
     engine.dispose()
-    return told
+    return tables
 
 
-def common(found: Rows, *others: Rows) -> Rows:
+def common(rows_by_table: Rows, *others: Rows) -> Rows:
     """The rows with only the columns that all the others have too; a run's error bound, which migrations add, left out."""
-    told = {}
-    for table in found:
-        columns = [rows[table][0].keys() for rows in (found, *others) if rows.get(table)]
+    common_rows = {}
+    for table in rows_by_table:
+        columns = [rows[table][0].keys() for rows in (rows_by_table, *others) if rows.get(table)]
         if len(columns) == 1 + len(others):
             shared = [name for name in columns[0] if all(name in other for other in columns)]
-            told[table] = [{name: row[name] for name in shared} for row in found[table]]
-    for row in told.get("runs", []):
+            common_rows[table] = [{name: row[name] for name in shared} for row in rows_by_table[table]]
+    for row in common_rows.get("runs", []):
         row["spec"] = {key: value for key, value in row["spec"].items() if key != "error_bound"}
-    return told
+    return common_rows
 
 
 def test_the_migrated_schema_is_the_tables(database_url: URL) -> None:
@@ -81,7 +83,7 @@ def test_the_migrated_schema_is_the_tables(database_url: URL) -> None:
 def test_migrating_again_changes_nothing(database_url: URL) -> None:
     used = Store(database_url)
     used.check_head()
-    migrate(database_url)  # also while it is in use
+    run_migrate(database_url)  # also while it is in use
     used.close()
 
 
@@ -101,24 +103,24 @@ def test_up_down_and_up_again(name: str, empty_database: Callable[[], URL]) -> N
     schemas.load(name, url)
     before = schemas.rows(url)
     assert all(before.values()), "every table holds something"
-    migrate(url)
+    run_migrate(url)
     check_tables(url)
     after = schemas.rows(url)
     assert common(after, before) == common(before, after)
     assert common(after, before).keys() == before.keys()
     assert all("error_bound" in row["spec"] for row in after["runs"])
-    migrate(fresh)
+    run_migrate(fresh)
     for script in SCRIPTS[1:]:
         for place in (url, fresh):
-            schema.change(place, command.downgrade, script.revision)
+            migrate.migrate(place, command.downgrade, script.revision)
         assert shape(url) == shape(fresh)
         down = schemas.rows(url)
         assert common(down, after) == common(after, down)
-    migrate(url)
+    run_migrate(url)
     check_tables(url)
     again = schemas.rows(url)
     assert common(again, down) == common(after, down), "what the oldest schema holds is there"
-    migrate(fresh)
+    run_migrate(fresh)
     assert shape(url) == shape(fresh)
 
 
@@ -126,18 +128,18 @@ def test_the_oldest_schema_goes_up_as_it_went_down(empty_database: Callable[[], 
     """What the migrations make of what was there, they make again."""
     url = empty_database()
     schemas.load("0001", url)
-    migrate(url)
+    run_migrate(url)
     after = schemas.rows(url)
-    schema.change(url, command.downgrade, "0001")
-    migrate(url)
+    migrate.migrate(url, command.downgrade, "0001")
+    run_migrate(url)
     assert schemas.rows(url) == after
 
 
 def test_a_downgrade_leaves_nothing_and_can_be_taken_back(empty_database: Callable[[], URL]) -> None:
     url = empty_database()
     schemas.load("0003", url)
-    migrate(url)
-    schema.change(url, command.downgrade, "base")
+    run_migrate(url)
+    migrate.migrate(url, command.downgrade, "base")
     assert shape(url).keys() == {"alembic_version"}
     store = Store(url)
     with pytest.raises(StartupError, match=r"schema none.*flexlora-server migrate"):
@@ -151,7 +153,7 @@ def test_what_counted_before_inputs_were_frozen_counts_still(empty_database: Cal
     """One round aggregates, one collects, attempts were abandoned."""
     url = empty_database()
     schemas.load("0002", url)
-    migrate(url)
+    run_migrate(url)
     found = schemas.rows(url)
     rounds = {row["id"]: row for row in found["rounds"]}
     frozen = {row["upload_id"]: row for row in found["round_inputs"]}
@@ -204,7 +206,7 @@ def test_migrations_in_any_folder(part: str, tmp_path: Path, monkeypatch: pytest
     """As where the package is installed: the migrations are within it."""
     package = tmp_path / part / "flexlora_server"
     shutil.copytree(Path(SCRIPTS[0].path).parents[1], package / "migrations")
-    monkeypatch.setattr(schema, "__file__", str(package / "database" / "migrate.py"))
-    assert Config.get_main_option(schema.configuration(), "script_location") == str(package / "migrations")
-    migrate(URL.create("sqlite", database=str(tmp_path / part / "flexlora.db")))
+    monkeypatch.setattr(migrate, "__file__", str(package / "database" / "migrate.py"))
+    assert Config.get_main_option(migrate.alembic_config(), "script_location") == str(package / "migrations")
+    run_migrate(URL.create("sqlite", database=str(tmp_path / part / "flexlora.db")))
     assert (tmp_path / part / "flexlora.db").exists()

@@ -1,4 +1,4 @@
-"""A database that is in use is not migrated, whoever uses it and however that ends; nor used while it is migrated."""
+"""A database in use is not migrated, whatever uses it and however that ends; nor used while it is migrated."""
 
 import os
 import subprocess
@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from flexlora_server.database import engine
-from flexlora_server.database import migrate as schema
+from flexlora_server.database import engine, migrate
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from tests.support.processes import until
@@ -21,15 +20,17 @@ ADD = "op.add_column('runs', sa.Column('more', sa.Integer()))"
 
 def command(name: str, url: URL, folder: Path) -> "subprocess.Popen[str]":
     """One of `flexlora-server`'s commands, as a process of this version."""
-    told = {
+    environment = {
         "FLEXLORA_DATA_DIR": str(folder),
         "FLEXLORA_DATABASE_URL": url.render_as_string(hide_password=False),
         "FLEXLORA_PORT": "0",
         "FLEXLORA_WORKERS": "0",
         "OMP_NUM_THREADS": "1",
     }
-    asked = [sys.executable, "-m", "flexlora_server.cli", name]
-    return subprocess.Popen(asked, env=os.environ | told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command_line = [sys.executable, "-m", "flexlora_server.cli", name]
+    return subprocess.Popen(
+        command_line, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
@@ -44,7 +45,7 @@ def refused(url: URL) -> None:
     store.close()
 
 
-def migrate(url: URL) -> None:
+def run_migrate(url: URL) -> None:
     store = Store(url)
     store.migrate()
     store.check_head()
@@ -57,13 +58,13 @@ def test_not_while_it_is_served(database_url: URL, next_schema: Callable[[str], 
         assert process.stdout is not None
         assert process.stdout.readline().startswith("Coordinator on")
         again = command("migrate", database_url, tmp_path / "data")
-        told, _ = again.communicate()
-        assert (again.returncode, "at the newest schema" in told) == (0, True), "nothing to do for this version"
+        output, _ = again.communicate()
+        assert (again.returncode, "at the newest schema" in output) == (0, True), "nothing to do for this version"
         next_schema(ADD)
         refused(database_url)
     finally:
         kill(process)
-    migrate(database_url)
+    run_migrate(database_url)
 
 
 def test_not_while_a_worker_runs(database_url: URL, next_schema: Callable[[str], None], tmp_path: Path) -> None:
@@ -74,20 +75,20 @@ def test_not_while_a_worker_runs(database_url: URL, next_schema: Callable[[str],
         refused(database_url)
     finally:
         kill(process)
-    migrate(database_url)
+    run_migrate(database_url)
 
 
 def test_nobody_starts_while_it_is_migrated(
     database_url: URL, next_schema: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "BUSY", 0.1)
-    monkeypatch.setattr(engine, "STATEMENT", 0.1)
+    monkeypatch.setattr(engine, "SQLITE_BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(engine, "STATEMENT_TIMEOUT_S", 0.1)
     begun, go_on = tmp_path / "begun", tmp_path / "go_on"
     for path in (begun, go_on):
         os.mkfifo(path)
     starting = Store(database_url)
     next_schema(f"{ADD}; open({str(begun)!r}, 'w').close(); open({str(go_on)!r}).close()")
-    migrating = threading.Thread(target=migrate, args=[database_url])
+    migrating = threading.Thread(target=run_migrate, args=[database_url])
     migrating.start()
     begun.read_bytes()  # returns when the migration is under way
     try:
@@ -97,7 +98,7 @@ def test_nobody_starts_while_it_is_migrated(
         starting.close()
         go_on.write_bytes(b"")
         migrating.join()
-    migrate(database_url)
+    run_migrate(database_url)
 
 
 MIGRATE = """
@@ -118,11 +119,11 @@ def test_a_migration_that_is_killed_leaves_the_database_as_it_was(
     waits = f"open({str(begun)!r}, 'w').close(), open({str(begun)!r}).close()"
     next_schema(f"import os; {ADD}; os.environ.get('WAITS') and ({waits})")
     address = database_url.render_as_string(hide_password=False)
-    asked = [sys.executable, "-c", MIGRATE, str(schema.__file__), address]
-    process = subprocess.Popen(asked, env=os.environ | {"WAITS": "1"}, stdout=subprocess.PIPE, text=True)
+    command_line = [sys.executable, "-c", MIGRATE, str(migrate.__file__), address]
+    process = subprocess.Popen(command_line, env=os.environ | {"WAITS": "1"}, stdout=subprocess.PIPE, text=True)
     begun.read_bytes()  # returns when the migration is under way
     kill(process)
     with pytest.raises(StartupError, match="this coordinator needs next"):
         earlier.check_head()  # waits until PostgreSQL has noticed, too
     earlier.close()
-    migrate(database_url)
+    run_migrate(database_url)

@@ -88,8 +88,8 @@ def old_backup(name: str, url: URL, folder: Path) -> dict[str, str]:
         shutil.copy(str(url.database), folder / "flexlora.db")
     else:
         address = url.set(drivername="postgresql").render_as_string()
-        asked = ["pg_dump", f"--dbname={address}", "--format=custom", f"--file={folder / 'database.dump'}"]
-        subprocess.run(asked, check=True)
+        command_line = ["pg_dump", f"--dbname={address}", "--format=custom", f"--file={folder / 'database.dump'}"]
+        subprocess.run(command_line, check=True)
     count = len(list((folder / "blobs").glob("*/*")))
     (folder / "backup.json").write_text(json.dumps({"database": kind, "blobs": count}))
     return keys

@@ -1,4 +1,4 @@
-"""Who counts as present: whoever waits on an open connection, and nobody who has gone."""
+"""Presence: a participant counts while it waits on an open connection, and no longer."""
 
 import socket
 from urllib.parse import urlsplit
@@ -62,8 +62,8 @@ def test_a_pattern_is_cut_for_those_who_declared_it(coordinator: Served) -> None
     coordinator.run()
     participant = coordinator.enroll()
     adapter = "/v1/runs/run/rounds/0/adapter"
-    asked = {"rank": 2, "pattern": '{"q_proj": 8}'}
-    participant.problem("rank-not-allowed", "GET", adapter, params=asked)
+    query = {"rank": 2, "pattern": '{"q_proj": 8}'}
+    participant.problem("rank-not-allowed", "GET", adapter, params=query)
     participant.declare("run", 2, pattern={"q_proj": 8})
-    participant.expect(200, "GET", adapter, params=asked)
+    participant.expect(200, "GET", adapter, params=query)
     coordinator.operator.expect(200, "GET", adapter, params={"rank": 4, "pattern": '{"up_proj": 2}'})

@@ -1,4 +1,4 @@
-"""Two coordinators at one database and one data folder: what is committed at one wakes whoever waits at the other."""
+"""Two coordinators at one database and one data folder: a commit at one wakes the polls at the other."""
 
 import hashlib
 import json
@@ -54,18 +54,18 @@ def polling(participant: Participant, coordinator: Served) -> Iterator["Future[A
 
 def listeners(coordinator: Served) -> int:
     """Connections to the coordinator's database that listen."""
-    asked = text(
+    query = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN flexlora'"
     )
     with coordinator.store.reading() as tx:
-        return int(tx.session.scalar(asked) or 0)
+        return int(tx.session.scalar(query) or 0)
 
 
 @pytest.fixture
 def postgres_only(request: pytest.FixtureRequest) -> None:
-    """These tests are about what PostgreSQL tells."""
+    """These tests are about PostgreSQL's notifications."""
     if "sqlite" in request.node.name:
-        pytest.skip("SQLite tells nobody")
+        pytest.skip("SQLite has no notifications")
 
 
 @pytest.fixture
@@ -76,16 +76,16 @@ def pair(database_url: URL, tmp_path: Path, clock: Clock) -> Iterator[PAIR]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks at the database by itself: only what is told is noticed."""
-    monkeypatch.setattr(waiting_room, "TICK", HOUR)
+def notified_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No coordinator polls by itself: only notifications wake it."""
+    monkeypatch.setattr(waiting_room, "POLL_EVERY_S", HOUR)
 
 
 @pytest.fixture
-def untold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is told anything: only looking notices what others did."""
+def polled_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No notification arrives: only polls find what others did."""
     monkeypatch.setattr(notifications, "CHANNEL", "nobody")
-    monkeypatch.setattr(notifications, "send", lambda session: None)
+    monkeypatch.setattr(notifications, "notify", lambda session: None)
 
 
 def collecting(a: Served, b: Served) -> tuple[Participant, Participant]:
@@ -120,7 +120,7 @@ def revoked_by_the_other(a: Served, b: Served) -> None:
         assert answer.result().json()["code"] == "unauthenticated"
 
 
-@pytest.mark.usefixtures("postgres_only", "told")
+@pytest.mark.usefixtures("postgres_only", "notified_only")
 @pytest.mark.parametrize("check", [woken_by_the_other, revoked_by_the_other])
 def test_an_agent_is_told(pair: PAIR, check: Any) -> None:
     a, b = pair
@@ -129,13 +129,13 @@ def test_an_agent_is_told(pair: PAIR, check: Any) -> None:
     check(a, b)
 
 
-@pytest.mark.usefixtures("untold")
+@pytest.mark.usefixtures("polled_only")
 @pytest.mark.parametrize("check", [woken_by_the_other, revoked_by_the_other])
 def test_looking_finds_it_too(pair: PAIR, check: Any) -> None:
     check(*pair)
 
 
-@pytest.mark.usefixtures("postgres_only", "told")
+@pytest.mark.usefixtures("postgres_only", "notified_only")
 def test_event_streams_are_told(pair: PAIR) -> None:
     a, b = pair
     collecting(a, b)
@@ -158,9 +158,9 @@ def test_event_streams_are_told(pair: PAIR) -> None:
     assert "run-cancelled" in seen
 
 
-@pytest.mark.usefixtures("postgres_only", "told")
+@pytest.mark.usefixtures("postgres_only", "notified_only")
 def test_a_lost_listener_listens_again(pair: PAIR, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notifications, "RETRY", 0.0)
+    monkeypatch.setattr(notifications, "RECONNECT_AFTER_S", 0.0)
     a, b = pair
     while listeners(a) < 2:
         pass
@@ -215,11 +215,11 @@ def hung(store: Store) -> Iterator[None]:
 def test_a_hung_database_holds_nobody_up(
     database_url: URL, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(engine.KEEPALIVE, "connect_timeout", 2)
+    monkeypatch.setitem(engine.KEEPALIVE_OPTIONS, "connect_timeout", 2)
     with two(database_url, tmp_path / "data", clock) as (a, b):
         first, _ = collecting(a, b)
         with pytest.MonkeyPatch.context() as patch, hung(a.store):
-            patch.setattr(engine, "ANSWER", 1.0)
+            patch.setattr(engine, "ANSWER_TIMEOUT_S", 1.0)
             Api(a.http).problem("unavailable", "GET", "/readyz")
             at(b, first).problem("unavailable", "GET", "/v1/runs/run")
             assert a.http.get("/healthz").status_code == 200

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from flexlora_server.app import create_app
-from flexlora_server.database.queries.blobs import named
+from flexlora_server.database.queries.blobs import referenced_blobs
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
 from flexlora_server.maintenance.backup import backup, restore
@@ -89,7 +89,7 @@ def test_a_backup_of_a_running_coordinator_goes_on_elsewhere(
     assert restore(store, open_blobs(settings), folder) == count
     assert all(fault is None for _, fault in check_each_blob(store, settings))
     with store.reading() as tx:
-        assert len(named(tx)) == count
+        assert len(referenced_blobs(tx)) == count
     with pytest.raises(StartupError, match="not empty"):
         restore(store, open_blobs(settings), folder)
     with served(store, settings.data_dir, clock) as restored:
@@ -146,7 +146,7 @@ def test_the_sweep_deletes_blobs_without_a_row_and_no_other(coordinator: Served)
         file.write(b"of a worker that died before its row")
         lost = coordinator.blobs.finish(file)
     with coordinator.store.reading() as tx:
-        wanted = named(tx)
+        wanted = referenced_blobs(tx)
     collect_garbage(coordinator.store, coordinator.blobs)
     assert blob_path(coordinator, lost.sha256).exists(), "its row may come yet"
     before = blob_path(coordinator, lost.sha256).stat().st_mtime - 86_401

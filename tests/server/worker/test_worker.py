@@ -186,7 +186,7 @@ def test_a_storage_that_fails_costs_no_attempt(coordinator: Served) -> None:
 def test_a_missing_input_fails_the_attempt(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.reading() as tx:
-        sha256 = inputs.frozen(tx, rounds.latest(tx, "run", 1))[0].upload.sha256
+        sha256 = inputs.list_frozen(tx, rounds.latest(tx, "run", 1))[0].upload.sha256
     coordinator.blobs.path(sha256).unlink()
     assert coordinator.worker.step()
     with coordinator.store.reading() as tx:
@@ -287,7 +287,7 @@ def test_a_retry_fences_the_worker_that_is_at_it(coordinator: Served) -> None:
 def test_a_missing_upload_is_named(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.reading() as tx:
-        upload = inputs.frozen(tx, rounds.latest(tx, "run", 1))[0].upload
+        upload = inputs.list_frozen(tx, rounds.latest(tx, "run", 1))[0].upload
     coordinator.blobs.path(upload.sha256).unlink()
     assert coordinator.worker.step()
     reason = coordinator.round("run", 1)["summary"]["reason"]
@@ -297,7 +297,7 @@ def test_a_missing_upload_is_named(coordinator: Served) -> None:
 def test_a_round_whose_storage_fails_leaves_other_runs_their_turn(coordinator: Served) -> None:
     ready(coordinator)
     with coordinator.store.reading() as tx:
-        sha256 = inputs.frozen(tx, rounds.latest(tx, "run", 1))[0].upload.sha256
+        sha256 = inputs.list_frozen(tx, rounds.latest(tx, "run", 1))[0].upload.sha256
     path = coordinator.blobs.path(sha256)
     path.unlink()
     path.mkdir()  # neither there nor missing
@@ -328,9 +328,9 @@ def test_a_decision_to_begin_is_void_once_the_run_is_paused(coordinator: Served)
     coordinator.enroll().declare("run", 2)
     with coordinator.store.transaction() as tx:
         run, round_ = runs.lock(tx, "run"), rounds.latest(tx, "run", 1)
-        found = transitions.Due(machine.Begin((), tx.now), round_.id, round_.version)
-        runs.act(tx, run, "pause")
-        transitions.apply(tx, run, found)
+        found = transitions.PendingTransition(machine.Begin((), tx.now), round_.id, round_.version)
+        runs.apply_action(tx, run, "pause")
+        transitions.apply_transition(tx, run, found)
         assert rounds.latest(tx, "run", 1).state == "OPEN"
 
 
@@ -343,10 +343,10 @@ def test_a_decision_on_what_has_changed_since_is_void(coordinator: Served) -> No
     task = pair[0].task("run")
     with coordinator.store.reading() as tx:
         round_ = rounds.latest(tx, "run", 1)
-        stale = transitions.Due(machine.Abandon("Nobody came."), round_.id, round_.version)
+        stale = transitions.PendingTransition(machine.Abandon("Nobody came."), round_.id, round_.version)
     pair[0].upload(task, encode(tensors(coordinator.spec("run"), 2)))
     with coordinator.store.transaction() as tx:
-        transitions.apply(tx, runs.lock(tx, "run"), stale)
+        transitions.apply_transition(tx, runs.lock(tx, "run"), stale)
     assert (round_of(coordinator).state, round_of(coordinator).attempt) == ("COLLECTING", 1)
     with pytest.raises(Conflict), coordinator.store.transaction() as tx:
         rounds.touch(tx, round_)  # as it was read before

@@ -109,7 +109,7 @@ class Place:
         if round_ is None:
             return 0
         with self.store.reading() as tx:
-            return rounds.uploads_in(tx, round_, "ACCEPTED")
+            return rounds.count_uploads(tx, round_, "ACCEPTED")
 
     def arriving(self, number: int) -> bool:
         """Whether bytes of an update lie at the coordinator, or all have come."""

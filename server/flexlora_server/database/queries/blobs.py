@@ -1,4 +1,4 @@
-"""Which blobs the rows name."""
+"""Queries of the blobs that rows refer to, by SHA-256."""
 
 from sqlalchemy import select
 
@@ -6,20 +6,20 @@ from flexlora_server.database.schema import Adapter, Slice, Upload
 from flexlora_server.database.transactions import Tx
 
 
-def named(tx: Tx) -> frozenset[str]:
-    """The blobs that must be there: published adapters, slices, accepted updates."""
+def referenced_blobs(tx: Tx) -> frozenset[str]:
+    """The blobs that must exist: published adapters, slices, accepted updates."""
     return _digests(tx, "ACCEPTED")
 
 
-def claimed(tx: Tx) -> frozenset[str]:
-    """The blobs that must not be deleted: also those that a commit in progress may be about to name."""
+def protected_blobs(tx: Tx) -> frozenset[str]:
+    """The blobs that must not be deleted: also those of open uploads, which a commit in progress may be about to accept."""
     return _digests(tx, "ACCEPTED", "OPEN")
 
 
 def _digests(tx: Tx, *states: str) -> frozenset[str]:
-    wanted = (
+    queries = (
         select(Adapter.sha256),
         select(Slice.sha256),
         select(Upload.sha256).where(Upload.state.in_(states)),
     )
-    return frozenset(sha256 for one in wanted for sha256 in tx.session.scalars(one))
+    return frozenset(sha256 for query in queries for sha256 in tx.session.scalars(query))

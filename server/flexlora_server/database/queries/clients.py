@@ -1,4 +1,4 @@
-"""Enrolled clients, their API keys and the one-time tokens that let them in.
+"""Queries of enrolled clients, their API keys and the one-time tokens that enrol them.
 
 A secret has the form `PREFIX_id_secret`: the id finds the row, the SHA-256 of the whole is compared in constant time. Only the
 SHA-256 is stored; the secrets carry 256 random bits, so no slow hash is needed.
@@ -27,26 +27,26 @@ TOKEN_PREFIX = "flt"
 
 
 def new_secret(prefix: str) -> tuple[str, str]:
-    """A public id, and the secret that carries it."""
-    public = secrets.token_hex(8)
-    return public, f"{prefix}_{public}_{secrets.token_urlsafe(32)}"
+    """A public id, and the secret that contains it."""
+    public_id = secrets.token_hex(8)
+    return public_id, f"{prefix}_{public_id}_{secrets.token_urlsafe(32)}"
 
 
 def sha256(secret: str) -> str:
-    """What is stored of a secret."""
+    """The SHA-256 of a secret, which is all that is stored of it."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _public_id(secret: str, prefix: str) -> str | None:
-    found = _SECRET.match(secret)
-    return found["id"] if found is not None and found["prefix"] == prefix else None
+    match = _SECRET.match(secret)
+    return match["id"] if match is not None and match["prefix"] == prefix else None
 
 
 def create_token(tx: Tx, request: TokenRequest) -> Token:
-    """A token that enrolls one client, once."""
-    public, secret = new_secret(TOKEN_PREFIX)
+    """Create a token that enrolls one client, once."""
+    public_id, secret = new_secret(TOKEN_PREFIX)
     expires = tx.now + timedelta(seconds=request.expires_in)
-    tx.session.add(EnrollmentToken(id=public, sha256=sha256(secret), note=request.note, expires_at=expires))
+    tx.session.add(EnrollmentToken(id=public_id, sha256=sha256(secret), note=request.note, expires_at=expires))
     return Token(token=secret, expires_at=rfc3339(expires))
 
 
@@ -56,10 +56,10 @@ def enroll(tx: Tx, enrollment: Enrollment) -> Credentials:
     Raises:
         Refusal: TOKEN_INVALID, without telling an unknown token from a used one.
     """
-    public = _public_id(enrollment.token, TOKEN_PREFIX)
-    row = tx.session.get(EnrollmentToken, public, with_for_update=True) if public else None
-    known = row is not None and hmac.compare_digest(row.sha256, sha256(enrollment.token))
-    if row is None or not known or row.used_by is not None or row.expires_at <= tx.now:
+    public_id = _public_id(enrollment.token, TOKEN_PREFIX)
+    row = tx.session.get(EnrollmentToken, public_id, with_for_update=True) if public_id else None
+    valid = row is not None and hmac.compare_digest(row.sha256, sha256(enrollment.token))
+    if row is None or not valid or row.used_by is not None or row.expires_at <= tx.now:
         raise Refusal(
             Code.TOKEN_INVALID, "This enrollment token is unknown, used or expired; ask the operator for a new one."
         )
@@ -71,8 +71,8 @@ def enroll(tx: Tx, enrollment: Enrollment) -> Credentials:
 
 
 def _issue(tx: Tx, client: Client) -> Credentials:
-    public, secret = new_secret(CLIENT_PREFIX)
-    tx.session.add(ApiKey(id=public, client_id=client.id, sha256=sha256(secret), created_at=tx.now))
+    public_id, secret = new_secret(CLIENT_PREFIX)
+    tx.session.add(ApiKey(id=public_id, client_id=client.id, sha256=sha256(secret), created_at=tx.now))
     return Credentials(client_id=client.id, name=client.name, api_key=secret)
 
 
@@ -88,21 +88,21 @@ def rotate(tx: Tx, client_id: str) -> Credentials:
     return _issue(tx, client)
 
 
-def authenticate(tx: Tx, secret: str) -> ApiKey | None:
+def find_key(tx: Tx, secret: str) -> ApiKey | None:
     """The client's key that this is; None for an unknown or revoked one."""
-    public = _public_id(secret, CLIENT_PREFIX)
-    row = tx.session.get(ApiKey, public) if public else None
+    public_id = _public_id(secret, CLIENT_PREFIX)
+    row = tx.session.get(ApiKey, public_id) if public_id else None
     if row is None or not hmac.compare_digest(row.sha256, sha256(secret)) or row.revoked_at is not None:
         return None
     return row
 
 
-def first_use(tx: Tx, key: ApiKey) -> None:
+def mark_first_use(tx: Tx, key: ApiKey) -> None:
     """A key has arrived with its client: the client's other keys end."""
     get(tx, key.client_id, lock=True)
     row = tx.session.get_one(ApiKey, key.id, populate_existing=True)
     if row.used_at is None and row.revoked_at is None:
-        _end_keys(tx, key.client_id, but=key.id)
+        _revoke_keys(tx, key.client_id, but=key.id)
         row.used_at = tx.now
 
 
@@ -132,12 +132,12 @@ def require_enrolled(tx: Tx, client_id: str) -> None:
         raise Refusal(Code.UNAUTHENTICATED, "This client was revoked; ask the operator to enroll it again.")
 
 
-def every(tx: Tx) -> Sequence[Client]:
+def list_all(tx: Tx) -> Sequence[Client]:
     """All clients, oldest first."""
     return tx.session.scalars(select(Client).order_by(Client.enrolled_at, Client.id)).all()
 
 
-def key_times(tx: Tx) -> dict[str, datetime]:
+def key_issue_times(tx: Tx) -> dict[str, datetime]:
     """When each client's newest key was issued, by client id."""
     newest = select(ApiKey.client_id, func.max(ApiKey.created_at).label("issued")).group_by(ApiKey.client_id)
     return {row.client_id: row.issued for row in tx.session.execute(newest)}
@@ -148,11 +148,11 @@ def revoke(tx: Tx, client_id: str) -> None:
     client = get(tx, client_id, lock=True)
     if client.revoked_at is None:
         client.revoked_at = tx.now
-        _end_keys(tx, client_id)
+        _revoke_keys(tx, client_id)
         uploads.cancel_open_of_client(tx, client_id)
 
 
-def _end_keys(tx: Tx, client_id: str, but: str = "") -> None:
+def _revoke_keys(tx: Tx, client_id: str, but: str = "") -> None:
     ending = update(ApiKey).where(ApiKey.client_id == client_id, ApiKey.id != but, ApiKey.revoked_at.is_(None))
     tx.session.execute(ending.values(revoked_at=tx.now))
     tx.changed = True

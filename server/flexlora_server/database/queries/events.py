@@ -1,4 +1,4 @@
-"""The event log: one row a state change, and the version that waiting requests watch."""
+"""Queries of the event log: one row a state change; and the run's version, which waiting requests compare."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ def record(tx: Tx, run: Run, kind: str, detail: str, round_number: int | None = 
 
 
 def touch(tx: Tx, run: Run) -> None:
-    """Wake whoever waits for a change of this run."""
+    """Raise the run's version, which resolves the requests that wait for a change of it."""
     run.version += 1
     tx.changed = True
 
 
-def after(tx: Tx, run: str, last: int, most: int = 500) -> Sequence[Event]:
-    """A run's events behind `last`, oldest first."""
-    wanted = select(Event).where(Event.run == run, Event.id > last).order_by(Event.id).limit(most)
-    return tx.session.scalars(wanted).all()
+def after(tx: Tx, run: str, last: int, limit: int = 500) -> Sequence[Event]:
+    """A run's events after the one with id `last`, oldest first, at most `limit`."""
+    query = select(Event).where(Event.run == run, Event.id > last).order_by(Event.id).limit(limit)
+    return tx.session.scalars(query).all()

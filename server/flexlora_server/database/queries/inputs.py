@@ -1,7 +1,7 @@
-"""The frozen inputs of a round's aggregation, in the order in which they are summed.
+"""Queries of the frozen inputs of a round's aggregation, in the order in which they are summed.
 
-Written once, when the round begins to aggregate: whatever arrives later is not among them. The table gives every upload at most
-one place, so that none can count twice.
+They are written once, when the round begins to aggregate; later uploads are not among them. The table holds an upload at most
+once, so that none can count twice.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,7 +16,7 @@ from flexlora_shared.problems import Code
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenInput:
     """An upload that is part of a round's aggregation, and the round for which it was trained."""
 
     upload: Upload
@@ -27,9 +27,9 @@ class Frozen:
 
 def freeze(tx: Tx, round_: Round) -> int:
     """Fix the inputs of a locked run's round: every accepted upload that counts in it; how many."""
-    wanted = select(Upload, Round.number).join(Round, Round.id == Upload.round_id)
-    wanted = wanted.where(Round.run == round_.run, Upload.state == "ACCEPTED", Upload.counts_in == round_.number)
-    ordered = tx.session.execute(wanted.order_by(Upload.client_id, Round.number, Upload.id)).all()
+    query = select(Upload, Round.number).join(Round, Round.id == Upload.round_id)
+    query = query.where(Round.run == round_.run, Upload.state == "ACCEPTED", Upload.counts_in == round_.number)
+    ordered = tx.session.execute(query.order_by(Upload.client_id, Round.number, Upload.id)).all()
     for position, (upload, number) in enumerate(ordered):
         late = round_.number - number
         tx.session.add(RoundInput(round_id=round_.id, position=position, upload_id=upload.id, staleness=late))
@@ -37,17 +37,17 @@ def freeze(tx: Tx, round_: Round) -> int:
     return len(ordered)
 
 
-def frozen(tx: Tx, round_: Round) -> Sequence[Frozen]:
+def list_frozen(tx: Tx, round_: Round) -> Sequence[FrozenInput]:
     """The round's inputs, excluded ones too; none before it aggregates."""
-    wanted = select(RoundInput, Upload, Round.number).join(Upload, Upload.id == RoundInput.upload_id)
-    wanted = wanted.join(Round, Round.id == Upload.round_id).where(RoundInput.round_id == round_.id)
-    rows = tx.session.execute(wanted.order_by(RoundInput.position)).all()
-    return [Frozen(upload, number, row.staleness, row.excluded) for row, upload, number in rows]
+    query = select(RoundInput, Upload, Round.number).join(Upload, Upload.id == RoundInput.upload_id)
+    query = query.join(Round, Round.id == Upload.round_id).where(RoundInput.round_id == round_.id)
+    rows = tx.session.execute(query.order_by(RoundInput.position)).all()
+    return [FrozenInput(upload, number, row.staleness, row.excluded) for row, upload, number in rows]
 
 
-def counting(tx: Tx, round_: Round) -> Sequence[Frozen]:
+def list_counted(tx: Tx, round_: Round) -> Sequence[FrozenInput]:
     """The round's inputs without those that the operator excluded."""
-    return [one for one in frozen(tx, round_) if not one.excluded]
+    return [item for item in list_frozen(tx, round_) if not item.excluded]
 
 
 def exclude(tx: Tx, round_: Round, uploads: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rounds and assignments: opening, finding, moving. Which move is allowed, `flexlora_server.state_machine` says."""
+"""Queries of rounds, declarations and assignments. Which change of state is allowed, `flexlora_server.state_machine` says."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -8,7 +8,7 @@ from sqlalchemy import Select, bindparam, exists, func, or_, select, update
 
 from flexlora_server import state_machine as machine
 from flexlora_server.database.queries import events
-from flexlora_server.database.queries.presence import Present, enrolled
+from flexlora_server.database.queries.presence import PresentClients, is_enrolled
 from flexlora_server.database.schema import Assignment, Client, Participation, Round, RoundModules, Run, Upload
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Conflict, Refusal
@@ -17,7 +17,7 @@ from flexlora_shared.messages.status import RoundState
 from flexlora_shared.problems import Code
 
 
-def open_(tx: Tx, run: Run, number: int, attempt: int = 1) -> Round:
+def open_attempt(tx: Tx, run: Run, number: int, attempt: int = 1) -> Round:
     """Open an attempt at a round of a locked run. Round 0 gathers nobody: a worker publishes it from the run's seed."""
     state: RoundState = "AGGREGATING" if number == 0 else "OPEN"
     round_ = Round(run=run.name, number=number, attempt=attempt, state=state, opened_at=tx.now)
@@ -33,8 +33,8 @@ def latest(tx: Tx, run: str, number: int) -> Round:
     Raises:
         Refusal: ROUND_NOT_FOUND.
     """
-    wanted = select(Round).where(Round.run == run, Round.number == number).order_by(Round.attempt.desc()).limit(1)
-    round_ = tx.session.scalar(wanted)
+    query = select(Round).where(Round.run == run, Round.number == number).order_by(Round.attempt.desc()).limit(1)
+    round_ = tx.session.scalar(query)
     if round_ is None:
         raise Refusal(
             Code.ROUND_NOT_FOUND, f"Run {run!r} has no round {number} yet; GET /v1/runs/{run}/rounds lists them."
@@ -44,29 +44,29 @@ def latest(tx: Tx, run: str, number: int) -> Round:
 
 def current(tx: Tx, run: str) -> Round | None:
     """The newest round's latest attempt, None before the start."""
-    wanted = select(Round).where(Round.run == run).order_by(Round.number.desc(), Round.attempt.desc()).limit(1)
-    return tx.session.scalar(wanted)
+    query = select(Round).where(Round.run == run).order_by(Round.number.desc(), Round.attempt.desc()).limit(1)
+    return tx.session.scalar(query)
 
 
-def every(tx: Tx, run: str) -> Sequence[Round]:
+def list_latest(tx: Tx, run: str) -> Sequence[Round]:
     """The latest attempt of every round, newest first."""
     last = select(Round.number, func.max(Round.attempt).label("attempt")).where(Round.run == run)
     attempts = last.group_by(Round.number).subquery()
-    wanted = select(Round).join(attempts, (Round.number == attempts.c.number) & (Round.attempt == attempts.c.attempt))
-    return tx.session.scalars(wanted.where(Round.run == run).order_by(Round.number.desc())).all()
+    query = select(Round).join(attempts, (Round.number == attempts.c.number) & (Round.attempt == attempts.c.attempt))
+    return tx.session.scalars(query.where(Round.run == run).order_by(Round.number.desc())).all()
 
 
 def change_norms(tx: Tx, run: str, number: int) -> tuple[float, ...]:
     """The median change norms of the published rounds before `number`, oldest first."""
-    wanted = select(RoundModules.summary).join(Round, Round.id == RoundModules.round_id)
-    wanted = wanted.where(Round.run == run, Round.number < number, Round.state == "PUBLISHED").order_by(Round.number)
-    return tuple(summary["change_norm"] for summary in tx.session.scalars(wanted) if summary)
+    query = select(RoundModules.summary).join(Round, Round.id == RoundModules.round_id)
+    query = query.where(Round.run == run, Round.number < number, Round.state == "PUBLISHED").order_by(Round.number)
+    return tuple(summary["change_norm"] for summary in tx.session.scalars(query) if summary)
 
 
-def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
+def round_view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
     """The round as the state machine sees it."""
-    asked = {"run": run.name, "round": round_.id, "number": round_.number, "until": round_.deadline or tx.now}
-    counted = tx.session.execute(_COUNTS, asked).one()
+    parameters = {"run": run.name, "round": round_.id, "number": round_.number, "until": round_.deadline or tx.now}
+    counts = tx.session.execute(_COUNTS, parameters).one()
     return machine.RoundView(
         run_state=run.state,  # type: ignore[arg-type]
         number=round_.number,
@@ -74,10 +74,10 @@ def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
         state=round_.state,  # type: ignore[arg-type]
         opened_at=round_.opened_at,
         deadline=round_.deadline,
-        assigned=counted.assigned,
-        accepted=counted.accepted,
-        uploading=counted.uploading,
-        declared=counted.declared,
+        assigned=counts.assigned,
+        accepted=counts.accepted,
+        uploading=counts.uploading,
+        declared=counts.declared,
         failures=round_.failures,
         reason=round_.reason,
         leased=round_.lease_holder is not None,
@@ -86,16 +86,16 @@ def view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
 
 
 def _counts() -> Select[Any]:
-    """All that `view` counts, in one statement that is made once: every decision about a round asks for it.
+    """The counts of `round_view` in one statement, which is built once: every decision about a round executes it.
 
-    Of the assigned, those whose update is in or may still come: nobody who was revoked before.
+    `assigned` counts those whose update is accepted or may still come: without clients revoked before their update was accepted.
     """
     of_round = Upload.round_id == bindparam("round")
     sent = select(func.count()).select_from(Upload).where(of_round)
     accepted = sent.where(Upload.state == "ACCEPTED", Upload.counts_in == bindparam("number"))
     uploading = sent.where(Upload.state == "OPEN", Upload.created_at < bindparam("until"))
     declared = select(func.count()).select_from(Participation).where(Participation.run == bindparam("run"))
-    declared = declared.where(enrolled(Participation.client_id))
+    declared = declared.where(is_enrolled(Participation.client_id))
     still = or_(
         Client.revoked_at.is_(None),
         Assignment.client_id.in_(select(Upload.client_id).where(of_round, Upload.state == "ACCEPTED")),
@@ -113,13 +113,13 @@ def _counts() -> Select[Any]:
 _COUNTS = _counts()
 
 
-def uploads_in(tx: Tx, round_: Round, state: str) -> int:
+def count_uploads(tx: Tx, round_: Round, state: str) -> int:
     """How many uploads of the round are in a state."""
     counted = select(func.count()).select_from(Upload).where(Upload.round_id == round_.id, Upload.state == state)
     return tx.session.scalar(counted) or 0
 
 
-def move(tx: Tx, run: Run, round_: Round, to: RoundState, detail: str) -> None:
+def change_state(tx: Tx, run: Run, round_: Round, to: RoundState, detail: str) -> None:
     """Move a round of a locked run: compare-and-set on the version it was read in."""
     before: RoundState = round_.state  # type: ignore[assignment]
     if (before, to) not in machine.ROUND_MOVES:
@@ -129,7 +129,7 @@ def move(tx: Tx, run: Run, round_: Round, to: RoundState, detail: str) -> None:
 
 
 def touch(tx: Tx, round_: Round, **values: Any) -> None:
-    """Change what decisions about a round look at: compare-and-set on its version.
+    """Change fields that decisions about a round depend on: compare-and-set on its version.
 
     Raises:
         Conflict: the round has changed since it was read.
@@ -142,71 +142,73 @@ def touch(tx: Tx, round_: Round, **values: Any) -> None:
 
 
 def assign(tx: Tx, round_: Round, clients: Iterable[str], carried: Iterable[str] = ()) -> None:
-    """Fix the participants of a round, each at the rank declared now; whose update was carried, at the rank it has."""
-    kept, wanted = frozenset(carried), list(clients)
-    declared = select(Participation.client_id, Participation.declaration).where(Participation.run == round_.run)
-    told = {row.client_id: row.declaration for row in tx.session.execute(declared)}
-    before = {place.client_id: place for place in tx.session.scalars(_places(round_))} if kept else {}
-    for client in wanted:
-        if client in kept:
-            tx.session.add(_place(round_, client, before[client].rank, before[client].rank_pattern))
+    """Assign the participants of a round, each at its declared rank; `carried` ones at the rank of the update carried over."""
+    carried_clients, client_ids = frozenset(carried), list(clients)
+    query = select(Participation.client_id, Participation.declaration).where(Participation.run == round_.run)
+    declarations = {row.client_id: row.declaration for row in tx.session.execute(query)}
+    earlier = tx.session.scalars(_assignments_of_attempts(round_)) if carried_clients else ()
+    carried_ranks = {row.client_id: (row.rank, row.rank_pattern) for row in earlier}
+    for client in client_ids:
+        if client in carried_clients:
+            rank, pattern = carried_ranks[client]
         else:
-            tx.session.add(_place(round_, client, told[client]["rank"], told[client]["rank_pattern"]))
+            rank, pattern = declarations[client]["rank"], declarations[client]["rank_pattern"]
+        tx.session.add(_new_assignment(round_, client, rank, pattern))
     tx.session.flush()
 
 
-def join(tx: Tx, round_: Round, client: str) -> None:
-    """Give a participant the place in this attempt that an earlier one gave it."""
-    before = assignment(tx, round_, client)
-    assert before is not None, "only participants of an earlier attempt join"
-    if before.round_id != round_.id:
-        tx.session.add(_place(round_, client, before.rank, before.rank_pattern))
+def carry_assignment(tx: Tx, round_: Round, client: str) -> None:
+    """Copy a participant's assignment of an earlier attempt into this one."""
+    earlier = find_assignment(tx, round_, client)
+    assert earlier is not None, "only participants of an earlier attempt join"
+    if earlier.round_id != round_.id:
+        tx.session.add(_new_assignment(round_, client, earlier.rank, earlier.rank_pattern))
         tx.session.flush()
 
 
-def _place(round_: Round, client: str, rank: int, pattern: Mapping[str, int]) -> Assignment:
+def _new_assignment(round_: Round, client: str, rank: int, pattern: Mapping[str, int]) -> Assignment:
     return Assignment(round_id=round_.id, client_id=client, rank=rank, rank_pattern=dict(pattern))
 
 
-def _places(round_: Round) -> Select[Assignment]:
-    """The places that this attempt and those before it gave, in the order of the attempts."""
-    wanted = select(Assignment).join(Round, Round.id == Assignment.round_id)
-    wanted = wanted.where(Round.run == round_.run, Round.number == round_.number, Round.attempt <= round_.attempt)
-    return wanted.order_by(Round.attempt)
+def _assignments_of_attempts(round_: Round) -> Select[Assignment]:
+    """The assignments of this attempt and those before it, in the order of the attempts."""
+    query = select(Assignment).join(Round, Round.id == Assignment.round_id)
+    query = query.where(Round.run == round_.run, Round.number == round_.number, Round.attempt <= round_.attempt)
+    return query.order_by(Round.attempt)
 
 
-def assignment(tx: Tx, round_: Round, client: str) -> Assignment | None:
-    """A participant's place in the round, in this attempt or the last one before that gave it one; None without any.
+def find_assignment(tx: Tx, round_: Round, client: str) -> Assignment | None:
+    """A participant's assignment in this attempt, or the last one in an earlier attempt; None without any.
 
     All attempts at a round begin from the same adapter: what was trained in an abandoned one is as good in the next.
     """
-    wanted = _places(round_).where(Assignment.client_id == client)
-    found = tx.session.scalars(wanted).all()
-    return found[-1] if found else None
+    query = _assignments_of_attempts(round_).where(Assignment.client_id == client)
+    assignments = tx.session.scalars(query).all()
+    return assignments[-1] if assignments else None
 
 
-def next_number(tx: Tx, round_: Round) -> int:
+def next_open_number(tx: Tx, round_: Round) -> int:
     """The first round after this one whose inputs are not frozen."""
     newest = current(tx, round_.run)
     assert newest is not None, "there is at least this round"
     return max(newest.number + (newest.state not in {"OPEN", "COLLECTING"}), round_.number + 1)
 
 
-def assignments(tx: Tx, round_: Round) -> Sequence[Assignment]:
-    """Everyone's place in the round, in a fixed order."""
-    wanted = select(Assignment).where(Assignment.round_id == round_.id).order_by(Assignment.client_id)
-    return tx.session.scalars(wanted).all()
+def list_assignments(tx: Tx, round_: Round) -> Sequence[Assignment]:
+    """The assignments of this attempt, in a fixed order."""
+    query = select(Assignment).where(Assignment.round_id == round_.id).order_by(Assignment.client_id)
+    return tx.session.scalars(query).all()
 
 
 def declare(tx: Tx, run: Run, client: str, declaration: Declaration) -> None:
-    """Write a participant's declaration; it holds from the next assignment on."""
+    """Save a participant's declaration; it applies from the next assignment on."""
     row = tx.session.get(Participation, (run.name, client))
     if row is None:
         row = Participation(run=run.name, client_id=client)
         tx.session.add(row)
-    told = declaration.model_dump(mode="json")
-    changed = row.declaration != told
-    row.declaration, row.declared_at, row.last_seen_at = told, tx.now, tx.now
+    document = declaration.model_dump(mode="json")
+    changed = row.declaration != document
+    row.declaration, row.declared_at, row.last_seen_at = document, tx.now, tx.now
     if changed:
         events.record(tx, run, "declared", f"a participant declared rank {declaration.rank}")
 
@@ -222,19 +224,19 @@ def declaration_of(tx: Tx, run: str, client: str) -> Declaration | None:
     return None if row is None else Declaration.model_validate(row.declaration)
 
 
-def present(tx: Tx, run: str, window: float) -> Present:
+def present_clients(tx: Tx, run: str, window: float) -> PresentClients:
     """The enrolled participants seen within `window` seconds, in a fixed order; counted without being listed."""
-    return Present(tx, run, tx.now - timedelta(seconds=window))
+    return PresentClients(tx, run, tx.now - timedelta(seconds=window))
 
 
-def waiting_clients(tx: Tx, run: str) -> frozenset[str]:
+def clients_with_work(tx: Tx, run: str) -> frozenset[str]:
     """The participants that have work to do: assigned in the collecting round, with nothing accepted yet."""
     done = exists().where(
         Upload.round_id == Assignment.round_id, Upload.client_id == Assignment.client_id, Upload.state == "ACCEPTED"
     )
-    wanted = (
+    query = (
         select(Assignment.client_id)
         .join(Round, Round.id == Assignment.round_id)
         .where(Round.run == run, Round.state == "COLLECTING", ~done)
     )
-    return frozenset(tx.session.scalars(wanted))
+    return frozenset(tx.session.scalars(query))

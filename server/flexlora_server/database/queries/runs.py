@@ -1,4 +1,4 @@
-"""Runs: creation, the operator's actions, and the locked row that serialises every change of one run."""
+"""Queries of runs: creation, the operator's actions, and the locked row that serialises every change of one run."""
 
 from collections.abc import Sequence
 
@@ -24,28 +24,32 @@ def create(tx: Tx, spec: RunSpec) -> Run:
     tx.session.add(run)
     try:
         tx.session.flush()
-    except IntegrityError:  # the key decides, not a look beforehand: two may ask at once
+    except IntegrityError:  # the primary key decides, not a query beforehand: two requests may create it at once
         raise Refusal(Code.RUN_EXISTS, f"A run named {spec.name!r} exists; choose another name.") from None
     events.record(tx, run, "run-created", f"strategy {spec.strategy}, {spec.rounds} rounds, ranks {list(spec.ranks)}")
     return run
 
 
 def get(tx: Tx, name: str) -> Run:
-    """A run to look at.
+    """A run, to read.
 
     Raises:
         Refusal: RUN_NOT_FOUND.
     """
-    return _found(tx.session.get(Run, name), name)
+    return _require_found(tx.session.get(Run, name), name)
 
 
 def lock(tx: Tx, name: str) -> Run:
-    """A run to change: whoever else changes it waits until this transaction ends."""
+    """A run, to change: other changes of it wait until this transaction ends.
+
+    Raises:
+        Refusal: RUN_NOT_FOUND.
+    """
     # no key update: rows that only name the run need not wait
-    return _found(tx.session.get(Run, name, with_for_update={"key_share": True}, populate_existing=True), name)
+    return _require_found(tx.session.get(Run, name, with_for_update={"key_share": True}, populate_existing=True), name)
 
 
-def _found(run: Run | None, name: str) -> Run:
+def _require_found(run: Run | None, name: str) -> Run:
     if run is None:
         raise Refusal(Code.RUN_NOT_FOUND, f"There is no run named {name[:64]!r}; GET /v1/runs lists them.")
     return run
@@ -56,13 +60,13 @@ def spec_of(run: Run) -> RunSpec:
     return RunSpec.model_validate(run.spec)
 
 
-def every(tx: Tx) -> Sequence[Run]:
+def list_all(tx: Tx) -> Sequence[Run]:
     """All runs, newest first."""
     return tx.session.scalars(select(Run).order_by(Run.created_at.desc(), Run.name)).all()
 
 
-def act(tx: Tx, run: Run, action: Action) -> None:
-    """Move a locked run.
+def apply_action(tx: Tx, run: Run, action: Action) -> None:
+    """Apply an operator's action to a locked run.
 
     Raises:
         Refusal: RUN_STATE.
@@ -80,7 +84,7 @@ def set_state(tx: Tx, run: Run, state: str, detail: str) -> None:
     events.record(tx, run, f"run-{state.lower()}", detail)
 
 
-def participants(tx: Tx, name: str) -> int:
+def count_participants(tx: Tx, name: str) -> int:
     """How many clients have declared a rank in the run."""
     counted = select(func.count()).select_from(Participation).where(Participation.run == name)
     return tx.session.scalar(counted) or 0

@@ -1,4 +1,4 @@
-"""Uploads: announced, growing, accepted or cancelled."""
+"""Queries of uploads: announced, open, accepted or cancelled."""
 
 import secrets
 from collections.abc import Sequence
@@ -15,60 +15,60 @@ from flexlora_shared.messages.uploads import Receipt, UploadCreate, UploadStatus
 from flexlora_shared.problems import Code
 
 
-def announce(tx: Tx, round_: Round, client: str, told: UploadCreate) -> tuple[Upload, Upload | None]:
-    """The open upload of this announcement, new or found again, and the other one it replaced.
+def announce(tx: Tx, round_: Round, client: str, announcement: UploadCreate) -> tuple[Upload, Upload | None]:
+    """The open upload of this announcement, existing or new, and the upload that a new one replaces.
 
-    A participant has one open upload in a run: what it still had on its way for an earlier round is over.
+    A participant has at most one open upload in a run: one for an earlier round is cancelled.
     """
-    if (again := announced(tx, round_, client, told)) is not None:
-        return again, None
-    open_ = under_way(tx, round_, client)
+    if (existing := find_announced(tx, round_, client, announcement)) is not None:
+        return existing, None
+    open_ = find_open(tx, round_, client)
     if open_ is not None:
         open_.state = "CANCELLED"
         tx.session.flush()  # the table allows one open upload
-    _cancel(tx, Upload.client_id == client, _of_run(round_.run))
-    fresh = Upload(
+    _cancel_where(tx, Upload.client_id == client, _of_run(round_.run))
+    row = Upload(
         id=secrets.token_hex(16),
         round_id=round_.id,
         client_id=client,
         state="OPEN",
-        announced=told.model_dump(mode="json"),
-        size=told.size,
-        sha256=told.sha256,
+        announced=announcement.model_dump(mode="json"),
+        size=announcement.size,
+        sha256=announcement.sha256,
         offset=0,
         created_at=tx.now,
     )
-    tx.session.add(fresh)
+    tx.session.add(row)
     tx.session.flush()
-    return fresh, open_
+    return row, open_
 
 
-def accepted(tx: Tx, round_: Round, client: str) -> Upload | None:
-    """The update of this participant that counts in the round."""
-    return _of(tx, round_, client, "ACCEPTED")
+def find_accepted(tx: Tx, round_: Round, client: str) -> Upload | None:
+    """The participant's accepted upload in the round, None without one."""
+    return _find(tx, round_, client, "ACCEPTED")
 
 
-def announced(tx: Tx, round_: Round, client: str, told: UploadCreate) -> Upload | None:
-    """The open upload of this very announcement."""
-    open_ = under_way(tx, round_, client)
-    return open_ if open_ is not None and open_.announced == told.model_dump(mode="json") else None
+def find_announced(tx: Tx, round_: Round, client: str, announcement: UploadCreate) -> Upload | None:
+    """The participant's open upload with exactly this announcement, None without one."""
+    open_ = find_open(tx, round_, client)
+    return open_ if open_ is not None and open_.announced == announcement.model_dump(mode="json") else None
 
 
-def under_way(tx: Tx, round_: Round, client: str) -> Upload | None:
-    """What this participant has announced for the round and not completed."""
-    return _of(tx, round_, client, "OPEN")
+def find_open(tx: Tx, round_: Round, client: str) -> Upload | None:
+    """The participant's open upload in the round, None without one."""
+    return _find(tx, round_, client, "OPEN")
 
 
-def _of(tx: Tx, round_: Round, client: str, state: str) -> Upload | None:
-    wanted = select(Upload).where(Upload.round_id == round_.id, Upload.client_id == client, Upload.state == state)
-    return tx.session.scalar(wanted)
+def _find(tx: Tx, round_: Round, client: str, state: str) -> Upload | None:
+    query = select(Upload).where(Upload.round_id == round_.id, Upload.client_id == client, Upload.state == state)
+    return tx.session.scalar(query)
 
 
-def owned(tx: Tx, upload: str, client: str) -> Upload:
+def get_owned(tx: Tx, upload: str, client: str) -> Upload:
     """An upload that belongs to this client.
 
     Raises:
-        Refusal: UPLOAD_NOT_FOUND, also for somebody else's: whether it exists is not told.
+        Refusal: UPLOAD_NOT_FOUND, also for another client's upload, so that nobody learns whether it exists.
     """
     row = tx.session.get(Upload, upload, populate_existing=True, options=[undefer(Upload.parts)])
     if row is None or row.client_id != client:
@@ -77,7 +77,7 @@ def owned(tx: Tx, upload: str, client: str) -> Upload:
 
 
 def require_open(tx: Tx, row: Upload) -> None:
-    """Refuse to go on with an upload that is over.
+    """Refuse an upload that was accepted or cancelled.
 
     Raises:
         Refusal: ALREADY_ACCEPTED, ROUND_CLOSED where the round's end cancelled it, else UPLOAD_NOT_FOUND.
@@ -100,22 +100,22 @@ def advance(tx: Tx, upload: str, before: int, after: int, part: str | None = Non
 
 
 def shorten(tx: Tx, upload: str, before: int, after: int) -> bool:
-    """Take back what was acknowledged beyond `after`, and all objects of parts: the bytes are lost. As `advance`."""
+    """Set the offset back to `after` and forget all part objects, whose bytes are lost; the result as of `advance`."""
     moved = update(Upload).where(Upload.id == upload, Upload.state == "OPEN", Upload.offset == before)
     return tx.session.execute(moved.values(offset=after, parts=None).returning(Upload.id)).first() is not None
 
 
 def accept(tx: Tx, row: Upload, counts_in: int) -> None:
-    """The update counts from now on, in the aggregation of round `counts_in`."""
-    _end(tx, row, state="ACCEPTED", accepted_at=tx.now, counts_in=counts_in)
+    """Accept an upload: it counts from now on, in the aggregation of round `counts_in`."""
+    _end_open(tx, row, state="ACCEPTED", accepted_at=tx.now, counts_in=counts_in)
 
 
 def cancel(tx: Tx, row: Upload) -> None:
-    """The upload is over without counting."""
-    _end(tx, row, state="CANCELLED")
+    """Cancel an upload."""
+    _end_open(tx, row, state="CANCELLED")
 
 
-def _end(tx: Tx, row: Upload, **values: Any) -> None:
+def _end_open(tx: Tx, row: Upload, **values: Any) -> None:
     """End an open upload: compare-and-set, since a commit and a cancellation may race.
 
     Raises:
@@ -129,54 +129,54 @@ def _end(tx: Tx, row: Upload, **values: Any) -> None:
 
 
 def open_ids(tx: Tx) -> frozenset[str]:
-    """Every upload that is on its way."""
+    """The ids of all open uploads."""
     return frozenset(tx.session.scalars(select(Upload.id).where(Upload.state == "OPEN")))
 
 
-def in_round(tx: Tx, round_: Round) -> Sequence[Upload]:
+def list_of_round(tx: Tx, round_: Round) -> Sequence[Upload]:
     """The round's uploads that are open or accepted."""
-    wanted = select(Upload).where(Upload.round_id == round_.id, Upload.state.in_(("OPEN", "ACCEPTED")))
-    return tx.session.scalars(wanted.order_by(Upload.client_id)).all()
+    query = select(Upload).where(Upload.round_id == round_.id, Upload.state.in_(("OPEN", "ACCEPTED")))
+    return tx.session.scalars(query.order_by(Upload.client_id)).all()
 
 
 def cancel_open(tx: Tx, round_: Round) -> None:
-    """Cancel what is still open in a round that has ended; `collect_garbage` deletes the bytes."""
-    _cancel(tx, Upload.round_id == round_.id)
+    """Cancel the open uploads of a round that has ended; `garbage_collector` deletes their bytes."""
+    _cancel_where(tx, Upload.round_id == round_.id)
 
 
 def cancel_open_of_run(tx: Tx, run: str) -> None:
-    """Cancel what is still open in a run that is over."""
-    _cancel(tx, _of_run(run))
+    """Cancel the open uploads of a run that is over."""
+    _cancel_where(tx, _of_run(run))
 
 
 def cancel_open_of_client(tx: Tx, client: str) -> None:
-    """Cancel what a participant that was revoked has on its way."""
-    _cancel(tx, Upload.client_id == client)
+    """Cancel the open uploads of a participant that was revoked."""
+    _cancel_where(tx, Upload.client_id == client)
 
 
 def _of_run(run: str) -> ColumnElement[bool]:
     return Upload.round_id.in_(select(Round.id).where(Round.run == run))
 
 
-def _cancel(tx: Tx, *which: ColumnElement[bool]) -> None:
+def _cancel_where(tx: Tx, *which: ColumnElement[bool]) -> None:
     ending = update(Upload).where(Upload.state == "OPEN", *which).values(state="CANCELLED")
     tx.session.execute(ending.execution_options(synchronize_session="fetch"))
 
 
-def carried(tx: Tx, round_: Round) -> Sequence[str]:
-    """The participants whose update for this round is in already: of an OPEN round, from an attempt that was abandoned."""
-    wanted = select(Upload.client_id).where(Upload.round_id == round_.id, Upload.state == "ACCEPTED")
-    return tx.session.scalars(wanted.order_by(Upload.client_id)).all()
+def clients_carried_over(tx: Tx, round_: Round) -> Sequence[str]:
+    """The clients with an accepted update in this round; in an OPEN round, carried over from an abandoned attempt."""
+    query = select(Upload.client_id).where(Upload.round_id == round_.id, Upload.state == "ACCEPTED")
+    return tx.session.scalars(query.order_by(Upload.client_id)).all()
 
 
-def carry(tx: Tx, before: Round, after: Round) -> None:
-    """Hand an abandoned attempt's uploads, accepted or on their way, on to the next: it begins from the same adapter."""
+def carry_over(tx: Tx, before: Round, after: Round) -> None:
+    """Move an abandoned attempt's open and accepted uploads to the next attempt, which begins from the same adapter."""
     moving = update(Upload).where(Upload.round_id == before.id, Upload.state.in_(("OPEN", "ACCEPTED")))
     tx.session.execute(moving.values(round_id=after.id).execution_options(synchronize_session="fetch"))
 
 
 def bytes_received(tx: Tx, round_: Round) -> int:
-    """Bytes that arrived for the round, accepted or on their way."""
+    """Bytes received for the round, of open and accepted uploads."""
     counted = select(func.sum(Upload.offset)).where(
         Upload.round_id == round_.id, Upload.state.in_(("OPEN", "ACCEPTED"))
     )
@@ -197,7 +197,7 @@ def status(row: Upload, round_: Round) -> UploadStatus:
 
 
 def receipt(row: Upload, round_: Round) -> Receipt:
-    """What proves that the update counts."""
+    """The receipt of an accepted upload."""
     assert row.accepted_at is not None, "only accepted uploads have a receipt"
     return Receipt(
         upload_id=row.id,

@@ -1,4 +1,4 @@
-"""How a round begins: who is present, how long others are waited for, who is drawn."""
+"""The state machine: how a round begins: who is present, how long others are waited for, who is drawn."""
 
 from collections import Counter
 from dataclasses import replace
@@ -22,11 +22,11 @@ class TestGather:
         assert gather(defined(), OPENED, ["b", "c", "a"], NOW) == Begin(("a", "b", "c"), seconds(60))
 
     def test_a_sample_size_is_waited_for_until_patience_ends(self) -> None:
-        wanted = defined(clients_per_round=4)
+        spec = defined(clients_per_round=4)
         waiting = Wait("Waiting for participants: 3 of 4 are present.", seconds(10))
-        assert gather(wanted, OPENED, ["a", "b", "c"], NOW) == waiting
-        assert gather(wanted, OPENED, ["a", "b", "c"], seconds(10) - TICK) == waiting
-        assert gather(wanted, OPENED, ["a", "b", "c"], seconds(10)) == Begin(("a", "b", "c"), seconds(70))
+        assert gather(spec, OPENED, ["a", "b", "c"], NOW) == waiting
+        assert gather(spec, OPENED, ["a", "b", "c"], seconds(10) - TICK) == waiting
+        assert gather(spec, OPENED, ["a", "b", "c"], seconds(10)) == Begin(("a", "b", "c"), seconds(70))
 
     def test_a_full_sample_does_not_wait(self) -> None:
         decision = gather(defined(clients_per_round=2), OPENED, list("abcd"), NOW)
@@ -51,8 +51,8 @@ class TestGather:
 
     def test_another_attempt_draws_another_sample(self) -> None:
         present = [f"client{n}" for n in range(40)]
-        wanted = defined(clients_per_round=5)
-        draws = [gather(wanted, replace(OPENED, attempt=n), present, NOW) for n in range(6)]
+        spec = defined(clients_per_round=5)
+        draws = [gather(spec, replace(OPENED, attempt=n), present, NOW) for n in range(6)]
         assert len({draw.participants for draw in draws if isinstance(draw, Begin)}) == 6
 
 

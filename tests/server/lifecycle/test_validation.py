@@ -1,4 +1,4 @@
-"""Runs that cannot work are refused with the first thing to change."""
+"""Validation of run definitions: the problem names the first thing to change."""
 
 import math
 from typing import Any
@@ -76,7 +76,7 @@ def test_what_works_passes(dtype: str) -> None:
 
 def test_the_largest_alpha_served_is_the_largest_an_upload_may_have() -> None:
     check_spec(RunSpec.model_validate(spec(scaling={"alpha_per_rank": ALPHA_MAX / 8})))
-    told = {"rank": 8, "examples": 1, "size": 100, "sha256": "0" * 64}
-    assert UploadCreate.model_validate({**told, "alpha": ALPHA_MAX}).alpha == ALPHA_MAX
+    announcement = {"rank": 8, "examples": 1, "size": 100, "sha256": "0" * 64}
+    assert UploadCreate.model_validate({**announcement, "alpha": ALPHA_MAX}).alpha == ALPHA_MAX
     with pytest.raises(ValidationError, match="alpha"):
-        UploadCreate.model_validate({**told, "alpha": math.nextafter(ALPHA_MAX, math.inf)})
+        UploadCreate.model_validate({**announcement, "alpha": math.nextafter(ALPHA_MAX, math.inf)})

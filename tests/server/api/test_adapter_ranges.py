@@ -1,4 +1,4 @@
-"""Parts of a slice over HTTP: which `Range` is served, which is ignored, which is refused (RFC 9110, section 14)."""
+"""HTTP ranges of a slice: which `Range` is served, which is ignored, which is refused (RFC 9110, section 14)."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def whole(coordinator: Served) -> bytes:
 
 def test_satisfiable_ranges_are_served(coordinator: Served, whole: bytes) -> None:
     size = len(whole)
-    asked = {
+    contents = {
         "bytes=0-9": whole[:10],
         "BYTES=0-9": whole[:10],
         "bytes=10-": whole[10:],
@@ -29,7 +29,7 @@ def test_satisfiable_ranges_are_served(coordinator: Served, whole: bytes) -> Non
         f"bytes=0-1, {size}-": whole[:2],
         f"bytes=,-0,\t3-4 ,{size}-{size + 5}": whole[3:5],
     }
-    for header, content in asked.items():
+    for header, content in contents.items():
         response = coordinator.operator.call("GET", PATH, headers={"Range": header})
         assert (response.status_code, response.content) == (206, content), header
         assert response.headers["content-range"].endswith(f"/{size}")

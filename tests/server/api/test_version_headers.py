@@ -55,16 +55,16 @@ def test_a_defect_says_the_version(coordinator: Served, monkeypatch: pytest.Monk
     def fails(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runs, "every", fails)
+    monkeypatch.setattr(runs, "list_all", fails)
     response = coordinator.operator.call("GET", "/v1/runs")
     assert (response.status_code, says_the_version(response)) == (500, True)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_anybody_may_ask_which_version_lives(coordinator: Served) -> None:
-    told = {"status": "alive", "version": version(), "protocol": PROTOCOL}
-    assert coordinator.http.get("/healthz").json() == told
-    assert coordinator.http.get("/healthz", headers={"FlexLoRA-Protocol": "99"}).json() == told
+    alive = {"status": "alive", "version": version(), "protocol": PROTOCOL}
+    assert coordinator.http.get("/healthz").json() == alive
+    assert coordinator.http.get("/healthz", headers={"FlexLoRA-Protocol": "99"}).json() == alive
     assert coordinator.http.get("/openapi.json").json()["info"]["version"] == version()
 
 

@@ -1,4 +1,4 @@
-"""A round's figures over REST, on the page and in the terminal: who sees what."""
+"""A round's metrics over REST, on the page and in the terminal: who sees what."""
 
 import base64
 import io
@@ -34,33 +34,35 @@ def filtered_round(coordinator: Served) -> list[Participant]:
 
 def test_the_operator_sees_who_was_dropped_and_why(coordinator: Served) -> None:
     members = filtered_round(coordinator)
-    told = coordinator.round("run", 1)
-    became = {one["name"]: one["update"] for one in told["participants"]}
-    assert became["clinic 5"]["weight"] == 0
-    assert "dropped by multi-krum" in became["clinic 5"]["notes"][0]
-    assert all(became[f"clinic {index}"]["weight"] == 0.2 for index in range(5))
-    assert all(became[f"clinic {index}"]["notes"] == [] for index in range(5))
-    assert became["clinic 5"]["change_norm"] > 50 * became["clinic 0"]["change_norm"]
-    assert len(told["cosines"]) == 6
-    assert {one["client_id"] for one in told["participants"]} == {member.client_id for member in members}
-    assert {one["declared_at"] for one in told["participants"]} == {
-        told["summary"]["opened_at"]
+    detail = coordinator.round("run", 1)
+    updates = {participant["name"]: participant["update"] for participant in detail["participants"]}
+    assert updates["clinic 5"]["weight"] == 0
+    assert "dropped by multi-krum" in updates["clinic 5"]["notes"][0]
+    assert all(updates[f"clinic {index}"]["weight"] == 0.2 for index in range(5))
+    assert all(updates[f"clinic {index}"]["notes"] == [] for index in range(5))
+    assert updates["clinic 5"]["change_norm"] > 50 * updates["clinic 0"]["change_norm"]
+    assert len(detail["cosines"]) == 6
+    assert {participant["client_id"] for participant in detail["participants"]} == {
+        member.client_id for member in members
+    }
+    assert {participant["declared_at"] for participant in detail["participants"]} == {
+        detail["summary"]["opened_at"]
     }  # the clock stands still
 
 
 def test_everybody_sees_the_rounds_figures_and_nobody_elses(coordinator: Served) -> None:
     member = filtered_round(coordinator)[0]
-    told = member.expect(200, "GET", "/v1/runs/run/rounds/1")
-    assert told["participants"] is None
-    assert told["cosines"] is None
-    summary = told["summary"]
+    detail = member.expect(200, "GET", "/v1/runs/run/rounds/1")
+    assert detail["participants"] is None
+    assert detail["cosines"] is None
+    summary = detail["summary"]
     assert summary["aggregation"]["filtered"] == 1
     assert summary["aggregation"]["certificate"] == 1.0
     assert summary["aggregation"]["change_norm"] > 0
     least, median, most = (summary["aggregation"]["pairwise_cosine"][name] for name in ("least", "median", "most"))
     assert -1 <= least <= median <= most <= 1
     assert abs(summary["energy_above_smallest_rank"] - (1 - summary["energy_kept"][0]["share"])) < 1e-12
-    for module in told["modules"]:
+    for module in detail["modules"]:
         assert module["route"] in {"svd", "qr", "eigh", "gram", "subspace"}
         assert module["fell_back"] == []
         assert module["bytes_read"] > 0
@@ -91,7 +93,7 @@ def test_a_round_published_before_there_were_such_figures_still_shows(coordinato
             old = ("name", "singular_values", "total_energy", "effective_rank", "energy_kept")
             row.modules = [{key: module[key] for key in old} for module in row.modules]
             row.updates = row.summary = None
-    told = coordinator.round("run", 1)
-    assert told["summary"]["aggregation"] is None
-    assert told["modules"][0]["route"] == ""
-    assert told["participants"][0]["update"] is None
+    detail = coordinator.round("run", 1)
+    assert detail["summary"]["aggregation"] is None
+    assert detail["modules"][0]["route"] == ""
+    assert detail["participants"][0]["update"] is None

@@ -1,4 +1,4 @@
-"""The state machine of rounds, pure: how a round ends, the moves there are, and what each state waits for."""
+"""The state machine: how a round ends, the allowed changes of state, and what each state waits for."""
 
 from dataclasses import replace
 from typing import get_args
@@ -37,10 +37,10 @@ class TestJudge:
         assert decision == Abandon("Only 1 of 3 updates came before the deadline; the quorum is 2.")
 
     def test_over_selection_ends_with_as_many_as_were_wanted(self) -> None:
-        wanted = defined(clients_per_round=2, over_selection=1)
-        assert judge(wanted, replace(COLLECTING, accepted=2), NOW) == Aggregate()
+        spec = defined(clients_per_round=2, over_selection=1)
+        assert judge(spec, replace(COLLECTING, accepted=2), NOW) == Aggregate()
         waiting = Wait("Waiting for updates: 1 of 2 are accepted.", seconds(60))
-        assert judge(wanted, replace(COLLECTING, accepted=1), NOW) == waiting
+        assert judge(spec, replace(COLLECTING, accepted=1), NOW) == waiting
 
     def test_grace_waits_for_what_is_on_its_way(self) -> None:
         kind, under_way = defined(grace=5.0, min_updates=2), replace(COLLECTING, accepted=2, uploading=1)
@@ -81,7 +81,7 @@ def test_moves_are_the_drawn_ones() -> None:
             "FAILED": ["cancel", "retry"],
         }
         assert allowed == expected.get(state, [])
-        assert (state in machine.OVER) == (not allowed)
+        assert (state in machine.FINAL_STATES) == (not allowed)
 
 
 @pytest.mark.parametrize("state", ROUND_STATES)

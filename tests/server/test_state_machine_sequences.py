@@ -1,4 +1,4 @@
-"""Any order of events that Hypothesis can think of: whatever happens in a run, the rules of its rounds hold."""
+"""The state machine: any sequence of events that Hypothesis draws keeps the invariants of rounds."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -99,7 +99,7 @@ class Life(RuleBasedStateMachine):
         if isinstance(decision, Accept):
             assert decision.counts_in == self.round.number
             assert self.round.state == "COLLECTING"
-            assert self.run not in machine.OVER
+            assert self.run not in machine.FINAL_STATES
             assert client in self.assigned
             assert before is None
             assert self.round.deadline is not None
@@ -150,7 +150,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def a_round_that_is_over_goes_with_a_run_that_is_over(self) -> None:
-        assert (self.round.state in {"PUBLISHED", "ABANDONED"}) == (self.run in machine.OVER)
+        assert (self.round.state in {"PUBLISHED", "ABANDONED"}) == (self.run in machine.FINAL_STATES)
         assert (self.round.state == "FAILED") == (self.run == "FAILED")
         assert 1 <= self.round.number <= self.spec.rounds
 
@@ -160,7 +160,7 @@ class Life(RuleBasedStateMachine):
         self.operator("retry")
         self.present = set("abcdefgh")
         for _ in range(60):
-            if self.run in machine.OVER:
+            if self.run in machine.FINAL_STATES:
                 return
             self.now += timedelta(seconds=10)
             if self.round.state == "OPEN":

@@ -1,4 +1,4 @@
-"""Which update is admitted to which round, and the problem that tells why one is not."""
+"""The state machine: which update is accepted in which round, and the problem that says why one is not."""
 
 from dataclasses import replace
 from datetime import datetime

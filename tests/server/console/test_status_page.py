@@ -1,4 +1,4 @@
-"""The status page and the figures for Prometheus."""
+"""The status page and the metrics for Prometheus."""
 
 import base64
 
@@ -16,8 +16,8 @@ def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
     task = participant.task("run")
     participant.upload(task, encode(tensors(run, 4)), metrics={"train_loss": 1.25})
     coordinator.work()
-    told = {"rank": 4, "examples": 5, "metrics": {"loss": 2.125}}
-    participant.expect(204, "POST", "/v1/runs/run/rounds/1/evaluations", json=told)
+    evaluation = {"rank": 4, "examples": 5, "metrics": {"loss": 2.125}}
+    participant.expect(204, "POST", "/v1/runs/run/rounds/1/evaluations", json=evaluation)
     page = Api(coordinator.http).call("GET", "/", headers=_password(OPERATOR_KEY)).text
     assert "COMPLETED" in page
     assert "1 at rank 4" in page
@@ -31,9 +31,9 @@ def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
 def test_the_page_asks_for_the_operators_key(coordinator: Served) -> None:
     participant = coordinator.enroll()
     stranger = Api(coordinator.http)
-    asked = stranger.call("GET", "/")
-    assert asked.status_code == 401
-    assert asked.headers["WWW-Authenticate"].startswith("Basic ")
+    response = stranger.call("GET", "/")
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"].startswith("Basic ")
     assert stranger.call("GET", "/", headers=_password("wrong")).status_code == 401
     assert participant.problem("forbidden", "GET", "/")
     assert participant.problem("forbidden", "GET", "/metrics")
