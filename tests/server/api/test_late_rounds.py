@@ -173,7 +173,9 @@ def test_in_grace_the_same_announcement_finds_its_upload_and_the_task_is_still_g
 
 def test_only_who_was_drawn_for_this_attempt_is_given_its_task(coordinator: Served) -> None:
     coordinator.run(clients_per_round=1, min_updates=1)
-    participants = {participant.client_id: participant for participant in (coordinator.enroll(str(n)) for n in range(4))}
+    participants = {
+        participant.client_id: participant for participant in (coordinator.enroll(str(n)) for n in range(4))
+    }
     for attempt in range(1, 4):
         for participant in participants.values():
             participant.declare("run", 2)

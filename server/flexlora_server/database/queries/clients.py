@@ -1,4 +1,4 @@
-"""Queries of enrolled clients, their API keys and the one-time tokens that enrol them.
+"""Queries of enrolled clients, their API keys and the one-time tokens that enroll them.
 
 A secret has the form `PREFIX_id_secret`: the id finds the row, the SHA-256 of the whole is compared in constant time. Only the
 SHA-256 is stored; the secrets carry 256 random bits, so no slow hash is needed.
