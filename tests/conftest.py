@@ -1,5 +1,6 @@
 """Fixtures of all tests: migrated databases of both kinds, and a real coordinator on a real socket."""
 
+import gc
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,18 @@ from tests.support.databases import create_database, drop_database, migrated_sql
 from tests.support.kit import Clock, Served, served
 
 _databases = itertools.count()
-# an example may take as long as a busy machine needs
-hypothesis.settings.register_profile("tests", deadline=None)
+# an example may take as long as a busy machine needs; scripts/test-slow tries as many as are thorough
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300)
 hypothesis.settings.load_profile("tests")
+gc.disable()  # until everything is imported: what is made then stays
+
+
+def pytest_collection_finish() -> None:
+    """Never again look through the objects of PyTorch and the like: that would take a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

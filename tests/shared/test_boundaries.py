@@ -7,13 +7,14 @@ import pytest
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-wanted, left_out = (tuple(given.split(",")) for given in sys.argv[1:])
-for name in wanted:
-    package = importlib.import_module(name)
-    for module in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
-        if not module.name.startswith(left_out) and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-print(*sorted(sys.modules))
+for given in zip(sys.argv[1::2], sys.argv[2::2]):
+    wanted, left_out = (tuple(one.split(",")) for one in given)
+    for name in wanted:
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(getattr(package, "__path__", ()), package.__name__ + "."):
+            if not module.name.startswith(left_out) and not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    print(*sorted(sys.modules))
 """
 
 WEB = {"fastapi", "starlette", "uvicorn", "jinja2"}
@@ -30,30 +31,34 @@ def within(names: set[str] | tuple[str, ...]) -> str:
     return ",".join(f"flexlora_server.{name}" for name in sorted(names))
 
 
-def imported(packages: str, left_out: str = "-") -> set[str]:
-    """`sys.modules` after importing every module of some packages, but those whose names begin with one left out, afresh."""
-    command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, packages, left_out]
-    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-
-
-@pytest.mark.parametrize(
-    ("packages", "left_out", "foreign"),
-    [
-        ("flexlora_server", RAY, CLIENT_ONLY | {"ray"}),
-        ("flexlora_client", "flexlora_client.training", SERVER_ONLY - {"jinja2"}),
-        ("flexlora_client.cli", "-", SERVER_ONLY | COMPUTING | CLIENT_ONLY - {"httpx2", "flexlora_client"}),
+Part = tuple[str, str, set[str]]  # packages, the beginnings of the names left out, what must not be imported
+PARTS: dict[
+    str, list[Part]
+] = {  # each process imports one part after the other: what a part may not, none before it may
+    "server": [
         ("flexlora_shared", "-", SERVER_ONLY | CLIENT_ONLY | COMPUTING),
         (within(DATABASE), "-", WEB | COMPUTING),
-        (within({"cli"}), "-", {"torch", "safetensors"}),
         (
             "flexlora_server",
             f"{RAY},{within(APPLICATION)}",
             {"fastapi", "starlette", "uvicorn", "flexlora_server.api.services"},
         ),
+        ("flexlora_server", RAY, CLIENT_ONLY | {"ray"}),
     ],
-    ids=["server", "client", "operator", "shared", "database", "serving", "beside the application"],
-)
-def test_what_a_part_imports(packages: str, left_out: str, foreign: set[str]) -> None:
-    modules = imported(packages, left_out)
-    assert set(packages.split(",")) <= modules
-    assert modules & foreign == set()
+    "client": [
+        ("flexlora_client.cli", "-", SERVER_ONLY | COMPUTING | CLIENT_ONLY - {"httpx2", "flexlora_client"}),
+        ("flexlora_client", "flexlora_client.training", SERVER_ONLY - {"jinja2"}),
+    ],
+    "serving": [(within({"cli"}), "-", {"torch", "safetensors"})],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+def test_what_a_part_imports(parts: list[Part]) -> None:
+    asked = [word for packages, left_out, _ in parts for word in (packages, left_out)]
+    command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, *asked]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    for (packages, _, foreign), line in zip(parts, lines, strict=True):
+        found = set(line.split())
+        assert set(packages.split(",")) <= found
+        assert found & foreign == set(), packages

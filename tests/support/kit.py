@@ -15,13 +15,16 @@ from typing import Any
 
 import httpx2
 import uvicorn
+from fastapi import FastAPI
 from safetensors.torch import save
+from starlette.routing import BaseRoute
 from torch import Generator, Tensor, float32, randn
 from torch import dtype as Dtype
 
 from flexlora_server.app import create_app
 from flexlora_server.database.queries import uploads
 from flexlora_server.database.transactions import Store
+from flexlora_server.long_polling import poller, waiting_room
 from flexlora_server.settings import Settings
 from flexlora_server.storage import BlobStore, open_blobs
 from flexlora_server.worker.garbage_collector import collect_garbage
@@ -32,6 +35,8 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
 from tests.support.databases import migrated_sqlite
 
+# a deadline that the test's clock has passed is seen soon: tests ask again and again until it is
+waiting_room.POLL_EVERY_S = poller.RECHECK_EVERY_S = 0.1
 OPERATOR_KEY = "operator-key-of-the-tests"
 PART = {"Content-Type": "application/partial-upload"}
 
@@ -290,6 +295,18 @@ class Server(uvicorn.Server):
         await self.lifespan.shutdown()
 
 
+_routes: list[BaseRoute] = []  # of the first application
+
+
+def application(settings: Settings, store: Store) -> FastAPI:
+    """A coordinator with the routes of the first one: FastAPI prepares them at their first request, which takes long."""
+    app = create_app(settings, store)
+    if not _routes:
+        _routes.extend(app.router.routes)
+    app.router.routes[:] = _routes
+    return app
+
+
 @contextmanager
 def served(store: Store, folder: Path, clock: Clock, **settings: Any) -> Iterator[Served]:
     """A coordinator on a real socket for the block."""
@@ -297,7 +314,7 @@ def served(store: Store, folder: Path, clock: Clock, **settings: Any) -> Iterato
     chosen = Settings.model_validate(values)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)  # connections wait here until uvicorn is up
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(uvicorn.Config(create_app(chosen, store), log_config=None, timeout_graceful_shutdown=1))
+    server = Server(uvicorn.Config(application(chosen, store), log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

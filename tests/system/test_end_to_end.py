@@ -1,4 +1,4 @@
-"""One federated fine-tune from start to end: a coordinator and three agents of different ranks, all real processes."""
+"""One federated fine-tune from start to end: a coordinator and two agents of different ranks, all real processes."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ from tests.support.processes import Watched, watching
 from tests.system.conftest import write_questions
 
 RUN = "together"
-RANKS = (2, 4, 8)
+RANKS = (2, 8)
 ROUNDS = 2
 
 
@@ -42,7 +42,7 @@ def definition(model: Path) -> dict[str, object]:
 def taking_part(made: Cluster, folder: Path) -> Iterator[list[Watched]]:
     """An agent of each rank, enrolled and started, each with its own answer to learn."""
     started = []
-    for rank, word in zip(RANKS, ("Paris", "bird", "day"), strict=True):
+    for rank, word in zip(RANKS, ("Paris", "bird"), strict=True):
         name = f"rank-{rank}"
         made.enroll(name)
         data = write_questions(folder / f"{name}.jsonl", word)
@@ -75,7 +75,7 @@ def test_a_run_from_start_to_exported_adapters(llama: Path, tmp_path: Path) -> N
     with cluster(tmp_path / "cluster") as made:
         made.create_run(definition(llama))
         with taking_part(made, tmp_path) as agents:
-            assert [agent.finish() for agent in agents] == [0, 0, 0]
+            assert [agent.finish() for agent in agents] == [0, 0]
         for agent in agents:
             check_told(agent)
         detail = json.loads(made.client("runs", "show", RUN, "--json"))

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_client.errors import DataError
@@ -179,7 +179,6 @@ def test_a_split_takes_about_its_fraction_and_loses_nothing() -> None:
     assert split(texts(9), 0, seed=3).heldout == ()
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(), max_size=30), st.lists(st.text(), max_size=30), st.integers(0, 2**31 - 1))
 def test_appended_rows_move_no_example(first: list[str], more: list[str], seed: int) -> None:
     anchor = [example for n in range(40) if (example := Plain(f"anchor {n}"))]  # so that some are left to train on

@@ -1,13 +1,12 @@
 """Which examples make each optimizer step."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_client.training.training_loop import plan_steps
 from flexlora_shared.messages.runs import TrainingSpec
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=120), st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
 def test_every_epoch_takes_every_example_once(lengths: list[int], size: int, accumulate: int, epochs: int) -> None:
     training = TrainingSpec(batch_size=size, gradient_accumulation_steps=accumulate, epochs=epochs)

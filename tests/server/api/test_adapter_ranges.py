@@ -42,24 +42,25 @@ def test_several_ranges_come_as_parts(coordinator: Served, whole: bytes) -> None
     assert response.content.count(b"Content-Range: bytes ") == 2
 
 
-@pytest.mark.parametrize(
-    "header",
+NO_RANGES = (
     ["items=0-1", "x", "bytes", "bytes=", "bytes=-", "bytes=,", "bytes=a-b", "bytes=5-2", "bytes=0-1,x", "bytes=0-1,5-2",
-     "bytes =0-1", "bytes=+1-2", "bytes=1_0-20", "bytes=0 - 1", "bytes=" + "9" * 5000 + "-", "bytes=0-1-2"],
-    ids=lambda header: header[:20],
+     "bytes =0-1", "bytes=+1-2", "bytes=1_0-20", "bytes=0 - 1", "bytes=" + "9" * 5000 + "-", "bytes=0-1-2"]
 )  # fmt: skip
-def test_what_is_no_byte_range_is_ignored(coordinator: Served, whole: bytes, header: str) -> None:
-    response = coordinator.operator.call("GET", PATH, headers={"Range": header})
-    assert (response.status_code, response.content) == (200, whole)
-    assert response.headers["content-type"] == "application/octet-stream"
 
 
-@pytest.mark.parametrize("header", ["bytes=-0", "bytes=-00", "bytes=9999999-", "bytes=9999999-,-0", "Bytes=9999999-"])
-def test_ranges_beyond_the_file_are_refused(coordinator: Served, whole: bytes, header: str) -> None:
-    body = coordinator.operator.problem("range-not-satisfiable", "GET", PATH, headers={"Range": header})
-    assert body["context"] == {"size": len(whole)}
-    response = coordinator.operator.call("GET", PATH, headers={"Range": header})
-    assert response.headers["content-range"] == f"bytes */{len(whole)}"
+def test_what_is_no_byte_range_is_ignored(coordinator: Served, whole: bytes) -> None:
+    for header in NO_RANGES:
+        response = coordinator.operator.call("GET", PATH, headers={"Range": header})
+        assert (response.status_code, response.content) == (200, whole), header[:20]
+        assert response.headers["content-type"] == "application/octet-stream"
+
+
+def test_ranges_beyond_the_file_are_refused(coordinator: Served, whole: bytes) -> None:
+    for header in ("bytes=-0", "bytes=-00", "bytes=9999999-", "bytes=9999999-,-0", "Bytes=9999999-"):
+        body = coordinator.operator.problem("range-not-satisfiable", "GET", PATH, headers={"Range": header})
+        assert body["context"] == {"size": len(whole)}, header
+        response = coordinator.operator.call("GET", PATH, headers={"Range": header})
+        assert response.headers["content-range"] == f"bytes */{len(whole)}", header
 
 
 def test_if_range_must_be_the_etag(coordinator: Served, whole: bytes) -> None:

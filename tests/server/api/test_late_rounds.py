@@ -42,7 +42,11 @@ def product(data: bytes, module: str = "layers.0.q_proj") -> np.ndarray[Any, Any
     return np.asarray(2.0 * B @ A)
 
 
-@pytest.mark.parametrize("strategy", ["flexlora", "flexlora-residual"])
+@pytest.mark.parametrize(
+    ("database_url", "strategy"),
+    [("sqlite", "flexlora"), ("sqlite", "flexlora-residual"), ("postgresql", "flexlora-residual")],
+    indirect=["database_url"],
+)
 def test_a_late_update_counts_once_and_less_in_the_next_round(coordinator: Served, strategy: str) -> None:
     pair, tasks, data = two(coordinator, late_updates="next-round", strategy=strategy, ranks=[4, 16], error_bound=1.0)
     quick, slow = pair

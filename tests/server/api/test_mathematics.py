@@ -213,7 +213,7 @@ def test_the_papers_strategy_decays_as_predicted(coordinator: Served) -> None:
     before = served(coordinator, 1, 16)
     share = np.array([sum(p.examples for p in MIXED if p.rank >= j) for j in range(1, 17)]) / 100
     worst = 0.0
-    for rounds in range(1, 6):
+    for rounds in range(1, 4):
         idle(coordinator, members, MIXED)
         after = served(coordinator, 1 + rounds, 16)
         for module in MODULES:
@@ -221,7 +221,7 @@ def test_the_papers_strategy_decays_as_predicted(coordinator: Served) -> None:
             predicted = (U[:, :16] * (sigma[:16] * share**rounds)) @ Vt[:16]
             worst = max(worst, oracle.relative_error(after[module], predicted))
     kept = np.linalg.norm(after["layers.0.q_proj"]) / np.linalg.norm(before["layers.0.q_proj"])
-    print(f"\nflexlora, 5 idle rounds: worst distance from the predicted decay {worst:.2e}; norm left {kept:.2f}")
+    print(f"\nflexlora, 3 idle rounds: worst distance from the predicted decay {worst:.2e}; norm left {kept:.2f}")
     assert worst < PROMISED
     assert kept < 0.9
 
@@ -310,7 +310,7 @@ def test_idle_rounds_change_nothing_with_the_residual_strategy(
     for module in MODULES:
         W = oracle.truncated(average(sent, MIXED, module), 16)
         assert oracle.relative_error(before[module], W) < rounding
-    for number in range(2, 5):
+    for number in range(2, 4):
         idle(coordinator, members, MIXED)
         after = served(coordinator, number, 16)
         assert all(oracle.relative_error(after[name], before[name]) == 0 for name in before)

@@ -23,7 +23,14 @@ def test_every_code_has_its_provocation() -> None:
     assert set(PROVOCATIONS) == set(PROBLEMS)
 
 
-@pytest.mark.parametrize("code", PROBLEMS)
+OF_DATABASE = (Code.UNAVAILABLE, Code.INTERNAL)  # all others are made by rules, which are one for both databases
+
+
+@pytest.mark.parametrize(
+    ("database_url", "code"),
+    [*(("sqlite", code) for code in PROBLEMS), *(("postgresql", code) for code in OF_DATABASE)],
+    indirect=["database_url"],
+)
 def test_the_problem(coordinator: Served, code: Code, caplog: pytest.LogCaptureFixture) -> None:
     failures: list[Any] = []
 

@@ -42,9 +42,10 @@ def test_a_wrong_offset_gets_the_right_one(coordinator: Served, wrong: int) -> N
     participant.commit(upload)
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+def test_malformed_part_headers(coordinator: Served) -> None:
+    participant, task, data = coordinator.working()
+    upload = participant.announce(task, data)["id"]
+    for headers in (
         {},
         {"Upload-Offset": "-1"},
         {"Upload-Offset": "x"},
@@ -54,15 +55,10 @@ def test_a_wrong_offset_gets_the_right_one(coordinator: Served, wrong: int) -> N
         {"Upload-Offset": "0", "Content-Digest": "md5=:AAAA:"},
         {"Upload-Offset": "0", "Content-Digest": "sha-256=:AAAA:"},
         {"Upload-Offset": "0", "Content-Digest": "sha-256=" + "0" * 64},
-    ],
-    ids=str,
-)
-def test_malformed_part_headers(coordinator: Served, headers: dict[str, str]) -> None:
-    participant, task, data = coordinator.working()
-    upload = participant.announce(task, data)["id"]
-    part_headers = {"Content-Digest": part(b"x", 0)["Content-Digest"]} | PART | headers
-    participant.problem("invalid-request", "PATCH", f"/v1/uploads/{upload}", headers=part_headers, content=b"x")
-    assert offset(participant, upload) == 0
+    ):
+        part_headers = {"Content-Digest": part(b"x", 0)["Content-Digest"]} | PART | headers
+        participant.problem("invalid-request", "PATCH", f"/v1/uploads/{upload}", headers=part_headers, content=b"x")
+        assert offset(participant, upload) == 0
 
 
 def test_the_last_part_must_be_the_last(coordinator: Served) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.filters.geometric_median import GeometricMedian, weiszfeld
@@ -34,7 +34,6 @@ def test_weights_count() -> None:
     assert v.tolist() == pytest.approx([5.0, 0.0], abs=1e-3)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000), far=st.sampled_from([1e1, 1e3, 1e6, 1e12]))
 def test_it_resists_40_percent_outliers(seed: int, far: float) -> None:
     changes = gathered(12, 8, [-far, far, 0.0], seed)
@@ -44,7 +43,6 @@ def test_it_resists_40_percent_outliers(seed: int, far: float) -> None:
     assert all("in the geometric median" in note for note in verdict.notes[12:])
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_nothing_near_is_closer_to_all(seed: int) -> None:
     changes = gathered(7, 2, [3.0, -3.0, 1.0], seed)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.filters.cosine import Cosine
@@ -20,7 +20,6 @@ chains = st.lists(st.sampled_from(RULES), max_size=4)
 Round = tuple[list[float], list[list[float]], list[float] | None]
 
 
-@settings(deadline=None)
 @given(case=vector_rounds(), filters=chains)
 def test_shares_are_weights(case: Round, filters: list[Rule]) -> None:
     weights, changes, previous = case
@@ -30,7 +29,6 @@ def test_shares_are_weights(case: Round, filters: list[Rule]) -> None:
     assert shares.any_upload_counts or NOTHING_LEFT in shares.notes[0]
 
 
-@settings(deadline=None)
 @given(case=vector_rounds())
 def test_without_filters_the_weights_are_what_they_were(case: Round) -> None:
     weights, changes, previous = case
@@ -41,7 +39,6 @@ def test_without_filters_the_weights_are_what_they_were(case: Round) -> None:
         assert shares.notes == ((),) * len(weights)
 
 
-@settings(deadline=None)
 @given(case=vector_rounds(), filters=chains, data=st.data())
 def test_participants_in_another_order_have_the_same_shares(
     case: Round, filters: list[Rule], data: st.DataObject
@@ -56,7 +53,6 @@ def test_participants_in_another_order_have_the_same_shares(
     assert others.served == pytest.approx([some.served[i] for i in order], abs=1e-6)
 
 
-@settings(deadline=None)
 @given(case=vector_rounds(), bound=st.floats(0.01, 100))
 def test_clipping_never_lets_a_change_exceed_the_bound(case: Round, bound: float) -> None:
     weights, changes, previous = case

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
@@ -47,7 +47,6 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
 def test_it_is_exact(dtype: torch.dtype, data: st.DataObject) -> None:
     """The average of the products, as FlexLoRA's before it truncates, to float32's rounding; A never changes."""
     case = data.draw(frozen(dtype))

@@ -73,7 +73,7 @@ def test_rounds_without_the_high_ranks(strategy: str) -> None:
     assert kept == pytest.approx(0.0 if strategy == "flexlora" else 1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_residual_rule_learns_what_the_papers_rule_cannot(seed: int) -> None:
     """The margin: the paper's rule averages everyone's optimum, so it ends near `floor`, .256, at best.
 

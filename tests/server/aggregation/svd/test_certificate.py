@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.svd.certificate import (
@@ -63,7 +63,6 @@ def test_a_claim_is_true(name: str, start: str) -> None:
 
 
 @given(data=st.data(), seed=st.integers(0, 2**20))
-@settings(deadline=None, max_examples=80)
 def test_a_claim_is_true_of_any_spectrum(data: st.DataObject, seed: int) -> None:
     """Plateaus of any width and height, so that many singular values tie with the last one kept."""
     levels = data.draw(st.lists(st.tuples(st.floats(1e-3, 1e3), st.integers(1, 25)), min_size=1, max_size=5))
@@ -97,7 +96,6 @@ def test_a_flat_spectrum_is_certified_where_the_rank_is_small_beside_it() -> Non
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=200)
 def test_most_energy_bounds_what_any_truncation_keeps(data: st.DataObject) -> None:
     """Of a random symmetric matrix and any subspace of it, with the exact mu and with larger ones."""
     n = data.draw(st.integers(2, 24))

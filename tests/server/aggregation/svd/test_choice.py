@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.svd import cost, truncated_svd
@@ -92,7 +92,6 @@ def test_when_all_fail_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @given(stack=stacks(), rank=st.integers(1, 12), route=st.sampled_from(["gram", "eigh", "subspace"]))
-@settings(deadline=None, max_examples=300)
 def test_whatever_route_comes_first_the_result_is_right(stack: Stack, rank: int, route: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         forced(patch, route, "svd")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_server.aggregation.svd.dense import by_eigh, by_svd
@@ -50,14 +50,12 @@ def test_matches_the_oracle(route: Route, shape: tuple[int, int, tuple[int, ...]
 
 @pytest.mark.parametrize("route", SAFE)
 @given(stack=stacks(), rank=st.integers(1, 12))
-@settings(deadline=None, max_examples=150)
 def test_the_safe_routes_take_anything(route: Route, stack: Stack, rank: int) -> None:
     check(route(stack, rank), stack, rank, 1e-10)
 
 
 @pytest.mark.parametrize("route", SQUARING)
 @given(stack=stacks(), rank=st.integers(1, 12))
-@settings(deadline=None, max_examples=300)
 def test_the_squaring_routes_are_right_or_say_so(route: Route, stack: Stack, rank: int) -> None:
     try:
         found = route(stack, rank)
