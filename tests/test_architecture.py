@@ -1,4 +1,4 @@
-"""The layout stays: no circle of imports between rooms, nothing pure that reaches up, and the documented rooms are those there are."""
+"""The layout stays: no circle of imports, nothing pure that reaches up, and the documented rooms are those that there are."""
 
 import re
 from functools import cache
@@ -25,7 +25,9 @@ def graph(package: str) -> grimp.ImportGraph:
 @cache
 def rooms(package: str) -> tuple[str, ...]:
     """The package and all packages in it."""
-    return tuple(sorted(module for module in {package, *graph(package).modules} if graph(package).find_children(module)))
+    return tuple(
+        sorted(module for module in {package, *graph(package).modules} if graph(package).find_children(module))
+    )
 
 
 def siblings(package: str, room: str) -> dict[str, set[str]]:
@@ -62,7 +64,9 @@ def test_few_modules_lie_on_the_top_level() -> None:
         assert len(modules) <= most, modules
 
 
-@pytest.mark.parametrize(("package", "heading"), [("flexlora_server", "The coordinator"), ("flexlora_client", "The agent")])
+@pytest.mark.parametrize(
+    ("package", "heading"), [("flexlora_server", "The coordinator"), ("flexlora_client", "The agent")]
+)
 def test_the_document_names_every_room_and_every_module_once(package: str, heading: str) -> None:
     section = DOCUMENT.split(f"## {heading}", 1)[1].split("\n## ", 1)[0]
     top, table = section.split("| room |", 1)

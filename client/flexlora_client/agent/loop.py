@@ -6,10 +6,10 @@ agent with a sentence.
 
 from dataclasses import dataclass
 
+from flexlora_client.agent.deliver_update import Sender
 from flexlora_client.agent.download import download
 from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
 from flexlora_client.agent.reporter import Reporter, format_metrics
-from flexlora_client.agent.sending import Sender
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest, request_for_round, request_for_task
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api, NoTask

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter, served_dtype
 from flexlora_server.adapter_files.round_uploads import InputUpdate, RoundUploads
-from flexlora_server.aggregation.extra import weighted_average
+from flexlora_server.aggregation.extra_tensors import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.filters.reweight import Shares
 from flexlora_server.aggregation.filters.split import rebased, split, split_tensors

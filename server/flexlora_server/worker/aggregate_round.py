@@ -9,7 +9,7 @@ from functools import partial
 from typing import BinaryIO
 
 from flexlora_server.adapter_files.global_adapter_torch import GlobalAdapterWriter, served_dtype
-from flexlora_server.aggregation.extra import initial_extra
+from flexlora_server.aggregation.extra_tensors import initial_extra
 from flexlora_server.aggregation.factors import initial_factors
 from flexlora_server.aggregation.filters.from_definition import rules
 from flexlora_server.aggregation.filters.reweight import Shares, apply_filters

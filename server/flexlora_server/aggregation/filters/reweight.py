@@ -8,7 +8,7 @@ know of filters. (hetlora is not linear: it weighs an update by its norm as well
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flexlora_server.aggregation.check import check_weights
+from flexlora_server.aggregation.check_updates import check_weights
 from flexlora_server.aggregation.filters.rule import Rule
 from flexlora_server.aggregation.geometry.update_geometry import Geometry
 

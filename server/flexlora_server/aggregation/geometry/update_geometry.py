@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexlora_server.aggregation.check import check_finite
+from flexlora_server.aggregation.check_updates import check_finite
 from flexlora_server.aggregation.factors import GlobalFactors, Update, bases, slice_factors
 from flexlora_server.aggregation.geometry.changes import CHUNK_ELEMENTS, Changes, gram, inner_products
 from flexlora_server.errors import AggregationError

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from flexlora_server.aggregation.check import check_full_rank, check_updates, is_served_A
-from flexlora_server.aggregation.extra import weighted_average
+from flexlora_server.aggregation.check_updates import check_full_rank, check_updates, is_served_A
+from flexlora_server.aggregation.extra_tensors import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
 from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 from flexlora_server.errors import AggregationError

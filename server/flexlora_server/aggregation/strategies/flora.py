@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from flexlora_server.aggregation.check import check_updates
+from flexlora_server.aggregation.check_updates import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, Update, weighted_stack
 from flexlora_server.aggregation.truncate import Aggregate, truncate, without_truncation
 

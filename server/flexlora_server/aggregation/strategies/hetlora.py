@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flexlora_server.aggregation.check import check_updates
-from flexlora_server.aggregation.extra import weighted_average
+from flexlora_server.aggregation.check_updates import check_updates
+from flexlora_server.aggregation.extra_tensors import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
 from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.check import check_updates
+from flexlora_server.aggregation.check_updates import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, SliceKind, Update, bases, slice_factors, weighted_stack
 from flexlora_server.aggregation.truncate import Aggregate, truncate, without_truncation
 

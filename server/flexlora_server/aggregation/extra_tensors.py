@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flexlora_server.aggregation.check import check_finite, check_weights
+from flexlora_server.aggregation.check_updates import check_finite, check_weights
 from flexlora_server.aggregation.factors import named_generator
 from flexlora_server.aggregation.truncate import to_float32
 from flexlora_server.errors import AggregationError

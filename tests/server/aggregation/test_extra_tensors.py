@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from flexlora_server.aggregation.extra import initial_extra, weighted_average
+from flexlora_server.aggregation.extra_tensors import initial_extra, weighted_average
 from flexlora_server.errors import AggregationError
 
 
