@@ -6,6 +6,7 @@
     Stopping                a worker was asked to end in the middle of an aggregation
     Conflict                a row has changed since it was read; the caller may try again
     AggregationError        these tensors cannot be aggregated (non-finite, wrong shape, overflow, no convergence)
+        PluginUnusable      a strategy or filter that no installed package offers, or one that cannot be loaded
     UnsupportedRun          this strategy cannot serve a run defined like that (raised at run creation)
 
 `error_handlers` turns them into answers. Workers and whatever only reads the database use this module without the web framework.
@@ -44,6 +45,10 @@ class Conflict(Exception):
 
 class AggregationError(Exception):
     """Tensors, weights or ranks that cannot become a global update; the message says which and why."""
+
+
+class PluginUnusable(AggregationError):
+    """The installation lacks a strategy or a filter, or cannot load it: no run's and no upload's fault."""
 
 
 class UnsupportedRun(Exception):

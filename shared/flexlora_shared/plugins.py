@@ -26,6 +26,12 @@ def plugin_names(group: str) -> tuple[str, ...]:
     return tuple(sorted(entry_points(group=group).names))
 
 
+def plugin_versions(*groups: str) -> tuple[str, ...]:
+    """The packages that offer plug-ins of these groups, each as `NAME VERSION`, sorted."""
+    packages = {entry.dist for group in groups for entry in entry_points(group=group) if entry.dist is not None}
+    return tuple(sorted({f"{package.name} {package.version}" for package in packages}))
+
+
 def load_plugin(group: str, name: str, kind: type[T]) -> T:
     """Load the plug-in of this name, an instance of `kind`.
 

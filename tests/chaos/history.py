@@ -13,8 +13,8 @@ AGENT = ("go",) * 12 + (
     "change-rank",
 )  # fmt: skip
 AROUND = (
-    "tick", "tick", "tick", "work", "work", "work", "clock", "clock", "deadline", "deadline", "sweep", "sweep", "stall", "kill",
-    "cut-power", "enroll", "revoke", "pause-resume", "retry", "cancel",
+    "tick", "tick", "tick", "work", "work", "work", "clock", "clock", "deadline", "deadline", "garbage", "garbage", "stall",
+    "kill", "cut-power", "enroll", "revoke", "pause-resume", "retry", "cancel",
 )  # fmt: skip
 INSIDE = ("stall",) * 6 + (
     "break",

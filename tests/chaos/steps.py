@@ -203,7 +203,7 @@ _AGENT: dict[str, Callable[[World, Agent, Step, Caller], None]] = {
 _AROUND: dict[str, Callable[[World, Step], None]] = {
     "tick": lambda world, step: world.tick(step.who, step.during),
     "work": lambda world, step: world.work(step.who, step.during),
-    "sweep": lambda world, step: world.sweep(step.who, step.during),
+    "garbage": lambda world, step: world.collect_garbage(step.who, step.during),
     "clock": _clock,
     "deadline": _deadline,
     "stall": _stall,

@@ -144,8 +144,8 @@ class World:
             process, worker = self.worker(idle[0])
             self._by_itself(process, lambda: bool(worker.step()), during)
 
-    def sweep(self, number: int, during: Sequence[Interruption] = ()) -> None:
-        """A worker sweeps; files are as old as the simulated clock says."""
+    def collect_garbage(self, number: int, during: Sequence[Interruption] = ()) -> None:
+        """A worker collects garbage; files are as old as the simulated clock says."""
         self.here.disk.age(self.clock())
         process, _ = self.worker(number)
         self._by_itself(process, lambda: collect_garbage(self.here.store, open_blobs(self.here.settings)), during)

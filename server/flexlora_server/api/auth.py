@@ -100,6 +100,18 @@ async def authenticate(request: Request, secret: str | None, threads: CapacityLi
     return Principal(key.client_id, key.id)
 
 
+def confirm_client(services: Services, secret: str) -> str:
+    """The client whose key this secret is now; for a caller that is in a thread already.
+
+    Raises:
+        Refusal: UNAUTHENTICATED.
+    """
+    key = _find_key(services, secret)
+    if key.used_at is None:
+        _mark_first_use(services, key)
+    return key.client_id
+
+
 def _find_key(services: Services, secret: str | None) -> ApiKey:
     """The client's key with this secret, as the database has it now."""
     if secret:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from flexlora_server.errors import Conflict, Refusal
+from flexlora_server.errors import Conflict, PluginUnusable, Refusal
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code, Problem
 from flexlora_shared.versions import version_headers
 
@@ -46,6 +46,7 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _on_database_error)
     app.add_exception_handler(OSError, _on_storage_error)
     app.add_exception_handler(Conflict, _on_conflict)
+    app.add_exception_handler(PluginUnusable, _on_unusable_plugin)
     app.add_exception_handler(Exception, _on_defect)
 
 
@@ -94,6 +95,13 @@ async def _on_storage_error(request: Request, error: Exception) -> JSONResponse:
     else:
         code, detail = Code.UNAVAILABLE, "The coordinator's storage does not answer; nothing was accepted. Try again."
     return problem_response(Problem.of(code, detail), {"Retry-After": "30"})
+
+
+async def _on_unusable_plugin(request: Request, error: Exception) -> JSONResponse:
+    """Of a run that was defined when the package was there; agents wait until it is installed again."""
+    log.error("a plug-in of a run is missing: %s", error)
+    detail = f"The coordinator cannot work on this run now: {error}. Nothing was changed; its operator can install the package."
+    return problem_response(Problem.of(Code.UNAVAILABLE, detail), {"Retry-After": "30"})
 
 
 async def _on_conflict(request: Request, error: Exception) -> JSONResponse:

@@ -48,7 +48,7 @@ class BlobStore:
         """As `path`, after hashing the file; a cached copy with other bytes is fetched again.
 
         Raises:
-            Damaged: the storage itself holds other bytes.
+            DamagedBlob: the storage itself holds other bytes.
             FileNotFoundError: there is no such blob.
         """
         path = self.path(sha256)

@@ -31,7 +31,7 @@ class BlobCache:
         """The copy; `fetch` writes the bytes where there is none.
 
         Raises:
-            Damaged: the bytes fetched do not have the digest.
+            DamagedBlob: the bytes fetched do not have the digest.
             OSError: they cannot be fetched.
         """
         with _FETCH_LOCKS[int(sha256[:8], 16) % len(_FETCH_LOCKS)]:

@@ -8,7 +8,6 @@ import threading
 from types import FrameType
 
 import torch
-from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 
 from flexlora_server.database.transactions import Store
@@ -16,7 +15,7 @@ from flexlora_server.settings import Settings
 from flexlora_server.storage import open_blobs
 from flexlora_server.worker.garbage_collector import GarbageCollector
 from flexlora_server.worker.supervisor import missing_device_error
-from flexlora_server.worker.worker import Worker
+from flexlora_server.worker.worker import ENVIRONMENT_ERRORS, Worker
 
 log = logging.getLogger("flexlora.worker")
 POLL_INTERVAL_S = 0.25  # between queries for a round that waits
@@ -53,8 +52,8 @@ def run_worker(settings: Settings, *, attached: bool) -> None:
         try:
             collector.step()  # first: what it deletes may be what a full disk needs
             busy = worker.step()
-        except (SQLAlchemyError, OSError) as error:
-            log.error("the database or the storage failed, trying again in %g s: %s", RETRY_DELAY_S, error)
+        except ENVIRONMENT_ERRORS as error:
+            log.error("the database, the storage or a plug-in failed, trying again in %g s: %s", RETRY_DELAY_S, error)
             stop.wait(RETRY_DELAY_S)
             continue
         if not busy:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flexlora_server.database.queries import runs
 from flexlora_server.database.schema import Round
 from flexlora_server.database.transactions import Store
-from flexlora_server.errors import LeaseLost, Stopping
+from flexlora_server.errors import LeaseLost, PluginUnusable, Stopping
 from flexlora_server.lifecycle import transitions
 from flexlora_server.lifecycle.serve_slice import cut_blob
 from flexlora_server.settings import Settings
@@ -26,6 +26,8 @@ from flexlora_server.worker.publish import AggregationResult, publish
 from flexlora_shared.messages.status import ModuleMetrics
 
 log = logging.getLogger("flexlora.worker")
+# The database, the storage or the installation fails, not the round: it is given back, and no attempt counts.
+ENVIRONMENT_ERRORS = (SQLAlchemyError, OSError, PluginUnusable)
 MAX_REASON_CHARS = 4000
 
 
@@ -44,8 +46,8 @@ class Worker:
         """Work on one round, where one waits; whether there was one.
 
         Raises:
-            SQLAlchemyError, OSError: the database or the storage failed; no attempt is counted, unless that lasts longer
-                than the lease and another worker takes the round first.
+            ENVIRONMENT_ERRORS: the database, the storage or the installation failed; no attempt is counted, unless that lasts
+                longer than the lease and another worker takes the round first.
         """
         self._release_lease()
         with self._store.transaction() as tx:
@@ -60,9 +62,9 @@ class Worker:
         except Stopping:
             self._lease_to_release = lease, ""
             self._release_lease()
-        except (SQLAlchemyError, OSError) as error:
-            # the database or the storage fails, not the round; also when the result is published
-            self._lease_to_release = lease, f"the storage failed: {error}"
+        except ENVIRONMENT_ERRORS as error:  # also when the result is published
+            what = "a plug-in is missing" if isinstance(error, PluginUnusable) else "the storage failed"
+            self._lease_to_release = lease, f"{what}: {error}"
             with contextlib.suppress(SQLAlchemyError):  # else before the next step
                 self._release_lease()
             raise
@@ -85,7 +87,7 @@ class Worker:
             except (FileNotFoundError, DamagedBlob) as error:  # an input is gone: no later try finds it
                 self._failed(job, heartbeat, f"a file that the round needs is missing or damaged: {error}")
                 return
-            except (LeaseLost, Stopping, SQLAlchemyError, OSError):
+            except (LeaseLost, Stopping, *ENVIRONMENT_ERRORS):
                 raise
             except Exception as error:
                 log.exception("run %s round %d: aggregation failed", lease.run, lease.number)

@@ -59,12 +59,13 @@ class Cosine(Message):
     ]
 
 
+KIND_PATTERN = r"^[a-z][a-z0-9-]{0,63}$"
+
+
 class CustomFilter(Message):
     """A filter that a package of the coordinator's brings (entry point `flexlora.filters`), with its own options."""
 
-    kind: Annotated[
-        str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$", description="Name under which the package offers the filter")
-    ]
+    kind: Annotated[str, Field(pattern=KIND_PATTERN, description="Name under which the package offers the filter")]
     options: Annotated[
         dict[MetricName, bool | int | float | Line],
         Field(max_length=32, description="Options of the filter, which it checks itself"),

@@ -1,5 +1,7 @@
 """Rounds of each strategy through HTTP, against dense float64 numpy: HetLoRA, FFA-LoRA and FLoRA."""
 
+from importlib.metadata import EntryPoints
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,9 @@ import torch
 from safetensors.torch import load, save
 
 from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
+from flexlora_server.aggregation.strategies import registry
+from flexlora_shared import plugins
+from flexlora_shared.plugins import STRATEGY_GROUP
 from tests.server.aggregation import oracle
 from tests.server.aggregation.oracle import Matrix
 from tests.server.api.test_mathematics import (
@@ -27,7 +32,8 @@ from tests.server.api.test_mathematics import (
     weights,
 )
 from tests.support.databases import ON_SQLITE
-from tests.support.kit import Participant, Served
+from tests.support.kit import Participant, Served, encode, tensors
+from tests.support.plugins import install
 
 pytestmark = ON_SQLITE
 PEOPLE = [
@@ -213,3 +219,25 @@ def test_flora_takes_mixed_ranks_patterns_alphas_and_dtypes(coordinator: Served)
             total[module] = oracle.truncated(total[module] + average(sent, PEOPLE, module), 16)
             served_slice = served(coordinator, number, 16)[module]
             assert oracle.relative_error(served_slice, total[module]) < PROMISED
+
+
+def test_a_strategy_of_another_package_and_what_agents_see_while_it_is_gone(
+    coordinator: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer = (
+        "from flexlora_server.aggregation.strategies.registry import Strategy\n"
+        "mine = Strategy('mine', module='tests.server.aggregation.strategies.uniform')\n"
+    )
+    install(monkeypatch, tmp_path, "mine", STRATEGY_GROUP, {"mine": "offer_of_mine:mine"}, offer_of_mine=offer)
+    run = coordinator.run(strategy="mine")
+    participant = coordinator.enroll()
+    participant.declare("run", 2)
+    task = participant.task("run")
+    registry._offered.cache_clear()
+    with monkeypatch.context() as gone:
+        gone.setattr(plugins, "entry_points", lambda **_: EntryPoints())
+        problem = participant.problem("unavailable", "GET", "/v1/runs/run/task", params={"wait": 0})
+        assert "there is no strategy 'mine'" in problem["detail"]
+    participant.upload(task, encode(tensors(run, 2)))
+    assert coordinator.work() == 1
+    assert coordinator.round("run", 1)["summary"]["state"] == "PUBLISHED"

@@ -1,9 +1,13 @@
 """Presence: a participant counts while it waits on an open connection, and no longer."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
-from tests.support.kit import Participant, Served
+import pytest
+
+from flexlora_server.api import services
+from tests.support.kit import Participant, Served, spec
 
 
 def poll(coordinator: Served, participant: Participant) -> socket.socket:
@@ -67,3 +71,21 @@ def test_a_pattern_is_cut_for_those_who_declared_it(coordinator: Served) -> None
     participant.declare("run", 2, pattern={"q_proj": 8})
     participant.expect(200, "GET", adapter, params=query)
     coordinator.operator.expect(200, "GET", adapter, params={"rank": 4, "pattern": '{"up_proj": 2}'})
+
+
+def test_where_a_round_begins_all_who_wait_get_their_task(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands are woken at once and queue for threads: however long that takes, nobody is told that the database hangs."""
+    participants = [coordinator.enroll(f"p{number}") for number in range(12)]
+    coordinator.operator.expect(201, "POST", "/v1/runs", json=spec(min_clients=12))
+    with ThreadPoolExecutor(12) as pool:
+        for participant in participants:
+            participant.declare("run", 4)
+        polls = [pool.submit(participant.task, "run", 60) for participant in participants]
+        while "flexlora_waiting_agents 12.0" not in coordinator.operator.call("GET", "/metrics").text:
+            pass  # bounded by the test's own timeout
+        monkeypatch.setattr(
+            services, "MAX_THREAD_WAIT_S", 0
+        )  # no call gets a thread that has a bound on the wait for it
+        coordinator.operator.expect(200, "POST", "/v1/runs/run/start")
+        coordinator.work()
+        assert [poll.result()["round"] for poll in polls] == [1] * 12

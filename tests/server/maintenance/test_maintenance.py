@@ -139,7 +139,7 @@ def test_backups_that_are_not_put_back(coordinator: Served, empty_database: Call
     store.close()
 
 
-def test_the_sweep_deletes_blobs_without_a_row_and_no_other(coordinator: Served) -> None:
+def test_collecting_garbage_deletes_blobs_without_a_row_and_no_other(coordinator: Served) -> None:
     participant, task, data = coordinator.working()
     participant.upload(task, data)
     with coordinator.blobs.writing() as file:

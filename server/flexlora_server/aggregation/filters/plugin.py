@@ -19,14 +19,15 @@ and an entry point in its pyproject.toml, which coordinator and workers look up:
 A run asks for it with `"robust": [{"kind": "trim", "options": {"share": 0.1}}]`.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
 from pydantic import ValidationError
 
-from flexlora_server.errors import AggregationError
+from flexlora_server.errors import AggregationError, PluginUnusable
 from flexlora_shared.messages.base import Message
-from flexlora_shared.messages.robust import BUILT_IN, CustomFilter
+from flexlora_shared.messages.robust import BUILT_IN, KIND_PATTERN, CustomFilter
 from flexlora_shared.plugins import FILTER_GROUP, PluginFault, load_plugin, plugin_names, require_module
 
 
@@ -62,10 +63,11 @@ def _offered(kind: str) -> FilterPlugin:
         offered = load_plugin(FILTER_GROUP, kind, FilterPlugin)
         require_module(offered.module)
     except LookupError:
-        known = ", ".join(sorted({*BUILT_IN, *plugin_names(FILTER_GROUP)}))
-        raise AggregationError(f"there is no filter {kind!r}: choose one of {known}") from None
+        offered_kinds = (name for name in plugin_names(FILTER_GROUP) if re.match(KIND_PATTERN, name))
+        known = ", ".join(sorted({*BUILT_IN, *offered_kinds}))
+        raise PluginUnusable(f"there is no filter {kind!r}: choose one of {known}") from None
     except PluginFault as fault:
-        raise AggregationError(f"the filter {kind!r} cannot be used: {fault}") from fault
+        raise PluginUnusable(f"the filter {kind!r} cannot be used: {fault}") from fault
     if offered.kind != kind:
-        raise AggregationError(f"the entry point {kind!r} offers a filter of kind {offered.kind!r}: name both alike")
+        raise PluginUnusable(f"the entry point {kind!r} offers a filter of kind {offered.kind!r}: name both alike")
     return offered

@@ -26,7 +26,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from flexlora_server.errors import AggregationError, UnsupportedRun
+from flexlora_server.errors import PluginUnusable, UnsupportedRun
 from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.plugins import STRATEGY_GROUP, PluginFault, load_plugin, plugin_names, require_module
 
@@ -102,7 +102,7 @@ def strategy(name: str) -> Strategy:
     """The strategy of that name; a built-in name cannot be taken by a package.
 
     Raises:
-        AggregationError: there is none, with the names there are; or a package offers one that cannot be used.
+        PluginUnusable: there is none, with the names there are; or a package offers one that cannot be used.
     """
     return _BUILT_IN[name] if name in _BUILT_IN else _offered(name)
 
@@ -114,9 +114,9 @@ def _offered(name: str) -> Strategy:
         offered = load_plugin(STRATEGY_GROUP, name, Strategy)
         require_module(offered.module)
     except LookupError:
-        raise AggregationError(f"there is no strategy {name!r}: choose one of {', '.join(strategies())}") from None
+        raise PluginUnusable(f"there is no strategy {name!r}: choose one of {', '.join(strategies())}") from None
     except PluginFault as fault:
-        raise AggregationError(f"the strategy {name!r} cannot be used: {fault}") from fault
+        raise PluginUnusable(f"the strategy {name!r} cannot be used: {fault}") from fault
     if offered.name != name:
-        raise AggregationError(f"the entry point {name!r} offers a strategy named {offered.name!r}: name both alike")
+        raise PluginUnusable(f"the entry point {name!r} offers a strategy named {offered.name!r}: name both alike")
     return offered

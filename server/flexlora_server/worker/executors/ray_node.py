@@ -17,18 +17,20 @@ from flexlora_server.settings import load_settings
 from flexlora_server.storage import open_blobs
 from flexlora_server.worker.aggregate_module import ModuleAggregator, RoundWork
 from flexlora_shared.messages.runs import ModuleSpec
+from flexlora_shared.plugins import FILTER_GROUP, STRATEGY_GROUP, plugin_versions
 
 R = TypeVar("R")
 
 
 def required_versions() -> str:
-    """The versions that must be the same on every node."""
-    return f"flexlora {version('flexlora')}, torch {torch.__version__}"
+    """The versions that must be the same on every node, those of packages with strategies and filters too."""
+    plugins = plugin_versions(STRATEGY_GROUP, FILTER_GROUP)
+    return ", ".join((f"flexlora {version('flexlora')}", f"torch {torch.__version__}", *plugins))
 
 
 @dataclass(frozen=True)
 class NodeWork:
-    """The work of one aggregation, node_work to nodes by reference; its files stay open between modules of one `name`.
+    """The work of one aggregation, sent to nodes by reference; its files stay open between modules of one `name`.
 
     blobs_url: the object store that holds the files; None: the node sees the worker's folder at the same path.
     """

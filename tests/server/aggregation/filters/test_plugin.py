@@ -1,12 +1,15 @@
 """A filter that another package brings: found by its entry point, checked when a run is defined, applied to its rounds."""
 
+from importlib.metadata import EntryPoints
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flexlora_server.aggregation.filters import plugin
 from flexlora_server.aggregation.filters.plugin import check_filter
-from flexlora_server.errors import AggregationError
+from flexlora_server.errors import AggregationError, PluginUnusable
+from flexlora_shared import plugins
 from flexlora_shared.messages.robust import CustomFilter
 from flexlora_shared.plugins import FILTER_GROUP
 from tests.support.databases import ON_SQLITE
@@ -68,6 +71,25 @@ def test_a_round_is_filtered_by_it(coordinator: Served) -> None:
     detail = coordinator.operator.expect(200, "GET", "/v1/runs/run/rounds/1")
     updates = [participant["update"] for participant in detail["participants"]]
     assert sorted((update["weight"], update["notes"]) for update in updates) == [(0.0, ["too light"]), (1.0, [])]
+
+
+@ON_SQLITE
+def test_a_run_waits_for_a_package_that_is_gone(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when the run was defined; the round is given back, and no attempt at it counts."""
+    run = coordinator.run(robust=[{"kind": "drop-light", "options": {"minimum": 0.0}}])
+    participant = coordinator.enroll()
+    participant.declare("run", 2)
+    participant.upload(participant.task("run"), encode(tensors(run, 2)))
+    plugin._offered.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(plugins, "entry_points", lambda **_: EntryPoints())
+        with pytest.raises(PluginUnusable, match="there is no filter 'drop-light'"):
+            coordinator.worker.step()
+    summary = coordinator.round("run", 1)["summary"]
+    assert (summary["state"], summary["failures"]) == ("AGGREGATING", 0)
+    coordinator.clock.advance(60)
+    assert coordinator.work() == 1
+    assert coordinator.round("run", 1)["summary"]["state"] == "PUBLISHED"
 
 
 @ON_SQLITE
