@@ -19,11 +19,17 @@ from flexlora_server.errors import StartupError
 MAX_DISCONNECT_WAIT_S = 2.0  # PostgreSQL may list the connections of processes that have just ended this long
 RECHECK_EVERY_S = 0.1  # meanwhile
 
-# Coordinators and workers of every version keep connections of the database's own user open.
+# The advisory locks of PostgreSQL that FlexLoRA takes: pairs of this class and one of the numbers.
+LOCK_CLASS = 0x464C6F52
+MIGRATE_LOCK, RESTORE_LOCK = 1, 2
+
+# Coordinators and workers of every version keep connections of the database's own user open. Not counted: migrations that
+# wait for this one, and the connection with which a restore excludes others.
 _OTHER_CONNECTIONS = text(
     "SELECT coalesce(nullif(application_name, ''), 'unnamed') || coalesce(' at ' || host(client_addr), '') FROM pg_stat_activity "
     "WHERE datname = current_database() AND usename = current_user AND backend_type = 'client backend' "
-    "AND pid <> pg_backend_pid() ORDER BY 1"
+    "AND pid <> pg_backend_pid() AND NOT EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = pg_stat_activity.pid "
+    f"AND locktype = 'advisory' AND classid = {LOCK_CLASS} AND objsubid = 2) ORDER BY 1"
 )
 
 
@@ -40,14 +46,19 @@ def current_revision(connection: Connection) -> str | None:
 def migrate(url: URL, run: Callable[[Config, str], None] = command.upgrade, revision: str = "head") -> None:
     """Bring the database to `revision`; `run` is `upgrade` or `downgrade` of alembic's commands.
 
+    Of several calls at once on PostgreSQL, each waits for those before it; on SQLite, for `SQLITE_EXCLUSIVE_TIMEOUT_S`.
+
     Raises:
         StartupError: another process uses the database, or a migration failed; the database is as it was before.
     """
     engine = migration_engine(url)
     try:
         with engine.begin() as connection:
-            if url.get_backend_name() == "postgresql" and current_revision(connection) is not None:
-                _refuse_others(connection)
+            if url.get_backend_name() == "postgresql":
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, {MIGRATE_LOCK})"))
+                # another migration may have brought it there meanwhile, and coordinators may use it already
+                if current_revision(connection) not in (None, head_revision() if revision == "head" else revision):
+                    _refuse_others(connection)
             config = alembic_config()
             config.attributes["connection"] = connection
             run(config, revision)
@@ -84,7 +95,7 @@ def _refuse_others(connection: Connection) -> None:
 def _in_use_error(how: str) -> StartupError:
     return StartupError(
         f"the database is in use ({how}) and was not migrated: stop every `flexlora-server serve`, `worker`, `backup` and "
-        "whatever else has it open, then run `flexlora-server migrate` again"
+        "whatever else has it open, also a pooler's idle connections, then run `flexlora-server migrate` again"
     )
 
 

@@ -86,13 +86,11 @@ class Store:
         """Bring the database to the newest schema; one that has it already may be in use.
 
         Raises:
-            StartupError: another process uses the database, or a migration failed; the database is as it was before.
+            StartupError: it cannot be reached, another process uses it, or a migration failed; it is as it was before.
         """
         if self.url.database and self.url.get_backend_name() == "sqlite":
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        with self._read_engine.begin() as connection:
-            revision = migrate.current_revision(connection)
-        if revision != migrate.head_revision():
+        if self._revision() != migrate.head_revision():
             self.close()  # or it would be in use by this very process
             migrate.migrate(self.url)
 
@@ -102,20 +100,22 @@ class Store:
         Raises:
             StartupError: it cannot be reached, or is not at head; the message says what to run.
         """
+        revision, head = self._revision(), migrate.head_revision()
+        if revision != head:
+            raise StartupError(
+                f"the database is at schema {revision or 'none'}, this coordinator needs {head}; run `flexlora-server migrate`"
+            )
+
+    def _revision(self) -> str | None:
         try:
             with self._read_engine.begin() as connection:
-                revision = migrate.current_revision(connection)
+                return migrate.current_revision(connection)
         except OperationalError as error:
             address = self.url.render_as_string(hide_password=True)
             raise StartupError(
                 f"the database {address} cannot be opened ({error.orig}); wait where it is being migrated, else check it, "
                 "then run `flexlora-server migrate`"
             ) from error
-        head = migrate.head_revision()
-        if revision != head:
-            raise StartupError(
-                f"the database is at schema {revision or 'none'}, this coordinator needs {head}; run `flexlora-server migrate`"
-            )
 
     def close(self) -> None:
         """Close the connections of the pool."""

@@ -5,14 +5,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 
 from flexlora_server.database import engine, migrate
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
+from tests.support.databases import create_database
 from tests.support.processes import until
 
 ADD = "op.add_column('runs', sa.Column('more', sa.Integer()))"
@@ -127,3 +129,36 @@ def test_a_migration_that_is_killed_leaves_the_database_as_it_was(
         earlier.check_head()  # waits until PostgreSQL has noticed, too
     earlier.close()
     run_migrate(database_url)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_migrations_at_once_on_postgresql_take_turns(
+    database_url: URL, postgres_socket: Path, next_schema: Callable[[str], None], fresh: bool
+) -> None:
+    url = create_database(postgres_socket, "migrated_at_once") if fresh else database_url
+    next_schema(ADD)
+    lock = f"{migrate.LOCK_CLASS}, {migrate.MIGRATE_LOCK}"
+    waiting = text(
+        "SELECT count(*) = 2 FROM pg_locks JOIN pg_database ON pg_database.oid = database "
+        "WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted"
+    )
+    holding = create_engine(url, isolation_level="AUTOCOMMIT")
+    with holding.connect() as connection, ThreadPoolExecutor(2) as threads:
+        connection.execute(text(f"SELECT pg_advisory_lock({lock})"))
+        migrating = [threads.submit(run_migrate, url) for _ in range(2)]
+        try:
+            until(lambda: connection.scalar(waiting), "both wait for their turn")
+        finally:
+            connection.execute(text(f"SELECT pg_advisory_unlock({lock})"))
+            connection.close()
+            holding.dispose()
+        assert [future.result() for future in migrating] == [None, None]
+
+
+def test_migrations_at_once_on_sqlite_succeed_or_say_in_use(tmp_path: Path) -> None:
+    url = URL.create("sqlite", database=str(tmp_path / "new" / "flexlora.db"))
+    processes = [command("migrate", url, tmp_path / "data") for _ in range(2)]
+    ended = [(process.communicate()[1], process.returncode) for process in processes]
+    assert all(code == 0 or "the database is in use" in errors for errors, code in ended), ended
+    run_migrate(url)
