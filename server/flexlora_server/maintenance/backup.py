@@ -6,9 +6,12 @@ a row names, nor one younger than a day. The manifest is written last: a backup 
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server.database.schema import Upload
 from flexlora_server.database.transactions import Store
@@ -65,13 +68,28 @@ def _sync_below(folder: Path) -> None:
 
 
 def restore(store: Store, blobs: BlobStore, folder: Path) -> int:
-    """Restore a backup into an empty database and storage, blobs first; the number of blobs. Both are emptied if it fails.
+    """Restore a backup into an empty database and storage, blobs first; the number of blobs. A failure leaves both as they were.
+
+    The storage may hold blobs of this backup: of the coordinator that it is of, or of a restore that was killed.
 
     Raises:
-        StartupError: it is no whole backup, of another kind of database, damaged, or the place is not empty.
+        StartupError: it is no whole backup, of another kind of database, or damaged; the place is not empty or being restored.
         OSError, SQLAlchemyError: the storage or the database failed.
     """
-    kind = store.url.get_backend_name()
+    count = _expected_blobs(store.url.get_backend_name(), folder)
+    paths = sorted((folder / "blobs").glob("*/*"))
+    digests = {path.name for path in paths}
+    with database_copy.restoring(store.url) as is_empty:
+        if not is_empty() or blobs.has_other_than(digests):
+            raise _not_empty()
+        _check_blobs(paths, count)
+        present = digests.difference(blobs.missing(digests))
+        _restore_all(store, blobs, folder, paths, present, is_empty)
+    return len(paths)
+
+
+def _expected_blobs(kind: str, folder: Path) -> int:
+    """The number of blobs that the manifest names, after a check that the backup is whole and of this kind of database."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -80,39 +98,56 @@ def restore(store: Store, blobs: BlobStore, folder: Path) -> int:
         raise StartupError(
             f"the backup is of {manifest['database']}, FLEXLORA_DATABASE_URL is of {kind}: they must be the same"
         )
-    paths = sorted((folder / "blobs").glob("*/*"))
-    digests = {path.name for path in paths}
-    # blobs of this same backup may be left of a restore that was killed
-    if not database_copy.is_empty(store.url) or blobs.has_other_than(digests):
-        raise StartupError(
-            "the database or the storage is not empty: nothing was restored; name an empty place for both"
-        )
-    if len(paths) != manifest["blobs"]:
-        raise StartupError(
-            f"the backup holds {len(paths)} blobs where {manifest['blobs']} were copied; use another backup"
-        )
+    return int(manifest["blobs"])
+
+
+def _not_empty() -> StartupError:
+    return StartupError("the database or the storage is not empty: nothing was restored; name an empty place for both")
+
+
+def _check_blobs(paths: list[Path], count: int) -> None:
+    if len(paths) != count:
+        raise StartupError(f"the backup holds {len(paths)} blobs where {count} were copied; use another backup")
+    for path in paths:
+        if digest(path) != path.name:
+            raise _damaged(path)
+
+
+def _damaged(path: Path) -> StartupError:
+    return StartupError(f"the backup's blob {path.name} is damaged: nothing was restored; use another backup")
+
+
+def _restore_all(
+    store: Store, blobs: BlobStore, folder: Path, paths: list[Path], present: set[str], is_empty: Callable[[], bool]
+) -> None:
+    """Restore blobs, then the database; after a failure the database is cleared if it was copied, and new blobs are deleted."""
+    written: set[str] = set()
+    copied = False
     try:
-        _restore_all(store, blobs, folder, paths)
+        for path in paths:
+            _restore_blob(blobs, path, written)
+        if not is_empty():  # copying the blobs may have taken hours
+            raise _not_empty()
+        database_copy.copy_in(store.url, folder)
+        copied = True
+        store.migrate()
+        with store.transaction() as tx:  # unfinished uploads are in no backup: agents send them again
+            tx.session.execute(update(Upload).where(Upload.state == "OPEN").values(offset=0, parts=None))
     except BaseException:
         store.close()
-        try:
+        if copied:
             database_copy.clear(store.url)
-        finally:
-            blobs.delete(digests)
+        with suppress(SQLAlchemyError):  # the connection is lost: another restore may have begun, and need these blobs
+            if (
+                is_empty()
+            ):  # nor are blobs deleted that another's rows may name; the garbage collector deletes the others
+                blobs.delete(written - present)
         raise
-    return len(paths)
 
 
-def _restore_all(store: Store, blobs: BlobStore, folder: Path, paths: list[Path]) -> None:
-    for path in paths:
-        _restore_blob(blobs, path)
-    database_copy.copy_in(store.url, folder)
-    store.migrate()
-    with store.transaction() as tx:  # unfinished uploads are in no backup: agents send them again
-        tx.session.execute(update(Upload).where(Upload.state == "OPEN").values(offset=0, parts=None))
-
-
-def _restore_blob(blobs: BlobStore, path: Path) -> None:
-    if digest(path) != path.name:
-        raise StartupError(f"the backup's blob {path.name} is damaged; use another backup")
-    blobs.add(path)
+def _restore_blob(blobs: BlobStore, path: Path, written: set[str]) -> None:
+    written.add(path.name)  # before it is: a failure may follow its publication
+    stored = blobs.add(path).sha256
+    written.add(stored)
+    if stored != path.name:  # the disk gave other bytes than a moment before
+        raise _damaged(path)

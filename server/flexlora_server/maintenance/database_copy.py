@@ -1,14 +1,18 @@
 """Copies a database in use, and restores a copy: SQLite by its backup interface, PostgreSQL by pg_dump and pg_restore."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
 import subprocess
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, MetaData, create_engine, inspect, text
+from sqlalchemy import URL, Connection, MetaData, create_engine, inspect, text
 
+from flexlora_server.database.engine import migration_engine
+from flexlora_server.database.migrate import LOCK_CLASS, RESTORE_LOCK
 from flexlora_server.database.queries.blobs import referenced_blobs
 from flexlora_server.database.transactions import Store
 from flexlora_server.errors import StartupError
@@ -45,7 +49,7 @@ def _dump(store: Store, target: Path) -> frozenset[str]:
 
 
 def copy_in(url: URL, folder: Path) -> None:
-    """Restore the database from the copy in the folder.
+    """Restore the copy in the folder into the empty database of `restoring`: all of it or nothing.
 
     Raises:
         StartupError: as `copy_out`.
@@ -54,9 +58,11 @@ def copy_in(url: URL, folder: Path) -> None:
     if kind == "postgresql":
         _run("pg_restore", url, "--no-owner", "--exit-on-error", "--single-transaction", str(folder / COPY_NAMES[kind]))
         return
-    target = Path(str(url.database))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _copy(folder / COPY_NAMES[kind], target)
+    try:
+        _copy(folder / COPY_NAMES[kind], Path(str(url.database)))
+    except BaseException:
+        clear(url)
+        raise
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -67,15 +73,62 @@ def _copy(source: Path, target: Path) -> None:
         raise StartupError(f"the database {source} cannot be copied to {target}: {error}") from error
 
 
-def is_empty(url: URL) -> bool:
-    """Whether the database holds no table; a SQLite file need not exist."""
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+@contextmanager
+def restoring(url: URL) -> Iterator[Callable[[], bool]]:
+    """Exclude other restores of this database; the end of the process ends that too.
+
+    Yields a function that tells whether the database holds no table; it fails where others are no longer excluded.
+
+    Raises:
+        StartupError: another restore is under way.
+    """
+    if url.get_backend_name() == "sqlite":
+        with _locked_folder(Path(str(url.database)).parent):
+            yield lambda: _is_empty_sqlite(url)
+        return
+    engine = migration_engine(url)  # without timeouts
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if not connection.scalar(text(f"SELECT pg_try_advisory_lock({LOCK_CLASS}, {RESTORE_LOCK})")):
+                raise _another_restore()
+            yield lambda: _is_empty(connection)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _another_restore() from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _another_restore() -> StartupError:
+    return StartupError(
+        "another `flexlora-server restore` into this place is under way: nothing was restored by this one"
+    )
+
+
+def _is_empty_sqlite(url: URL) -> bool:
+    if not Path(str(url.database)).exists():
         return True
     engine = create_engine(url)
     try:
-        return not inspect(engine).get_table_names()
+        with engine.connect() as connection:
+            return _is_empty(connection)
     finally:
         engine.dispose()
+
+
+def _is_empty(connection: Connection) -> bool:
+    return not inspect(connection).get_table_names()
 
 
 def clear(url: URL) -> None:

@@ -1,6 +1,5 @@
 """The check at the start, `verify`, and a backup that is taken while the coordinator runs and put back elsewhere."""
 
-import itertools
 import json
 import os
 import sqlite3
@@ -20,10 +19,7 @@ from flexlora_server.maintenance.commands import app
 from flexlora_server.maintenance.verify_blobs import check_each_blob
 from flexlora_server.storage import open_blobs
 from flexlora_server.worker.garbage_collector import collect_garbage
-from tests.support.databases import create_database
 from tests.support.kit import Clock, Participant, Served, encode, part, served, tensors
-
-_names = itertools.count()
 
 
 def blob_path(coordinator: Served, sha256: str) -> Path:
@@ -56,18 +52,6 @@ def test_verify_lists_what_is_missing_or_damaged(coordinator: Served, monkeypatc
     assert f"{sha256}: damaged" in found.output
     assert f"{task['adapter']['sha256']}: missing" in found.output
     assert "3 blobs checked, 2 missing or damaged." in found.output
-
-
-@pytest.fixture
-def empty_database(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> Callable[[], URL]:
-    """Makes the addresses of empty databases of the same kind as `store`."""
-
-    def make() -> URL:
-        if store.url.get_backend_name() == "sqlite":
-            return URL.create("sqlite", database=str(tmp_path / f"restored{next(_names)}" / "flexlora.db"))
-        return create_database(request.getfixturevalue("postgres_socket"), f"restored{next(_names)}")
-
-    return make
 
 
 def test_a_backup_of_a_running_coordinator_goes_on_elsewhere(
