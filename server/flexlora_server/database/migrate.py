@@ -46,7 +46,7 @@ def current_revision(connection: Connection) -> str | None:
 def migrate(url: URL, run: Callable[[Config, str], None] = command.upgrade, revision: str = "head") -> None:
     """Bring the database to `revision`; `run` is `upgrade` or `downgrade` of alembic's commands.
 
-    Of several calls at once on PostgreSQL, each waits for those before it; on SQLite, for `SQLITE_EXCLUSIVE_TIMEOUT_S`.
+    Of several calls at once on PostgreSQL, each waits for those before it; on SQLite, they may refuse each other.
 
     Raises:
         StartupError: another process uses the database, or a migration failed; the database is as it was before.

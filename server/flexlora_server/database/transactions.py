@@ -88,11 +88,15 @@ class Store:
         Raises:
             StartupError: it cannot be reached, another process uses it, or a migration failed; it is as it was before.
         """
-        if self.url.database and self.url.get_backend_name() == "sqlite":
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        if self._revision() != migrate.head_revision():
-            self.close()  # or it would be in use by this very process
-            migrate.migrate(self.url)
+        if self.url.get_backend_name() == "sqlite":
+            if self.url.database:
+                Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            if (
+                self._revision() == migrate.head_revision()
+            ):  # else it is needed exclusively, even to see that nothing is to do
+                return
+        self.close()  # or it would be in use by this very process
+        migrate.migrate(self.url)
 
     def check_head(self) -> None:
         """Refuse a database of another schema.
