@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 from safetensors.torch import load_file
 
 from demo.cluster import Cluster, cluster
@@ -21,6 +22,9 @@ from tests.support.processes import Watched, watching
 from tests.system.conftest import write_questions
 
 RUN = "together"
+pytestmark = (
+    pytest.mark.slow
+)  # scripts/demo shows the same; an agent as a process: tests/client/cli/test_participant.py
 RANKS = (2, 8)
 ROUNDS = 2
 

@@ -105,7 +105,7 @@ def check_empty(url: URL, data: Path) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", [SCHEMAS[0], SCHEMAS[-1]])  # what comes after the copy is `migrate`, tried above
 def test_a_run_goes_on_after_restoring(name: str, empty_database: Callable[[], URL], tmp_path: Path) -> None:
     keys = old_backup(name, empty_database(), tmp_path / "backup")
     url, settings = empty_database(), Settings(data_dir=tmp_path / "data")
