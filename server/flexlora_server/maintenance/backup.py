@@ -137,10 +137,10 @@ def _restore_all(
         store.close()
         if copied:
             database_copy.clear(store.url)
-        with suppress(SQLAlchemyError):  # the connection is lost: another restore may have begun, and need these blobs
-            if (
-                is_empty()
-            ):  # nor are blobs deleted that another's rows may name; the garbage collector deletes the others
+        # Where the connection is lost, another restore may have begun, and rows that are there now may name these blobs: then the
+        # garbage collector deletes those that nothing names.
+        with suppress(SQLAlchemyError):
+            if is_empty():
                 blobs.delete(written - present)
         raise
 
