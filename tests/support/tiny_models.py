@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from flexlora_client.training.contract import Job
-from flexlora_client.training.describe_model import describe
-from flexlora_client.training.examples import Example
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.models.describe_model import describe
 from flexlora_shared.messages.runs import RunSpec, TaskType, TrainingSpec
 
 LABELS = ("bird", "fish", "tree")

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file
 
 from demo.cluster import Cluster, cluster
-from flexlora_client.training.data import load
-from flexlora_client.training.describe_model import describe, skeleton
-from flexlora_client.training.evaluation import evaluate
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.split import load
+from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.models.describe_model import describe, skeleton
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from flexlora_client.agent.download import download
 from flexlora_client.agent.slice_cache import SliceCache, request_for_round
-from flexlora_client.training.examples import Example, Labelled, Prompted
-from flexlora_client.training.models import Models
-from flexlora_client.training.slice_files import read_slice
-from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.training.data.examples import Example, Labelled, Prompted
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import Dtype, RunSpec, Scaling, TaskType
 from tests.support.command import call
 from tests.support.connecting import Waits, connect

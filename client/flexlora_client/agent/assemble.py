@@ -21,11 +21,11 @@ from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
-from flexlora_client.training.data import Split, load, split
-from flexlora_client.training.devices import resolve_device
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.split import Split, load, split
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.devices import resolve_device
+from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.plugin import load_trainer
-from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.messages.clients import Declaration, Hardware
 from flexlora_shared.messages.runs import RunSpec
 

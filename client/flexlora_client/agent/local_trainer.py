@@ -18,9 +18,9 @@ import torch
 from flexlora_client.agent.slice_cache import SliceRequest
 from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Job, Outcome, Progress, Trainer
-from flexlora_client.training.evaluation import evaluate
-from flexlora_client.training.examples import Example
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.trainer_support import check_supported
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.messages.runs import RunSpec

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from flexlora_client.agent.slice_cache import SliceCache
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, sha256_of, sync_file, write_whole
-from flexlora_client.training.examples import Example
+from flexlora_client.training.data.examples import Example
 from flexlora_shared.messages.base import Message, RunName, Sha256
 from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.messages.uploads import UploadCreate

@@ -41,7 +41,7 @@ def describe(
     """Show the layers of a model that a run can train, from its configuration alone."""
     require_agent_extra()
     labels = _read_labels(labels_from) if labels_from else ()
-    from flexlora_client.training import describe_model  # takes seconds to import
+    from flexlora_client.training.models import describe_model  # takes seconds to import
 
     description = describe_model.describe(model, task_type, target or describe_model.ALL_LINEAR, labels, revision)
     spec = build_message(
@@ -80,7 +80,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _labels_of_data(path: Path) -> list[str]:
-    from flexlora_client.training.rows import read_rows
+    from flexlora_client.training.data.rows import read_rows
 
     labels: set[str] = set()
     for row in read_rows(path):

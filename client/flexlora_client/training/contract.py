@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from flexlora_client.training.examples import Example
+from flexlora_client.training.data.examples import Example
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable
 

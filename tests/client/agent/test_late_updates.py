@@ -10,8 +10,8 @@ from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import Refused
-from flexlora_client.training.examples import Plain
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.examples import Plain
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import Receipt, UploadStatus
 from flexlora_shared.problems import Code

@@ -18,8 +18,8 @@ from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
 from flexlora_client.errors import BadInput, Refused, RunEnded
 from flexlora_client.training.contract import Job, Outcome, Trainer
-from flexlora_client.training.examples import Example, Plain
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.examples import Example, Plain
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.problems import Code

@@ -13,8 +13,8 @@ from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import BadInput, DeviceError, Refused
-from flexlora_client.training.examples import Example, Plain
-from flexlora_client.training.models import Models
+from flexlora_client.training.data.examples import Example, Plain
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunDetail, RunStatus
 from flexlora_shared.messages.tasks import AdapterRef, Task

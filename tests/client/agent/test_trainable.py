@@ -17,9 +17,9 @@ from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, Exit, Refused
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
-from flexlora_client.training.examples import Example, Prompted
-from flexlora_client.training.models import Models
-from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.training.data.examples import Example, Prompted
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable

@@ -7,7 +7,7 @@ import pytest
 
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder, compute_basis
 from flexlora_client.errors import BadInput
-from flexlora_client.training.examples import Plain
+from flexlora_client.training.data.examples import Plain
 from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.messages.uploads import UploadCreate
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.errors import Exit
-from flexlora_client.training.data import load
-from flexlora_client.training.examples import Labelled
+from flexlora_client.training.data.examples import Labelled
+from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import RunSpec
 from tests.support.command import call
 from tests.support.kit import OPERATOR_KEY, Served

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.errors import PluginError
+from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.plugin import load_trainer
-from flexlora_client.training.standard import StandardTrainer
 from flexlora_shared.plugins import TRAINER_GROUP
 from tests.support.plugins import install
 
@@ -39,7 +39,7 @@ def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_class_with_train_is_made() -> None:
     trainer = load_trainer("own_training:Good")
     assert type(trainer).__name__ == "Good"
-    standard = load_trainer("flexlora_client.training.standard:StandardTrainer")
+    standard = load_trainer("flexlora_client.training.loop.standard:StandardTrainer")
     assert isinstance(standard, StandardTrainer)
 
 

@@ -10,13 +10,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from flexlora_client.training.evaluation import evaluate
-from flexlora_client.training.examples import Example, Labelled, Prompted
-from flexlora_client.training.fresh import fresh_adapter
-from flexlora_client.training.layers import FROZEN_ADAPTER, lora_layers
-from flexlora_client.training.models import Models
-from flexlora_client.training.slice_files import read_slice
-from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.training.data.examples import Example, Labelled, Prompted
+from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.fresh import fresh_adapter
+from flexlora_client.training.models.layers import FROZEN_ADAPTER, lora_layers
+from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from tests.support.tiny_models import load_base, load_peft, make_job, make_run, make_slice
 

@@ -7,7 +7,7 @@ import pytest
 
 from flexlora_client.errors import BadInput
 from flexlora_client.training.contract import Job, Outcome
-from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.trainer_support import check_supported, supported_kinds
 from flexlora_shared.messages.tasks import Trainable
 from tests.support.trainers import Nudge

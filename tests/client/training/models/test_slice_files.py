@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flexlora_client.errors import AdapterError, DivergedError
-from flexlora_client.training.slice_files import read_config, read_slice, write_slice
+from flexlora_client.training.models.slice_files import read_config, read_slice, write_slice
 from flexlora_shared.messages.runs import RunSpec
 from tests.support.tiny_models import edit_config, make_run, make_slice
 

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from flexlora_client.errors import AdapterError, DeviceError, ModelError
-from flexlora_client.training.models import Models
-from flexlora_client.training.slice_files import read_slice
+from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import ExtraTensor, RunSpec, TaskType
 from tests.support.tiny_models import edit_config, head_of, load_peft, make_run, make_slice, make_tokenizer
 

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from flexlora_client.errors import DataError, ModelError
-from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.examples import Chat, Example, Labelled, Plain, Prompted, Turn
 
 IGNORE_INDEX = -100  # torch's cross_entropy default for targets that do not count
 

@@ -11,7 +11,7 @@ For sequence classification:
 
 from collections.abc import Mapping, Sequence
 
-from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.examples import Chat, Example, Labelled, Plain, Prompted, Turn
 from flexlora_shared.messages.runs import ModelSpec
 
 Fields = Mapping[str, object]

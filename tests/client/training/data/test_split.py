@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexlora_client.errors import DataError
-from flexlora_client.training.data import load, split
-from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.split import load, split
 from flexlora_shared.messages.runs import ModelSpec
 
 CAUSAL = ModelSpec(id="model")

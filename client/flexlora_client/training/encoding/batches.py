@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from flexlora_client.training.encoding import IGNORE_INDEX, Encoded
-from flexlora_client.training.models import LoadedModel
+from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoded
+from flexlora_client.training.models.load_model import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import torch
 
 from flexlora_client.errors import DataError, DeviceError
 from flexlora_client.training.contract import Job, Outcome
-from flexlora_client.training.encoding import Encoded, Encoder
-from flexlora_client.training.examples import Example, Labelled
-from flexlora_client.training.fresh import fresh_adapter
-from flexlora_client.training.models import LoadedModel, Models
-from flexlora_client.training.placing import trained_tensors
-from flexlora_client.training.slice_files import read_slice, write_slice
-from flexlora_client.training.training_loop import FitResult, fit, plan_steps
+from flexlora_client.training.data.examples import Example, Labelled
+from flexlora_client.training.encoding.encoder import Encoded, Encoder
+from flexlora_client.training.loop.training_loop import FitResult, fit, plan_steps
+from flexlora_client.training.models.fresh import fresh_adapter
+from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.placing import trained_tensors
+from flexlora_client.training.models.slice_files import read_slice, write_slice
 from flexlora_shared.messages.tasks import Trainable
 
 

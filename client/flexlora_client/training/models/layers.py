@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 
-from flexlora_client.training.slice_files import LoadedSlice
+from flexlora_client.training.models.slice_files import LoadedSlice
 from flexlora_shared.layout import key_A, key_B
 
 TRAINED_ADAPTER = "default"  # PEFT's name of the adapter that is trained

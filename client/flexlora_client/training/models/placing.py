@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from flexlora_client.errors import AdapterError
-from flexlora_client.training.layers import (
+from flexlora_client.training.models.layers import (
     TRAINED_ADAPTER,
     add_frozen_slice,
     freeze_lora_A,
@@ -25,7 +25,7 @@ from flexlora_client.training.layers import (
     lora_layers,
     reset_layers,
 )
-from flexlora_client.training.slice_files import LoadedSlice, SliceConfig
+from flexlora_client.training.models.slice_files import LoadedSlice, SliceConfig
 from flexlora_shared.messages.runs import RunSpec
 
 

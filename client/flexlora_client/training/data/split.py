@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexlora_client.errors import DataError
-from flexlora_client.training.examples import Example
-from flexlora_client.training.formats import RowError, example_of
-from flexlora_client.training.rows import read_rows
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.data.formats import RowError, example_of
+from flexlora_client.training.data.rows import read_rows
 from flexlora_shared.messages.runs import ModelSpec
 
 

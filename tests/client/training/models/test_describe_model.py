@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from flexlora_client.errors import ModelError
-from flexlora_client.training.describe_model import describe, skeleton
+from flexlora_client.training.models.describe_model import describe, skeleton
 from flexlora_shared.messages.runs import RunSpec, TaskType
 
 pytestmark = [

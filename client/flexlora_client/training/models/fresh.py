@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from flexlora_client.training.slice_files import LoadedSlice
+from flexlora_client.training.models.slice_files import LoadedSlice
 from flexlora_shared.layout import key_A, key_B
 from flexlora_shared.messages.runs import RunSpec
 

@@ -4,8 +4,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from flexlora_client.errors import DataError, ModelError
-from flexlora_client.training.encoding import IGNORE_INDEX, Encoder
-from flexlora_client.training.examples import Chat, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.examples import Chat, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
 from tests.support.tiny_models import make_tokenizer
 
 TEMPLATE = (

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from flexlora_client.errors import DivergedError
-from flexlora_client.training.batches import collate, summed_loss
 from flexlora_client.training.contract import Progress
-from flexlora_client.training.encoding import Encoded
-from flexlora_client.training.models import LoadedModel
+from flexlora_client.training.encoding.batches import collate, summed_loss
+from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.models.load_model import LoadedModel
 from flexlora_shared.messages.runs import TrainingSpec
 
 SHUFFLE_WINDOW_BATCHES = 4

@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from flexlora_client.errors import ModelError
-from flexlora_client.training import devices
-from flexlora_client.training.placing import WrappedModel, place_slice
-from flexlora_client.training.slice_files import LoadedSlice
+from flexlora_client.training.models import devices
+from flexlora_client.training.models.placing import WrappedModel, place_slice
+from flexlora_client.training.models.slice_files import LoadedSlice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
 NO_LIMIT_TOKENS = 2**31  # for a model that names no limit

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from flexlora_client.errors import DataError, DivergedError
-from flexlora_client.training.encoding import IGNORE_INDEX, Encoder
-from flexlora_client.training.evaluation import SPARE_TOKENS, evaluate, generate
-from flexlora_client.training.examples import Chat, Example, Labelled, Plain, Prompted, Turn
-from flexlora_client.training.models import Models
-from flexlora_client.training.slice_files import read_slice
-from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.training.data.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
+from flexlora_client.training.evaluation.evaluate import SPARE_TOKENS, evaluate, generate
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import TrainingSpec
 from tests.support.tiny_models import load_peft, make_job, make_run, make_slice, make_tokenizer, scale_tensors
 

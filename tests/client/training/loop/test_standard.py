@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flexlora_client.errors import DataError, DivergedError
-from flexlora_client.training.encoding import Encoder
-from flexlora_client.training.examples import Example, Labelled, Plain, Prompted
-from flexlora_client.training.models import Models
-from flexlora_client.training.slice_files import read_config, read_slice, tensor_shapes
-from flexlora_client.training.standard import StandardTrainer
+from flexlora_client.training.data.examples import Example, Labelled, Plain, Prompted
+from flexlora_client.training.encoding.encoder import Encoder
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.slice_files import read_config, read_slice, tensor_shapes
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from tests.support.tiny_models import (
     load_base,

@@ -10,13 +10,13 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from flexlora_client.errors import DivergedError
-from flexlora_client.training.batches import collate, predictions
-from flexlora_client.training.encoding import Encoded, Encoder, Question, shortened
-from flexlora_client.training.examples import Chat, Example, Prompted
-from flexlora_client.training.models import LoadedModel, Models
-from flexlora_client.training.rouge import rouge_l
-from flexlora_client.training.slice_files import read_slice
-from flexlora_client.training.standard import check_task
+from flexlora_client.training.data.examples import Chat, Example, Prompted
+from flexlora_client.training.encoding.batches import collate, predictions
+from flexlora_client.training.encoding.encoder import Encoded, Encoder, Question, shortened
+from flexlora_client.training.evaluation.rouge import rouge_l
+from flexlora_client.training.loop.standard import check_task
+from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import RunSpec
 
 T = TypeVar("T")

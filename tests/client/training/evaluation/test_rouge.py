@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexlora_client.training.rouge import rouge_l
+from flexlora_client.training.evaluation.rouge import rouge_l
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Reads the participant's files and turns their rows into examples."""

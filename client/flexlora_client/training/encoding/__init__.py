@@ -1,0 +1,1 @@
+"""Turns examples into token ids and targets, and those into batches."""

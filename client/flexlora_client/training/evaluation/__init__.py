@@ -1,0 +1,1 @@
+"""Metrics of a slice on held-out examples."""

@@ -1,0 +1,1 @@
+"""Loads the base model, puts slices into it, and tells what of it a run can train."""
