@@ -138,3 +138,7 @@ class PluginError(TrainingError):
 
 class DivergedError(TrainingError):
     """Training produced numbers that are not finite."""
+
+
+class Stopped(TrainingError):
+    """Training ended early because it was asked to; a checkpoint lies where the job said."""

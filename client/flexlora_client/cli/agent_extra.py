@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from flexlora_client.errors import BadInput
 
-LIBRARIES = ("filelock", "jinja2", "peft", "pyarrow", "safetensors", "torch", "transformers")
+LIBRARIES = ("filelock", "jinja2", "peft", "PIL", "psutil", "pyarrow", "safetensors", "torch", "transformers")
 
 
 def require_agent_extra() -> None:

@@ -16,10 +16,10 @@ only, and so is a subclass that brings another `train` and does not name them an
         supports = ("slice", "B", "fresh")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from flexlora_client.training.data.examples import Example
 from flexlora_shared.messages.runs import RunSpec
@@ -37,6 +37,22 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
+class Compute:
+    """How this machine computes a round: speed and memory depend on it, what is learned does not, but for rounding."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the base model and of its activations
+    quantization: Literal["none", "int8", "nf4"] = "none"  # of the base model's linear layers
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    gradient_checkpointing: bool = False  # recompute activations instead of keeping them
+    micro_batch: int | None = None  # examples computed at once; None: the run's batch_size
+    offload: bool = False  # keep in main memory what of the base model the device cannot hold
+
+
+def _go_on() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
 class Job:
     """One round of local training."""
 
@@ -51,6 +67,13 @@ class Job:
     progress: Progress
     trainable: Trainable = "slice"
     participant: str = ""  # client id; seeds a fresh adapter, which must differ between participants
+    compute: Compute = Compute()
+    deadline: float | None = None  # time.time() at which training must end; what is trained by then is the outcome
+    stop: Callable[[], bool] = (
+        _go_on  # asked after every step; where true, training saves a checkpoint and raises Stopped
+    )
+    checkpoints: Path | None = None  # folder for checkpoints of this round; None: none are written
+    state: Path | None = None  # folder that lasts from round to round, for the optimizer's state; None: none is kept
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,7 @@ class Outcome:
     adapter: Path  # the adapter_model.safetensors written
     examples: int  # distinct examples trained on: the update's weight
     metrics: dict[str, float]  # by metric name of the protocol, e.g. train_loss
+    compute: Compute | None = None  # how it was computed in the end, where memory forced other settings than the job's
 
 
 class Trainer(Protocol):

@@ -1,5 +1,6 @@
 """The base class of all messages, and the field types that they share."""
 
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,12 @@ Metric = Annotated[float, Field(ge=-1e100, le=1e100)]  # so that no weighted mea
 Metrics = Annotated[dict[MetricName, Metric], Field(max_length=32)]
 RankPattern = Annotated[dict[TensorName, Rank], Field(max_length=4096)]
 AlphaPattern = Annotated[dict[TensorName, Alpha], Field(max_length=4096)]
+
+
+def omitted_if_default(default: object) -> Callable[[object], bool]:
+    """For `Field(exclude_if=...)` of a field that an earlier release does not know: at its default it is not sent, which
+    keeps a strict reader of that release working."""
+    return lambda value: value == default
 
 
 class Message(BaseModel):

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flexlora_shared.messages.base import Count, Line, Message, Rank, RankPattern
+from flexlora_shared.messages.base import Count, Line, Message, Rank, RankPattern, omitted_if_default
+from flexlora_shared.messages.runs import Fingerprint
 
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 
@@ -74,3 +75,10 @@ class Declaration(Message):
     ] = {}
     examples: Annotated[Count, Field(description="Examples that the participant trains on")]
     hardware: Annotated[Hardware, Field(description="What the participant trains on")] = Hardware()
+    fingerprint: Annotated[
+        Fingerprint | None,
+        Field(
+            description="The participant's base model; must be the run's where that names one",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None

@@ -4,11 +4,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flexlora_shared.messages.base import Alpha, Dimension, Message, Rank, RunName, TensorName, Tuple
+from flexlora_shared.messages.base import (
+    Alpha,
+    Dimension,
+    Message,
+    Rank,
+    RunName,
+    Sha256,
+    TensorName,
+    Tuple,
+    omitted_if_default,
+)
 from flexlora_shared.messages.robust import Filter
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-TaskType = Literal["CAUSAL_LM", "SEQ_CLS"]
+TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "IMAGE_CLASSIFICATION"]
+ProblemType = Literal["single-label", "multi-label", "regression"]
+PromptFormat = Literal["as-is", "chat-template", "chatml", "alpaca"]
 RunState = Literal["DRAFT", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "FAILED"]
 
 
@@ -31,6 +43,13 @@ class ExtraTensor(Message):
     ] = "normal"
 
 
+class Fingerprint(Message):
+    """What identifies a base model beside its name: digests of a few frozen weights and of what turns inputs into numbers."""
+
+    weights: Annotated[Sha256, Field(description="SHA-256 over a few frozen weights")]
+    tokenizer: Annotated[Sha256, Field(description="SHA-256 over the tokenizer, or the image processor")]
+
+
 class ModelSpec(Message):
     """The base model every participant loads itself; the coordinator never does."""
 
@@ -44,8 +63,22 @@ class ModelSpec(Message):
     task_type: Annotated[TaskType, Field(description="What the model is fine-tuned for")] = "CAUSAL_LM"
     labels: Annotated[
         Tuple[str],
-        Field(max_length=10_000, description="Classes of SEQ_CLS in the order of the logits; empty for CAUSAL_LM"),
+        Field(max_length=10_000, description="Classes in the order of the logits; empty for tasks that generate text"),
     ] = ()
+    problem_type: Annotated[
+        ProblemType,
+        Field(
+            description="What SEQ_CLS predicts: one label, any number of them, or a number for each label",
+            exclude_if=omitted_if_default("single-label"),
+        ),
+    ] = "single-label"
+    fingerprint: Annotated[
+        Fingerprint | None,
+        Field(
+            description="Digests that every participant's base model must have; null: any of the same shapes takes part",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
 
 
 class Scaling(Message):
@@ -76,7 +109,9 @@ class Scaling(Message):
 class TrainingSpec(Message):
     """Hyper-parameters of local training, passed through to every agent."""
 
-    learning_rate: Annotated[float, Field(gt=0, le=10, description="Constant learning rate of AdamW")] = 2e-4
+    learning_rate: Annotated[
+        float, Field(gt=0, le=10, description="Learning rate of AdamW; with a schedule, its peak")
+    ] = 2e-4
     epochs: Annotated[int, Field(ge=1, le=1000, description="Passes over the participant's examples in each round")] = 1
     max_steps: Annotated[
         Annotated[int, Field(ge=1)] | None,
@@ -91,6 +126,57 @@ class TrainingSpec(Message):
     max_grad_norm: Annotated[float, Field(gt=0, description="Norm at which gradients are clipped")] = 1.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout in front of lora_A")] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of shuffling and dropout")] = 0
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"],
+        Field(
+            description="How the learning rate goes from its peak to the end of the run, over all rounds",
+            exclude_if=omitted_if_default("constant"),
+        ),
+    ] = "constant"
+    warmup: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Share of the run in which the learning rate rises from 0 to its peak",
+            exclude_if=omitted_if_default(0.0),
+        ),
+    ] = 0.0
+    optimizer_state: Annotated[
+        Literal["fresh", "keep", "project"],
+        Field(
+            description="AdamW's moments at a round's start: zero, the round before's, or those projected onto the new factors",
+            exclude_if=omitted_if_default("fresh"),
+        ),
+    ] = "fresh"
+    select: Annotated[
+        Literal["last", "best-epoch"],
+        Field(
+            description="What a round uploads: the last step, or the epoch of the least held-out loss",
+            exclude_if=omitted_if_default("last"),
+        ),
+    ] = "last"
+    prompt_format: Annotated[
+        PromptFormat,
+        Field(
+            description="How rows become text: joined as they are, by the tokenizer's chat template, as ChatML, or as Alpaca's",
+            exclude_if=omitted_if_default("as-is"),
+        ),
+    ] = "as-is"
+    learn: Annotated[
+        Literal["completions", "all"],
+        Field(
+            description="Which tokens count in the loss: the completions, or all",
+            exclude_if=omitted_if_default("completions"),
+        ),
+    ] = "completions"
+    packing: Annotated[
+        bool,
+        Field(
+            description="Whether plain texts are joined into examples of max_length tokens",
+            exclude_if=omitted_if_default(False),
+        ),
+    ] = False
 
 
 class RunSpec(Message):

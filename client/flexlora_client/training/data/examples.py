@@ -1,11 +1,23 @@
-"""The participant's examples, one frozen type per format of the data."""
+"""The participant's examples, one frozen type for each kind of data.
 
-from dataclasses import dataclass
+`repr` of an example decides on which side of the held-out split it stands and whether a kept update is of the same data: a
+field that is added later is left out of it at its default.
+"""
+
+from dataclasses import dataclass, field, fields
 
 
-@dataclass(frozen=True)
-class Prompted:
-    """Learn `completion` after `prompt`; the two are joined as they are, nothing is put between them."""
+class _Compared:
+    """Gives an example a `repr` without the fields that are at the default of a later release."""
+
+    def __repr__(self) -> str:
+        shown = [f for f in fields(self) if not (f.metadata.get("later") and getattr(self, f.name) == f.default)]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Prompted(_Compared):
+    """Learn `completion` after `prompt`; the run's prompt format decides how the two are joined."""
 
     prompt: str
     completion: str
@@ -16,19 +28,35 @@ class Prompted:
         return len(self.prompt) + len(self.completion)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation."""
+@dataclass(frozen=True, repr=False)
+class Instructed(_Compared):
+    """Learn `output` after an instruction and its context (may be empty), laid out by the run's prompt format."""
+
+    instruction: str
+    context: str
+    output: str
+
+    @property
+    def characters(self) -> int:
+        """How long it is."""
+        return len(self.instruction) + len(self.context) + len(self.output)
+
+
+@dataclass(frozen=True, repr=False)
+class Turn(_Compared):
+    """One message of a conversation. `further` are its other fields as a JSON object (tool_calls, name ...), else empty."""
 
     role: str
     content: str
+    further: str = field(default="", metadata={"later": True})
 
 
-@dataclass(frozen=True)
-class Chat:
-    """Learn every turn whose role is `assistant`; there is at least one."""
+@dataclass(frozen=True, repr=False)
+class Chat(_Compared):
+    """Learn every turn whose role is `assistant`; there is at least one. `tools`: those on offer, a JSON list, else empty."""
 
     turns: tuple[Turn, ...]
+    tools: str = field(default="", metadata={"later": True})
 
     @property
     def characters(self) -> int:
@@ -36,8 +64,8 @@ class Chat:
         return sum(len(turn.content) for turn in self.turns)
 
 
-@dataclass(frozen=True)
-class Plain:
+@dataclass(frozen=True, repr=False)
+class Plain(_Compared):
     """Learn every token of `text`."""
 
     text: str
@@ -48,17 +76,72 @@ class Plain:
         return len(self.text)
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Learn to give `text` its class; `label` is an index into the run's labels."""
+@dataclass(frozen=True, repr=False)
+class Choice(_Compared):
+    """Learn `choices[answer]` after `prompt`; evaluation picks the likeliest choice."""
 
-    text: str
-    label: int
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
 
     @property
     def characters(self) -> int:
         """How long it is."""
-        return len(self.text)
+        return len(self.prompt) + len(self.choices[self.answer])
 
 
-Example = Prompted | Chat | Plain | Labelled
+@dataclass(frozen=True, repr=False)
+class Labelled(_Compared):
+    """Learn to give `text`, or the pair of `text` and `pair`, its class; `label` is an index into the run's labels."""
+
+    text: str
+    label: int
+    pair: str | None = field(default=None, metadata={"later": True})
+
+    @property
+    def characters(self) -> int:
+        """How long it is."""
+        return len(self.text) + len(self.pair or "")
+
+
+@dataclass(frozen=True, repr=False)
+class Scored(_Compared):
+    """Learn one number for each of the run's labels: 0 or 1 of multi-label classification, any of regression."""
+
+    text: str
+    values: tuple[float, ...]
+    pair: str | None = None
+
+    @property
+    def characters(self) -> int:
+        """How long it is."""
+        return len(self.text) + len(self.pair or "")
+
+
+@dataclass(frozen=True, repr=False)
+class Tagged(_Compared):
+    """Learn to give each word its class; `tags` are indices into the run's labels, one a word."""
+
+    words: tuple[str, ...]
+    tags: tuple[int, ...]
+
+    @property
+    def characters(self) -> int:
+        """How long it is."""
+        return sum(len(word) + 1 for word in self.words)
+
+
+@dataclass(frozen=True, repr=False)
+class Pictured(_Compared):
+    """Learn to give an image its class. `image` is the encoded file's content (PNG, JPEG ...)."""
+
+    image: bytes
+    label: int
+
+    @property
+    def characters(self) -> int:
+        """The same for all: images become tensors of one shape."""
+        return 1
+
+
+Example = Prompted | Instructed | Chat | Plain | Choice | Labelled | Scored | Tagged | Pictured

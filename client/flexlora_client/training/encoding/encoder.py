@@ -53,6 +53,8 @@ class Encoder:
         if isinstance(example, Labelled):
             ids = self.tokenizer(example.text, truncation=True, max_length=self.max_length).input_ids
             return Encoded(tuple(ids), (example.label,), weight=1)
+        if not isinstance(example, Prompted | Chat | Plain):
+            raise DataError(f"a {type(example).__name__} cannot be encoded yet.")
         encoded = self._cut([part for part in self._parts(example) if part[0]])
         if encoded.weight == 0:
             raise DataError(f"an example has no token to learn ({str(example)[:80]}...); give it more text.")
