@@ -7,7 +7,6 @@ what writing that one took: writing costs a twentieth of the time at most.
 
 import hashlib
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,8 +67,3 @@ def identify(job: Job) -> str:
     for part in (*parts, job.compute, slice_digest, torch.__version__, *job.train, None, *job.heldout):
         digest.update(f"{part!r}\0".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def remove(folder: Path) -> None:
-    """Forget the checkpoint: the update it would have led to is recorded."""
-    (folder / "training.pt").unlink(missing_ok=True)

@@ -58,7 +58,8 @@ def projected(
 
 def _least_squares(columns: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The X with the least |columns X - target|, float64; columns that depend on others get the smallest X."""
-    return torch.linalg.pinv(columns.detach().cpu().double(), rtol=1e-6) @ target.detach().cpu().double()
+    inverse: torch.Tensor = torch.linalg.pinv(columns.detach().cpu().double(), rtol=1e-6)
+    return inverse @ target.detach().cpu().double()
 
 
 def _transformed(moments: Mapping[str, torch.Tensor], matrix: torch.Tensor, side: str) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from flexlora_client.files import make_folder, sync_folder
+from flexlora_client.files import sync_folder
 
 
 def copied(value: Any) -> Any:
@@ -49,7 +49,7 @@ def save_whole(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError, RuntimeError: they cannot be written; RuntimeError is PyTorch's for a full disk.
     """
-    make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
