@@ -40,6 +40,7 @@ def job(llama: Path, tmp_path: Path) -> Job:
         "warmup": 0.1,
         "select": "best-epoch",
         "optimizer_state": "keep",
+        "epochs": 2,
     }
     spec = spec.model_copy(update={"training": spec.training.model_copy(update=training)})
     served = make_slice(tmp_path / "served", llama, spec)
