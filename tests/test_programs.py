@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from flexlora_client.cli import app as client
+from flexlora_client.cli.commands import app as client
 from flexlora_server.cli import app as server
 
 PROGRAMS = Path(sys.executable).parent

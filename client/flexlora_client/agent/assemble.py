@@ -62,7 +62,7 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
         with _connect(home, ca_file, identity, reporter) as api:
             _run_agent(home, options, api, reporter, identity.client_id)
     except KeyboardInterrupt:
-        reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
+        reporter.step("interrupted", "what is finished is kept for the next start")
         raise
 
 

@@ -8,10 +8,11 @@ import operator
 import re
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -28,6 +29,16 @@ from flexlora_shared.messages.tasks import Trainable
 
 MAX_METRICS = 32  # the protocol's limit
 METRIC_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+
+
+class Around(TypedDict, total=False):
+    """What surrounds a round's training; see the fields of `Job`."""
+
+    deadline: float | None
+    stop: Callable[[], bool]
+    checkpoints: Path | None
+    state: Path | None
+    notice: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,12 @@ class LocalTrainer:
         output: Path,
         progress: Progress,
         trainable: Trainable = "slice",
+        **around: Unpack[Around],
     ) -> Outcome:
         """Train round `number` from the slice in `adapter` into `output`.
 
         Raises:
-            TrainingError: raised by the training loop.
+            TrainingError: raised by the training loop; Stopped where `stop` asked for it.
             BadInput: the loop raised anything else, wrote no adapter of this run, or does not support `trainable`.
         """
         self.check(trainable)
@@ -75,6 +87,7 @@ class LocalTrainer:
             progress=progress,
             trainable=trainable,
             participant=self.participant,
+            **around,
         )
         with _translate_errors("training"):
             returned = self.trainer.train(job)

@@ -4,17 +4,21 @@ An error is retried (the coordinator does not answer), loses this round's update
 agent with a sentence.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from flexlora_client.agent.deliver_update import Sender
 from flexlora_client.agent.download import download
 from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
 from flexlora_client.agent.reporter import Reporter, format_metrics
+from flexlora_client.agent.round_time import RoundTime
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest, request_for_round, request_for_task
+from flexlora_client.agent.stop_signals import stop_signals
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api, NoTask
-from flexlora_client.errors import ClientError, Refused, RunEnded, TrainingError
+from flexlora_client.errors import ClientError, Refused, RunEnded, Stopped, TrainingError
 from flexlora_client.files import sha256_of
+from flexlora_client.training.contract import Outcome
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
@@ -38,6 +42,7 @@ class Agent:
     declaration: Declaration
     reporter: Reporter
     max_rounds: int | None = None  # stop after this many accepted updates
+    round_time: RoundTime = field(default_factory=RoundTime)
 
     @property
     def _sender(self) -> Sender:
@@ -50,6 +55,7 @@ class Agent:
             RunEnded: the run was cancelled or failed.
             Refused: the coordinator refuses this participant or its update for good.
             TrainingError, BadInput: something on this side cannot be used.
+            KeyboardInterrupt: the participant ended it; the next start goes on from there.
         """
         try:
             self._declare()
@@ -108,7 +114,9 @@ class Agent:
         trained = self.work_folder.find_trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
-        return self._sender.send(trained or self._train(task, request, start))
+        update = trained or self._train(task, request, start)
+        with self.round_time.uploading():
+            return self._sender.send(update)
 
     def _download(self, request: SliceRequest, number: int) -> CachedSlice:
         if request.sha256 is not None:
@@ -129,7 +137,8 @@ class Agent:
         heldout = len(self.local_trainer.heldout)
         if not heldout or self.work_folder.state.evaluated == served.sha256:
             return
-        metrics = self.local_trainer.evaluate(self.spec, served.folder, generate=True)
+        with self.round_time.evaluating():
+            metrics = self.local_trainer.evaluate(self.spec, served.folder, generate=True)
         sentence = f"adapter of round {published} on {heldout} held-out examples: {format_metrics(metrics)}"
         self.reporter.step("evaluated", sentence, round=published, metrics=metrics)
         pattern = dict(request.rank_pattern)
@@ -142,31 +151,61 @@ class Agent:
         self.work_folder.set_evaluated(served.sha256)
 
     def _train(self, task: Task, request: SliceRequest, start: CachedSlice) -> TrainedUpdate:
-        number, output = task.round, self.work_folder.clear_output()
-        examples = len(self.local_trainer.train)
-        self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
-        with self.reporter.steps_bar("training") as on_progress:
-            outcome = self.local_trainer.fit(
-                request,
-                number,
-                start.folder,
-                output,
-                lambda step, total, loss: on_progress(step, total),
-                task.trainable,
-            )
-        metrics = outcome.metrics
+        number = task.round
+        with stop_signals(lambda: self._tell_stopping(number)) as stop:
+            outcome = self._fit(task, request, start, stop)
+        trained = self._record(task, request, start, outcome)
+        if stop():  # asked for in the last step, or the training loop does not ask
+            raise KeyboardInterrupt
         if self.local_trainer.heldout:
             base_adapter = start.folder if task.trainable == "fresh" else None
             after = self.local_trainer.evaluate(
                 self.spec, outcome.adapter.parent, generate=False, base_adapter=base_adapter
             )
-            metrics = {**metrics, **{f"heldout_{name}": value for name, value in after.items()}}
-        metrics = sendable_metrics(metrics)
+            heldout = {f"heldout_{name}": value for name, value in after.items()}
+            metrics = sendable_metrics({**trained.upload.metrics, **heldout})
+            trained = trained.model_copy(update={"upload": trained.upload.model_copy(update={"metrics": metrics})})
+            self.work_folder.save_trained(trained)
+        metrics = dict(trained.upload.metrics)
         self.reporter.step("trained", f"round {number}: {format_metrics(metrics)}", round=number, metrics=metrics)
+        return trained
+
+    def _fit(self, task: Task, request: SliceRequest, start: CachedSlice, stop: Callable[[], bool]) -> Outcome:
+        number, work = task.round, self.work_folder
+        examples = len(self.local_trainer.train)
+        deadline = self.round_time.training_deadline(task.deadline, self.api.http.clock_ahead, start.size)
+        self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
+        try:
+            with self.reporter.steps_bar("training") as on_progress:
+                outcome = self.local_trainer.fit(
+                    request,
+                    number,
+                    start.folder,
+                    work.clear_output(),
+                    lambda step, total, loss: on_progress(step, total),
+                    task.trainable,
+                    deadline=deadline,
+                    stop=stop,
+                    checkpoints=work.checkpoints,
+                    state=work.optimizer,
+                    notice=lambda sentence: self.reporter.step("notice", f"round {number}: {sentence}", round=number),
+                )
+        except Stopped as stopped:
+            self.reporter.step("training-stopped", f"round {number}: {stopped}", round=number)
+            raise KeyboardInterrupt from stopped
+        steps, planned = (outcome.metrics.get(name, 0.0) for name in ("train_steps", "train_steps_planned"))
+        if steps < planned:
+            sentence = f"round {number}: its deadline ended training after {steps:.0f} of {planned:.0f} steps"
+            self.reporter.step("shortened", sentence, round=number, steps=steps, planned=planned)
+        return outcome
+
+    def _record(self, task: Task, request: SliceRequest, start: CachedSlice, outcome: Outcome) -> TrainedUpdate:
+        """Keep the update: from here on it is not trained again."""
+        output = self.work_folder.output
         trained = TrainedUpdate(
             run=task.run,
             basis=self.work_folder.basis,
-            round=number,
+            round=task.round,
             attempt=task.attempt,
             adapter=start.sha256,
             file=str(outcome.adapter.resolve().relative_to(output.resolve())),
@@ -180,11 +219,15 @@ class Agent:
                 examples=outcome.examples,
                 size=outcome.adapter.stat().st_size,
                 sha256=sha256_of(outcome.adapter),
-                metrics=metrics,
+                metrics=sendable_metrics(outcome.metrics),
             ),
         )
         self.work_folder.save_trained(trained)
         return trained
+
+    def _tell_stopping(self, number: int) -> None:
+        sentence = f"round {number}: stopping after this step; Ctrl-C again stops at once"
+        self.reporter.step("stopping", sentence, round=number)
 
     def _finish(self) -> None:
         """Evaluate the final adapter after the end of the run.

@@ -1,7 +1,8 @@
 """The work folder of one run: cached slices, the trained update until its receipt, and `state.json`.
 
 `state.json` is replaced as a whole after the update is on disk, so an agent that dies between training and receipt
-sends that update after a restart; one that dies while training trains again.
+sends that update after a restart; one that dies while training goes on from its last checkpoint, which is removed when
+the update is recorded. The optimizer's state stays from round to round.
 """
 
 import hashlib
@@ -56,6 +57,8 @@ class WorkFolder:
         self.folder = make_folder(make_folder(home, 0o700) / "runs" / run)
         self.slices = SliceCache(self.folder / "slices")
         self.output = self.folder / "output"
+        self.checkpoints = self.folder / "checkpoints"
+        self.optimizer = self.folder / "optimizer"
         self._path = self.folder / "state.json"
         self._lock = FileLock(self.folder / "lock")
         self.state = self._load()
@@ -100,6 +103,7 @@ class WorkFolder:
         """Record an update; its file is synced to disk before the state names it."""
         sync_file(self.output / trained.file)
         self._save(WorkState(evaluated=self.state.evaluated, trained=trained))
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def drop_trained(self) -> None:
         """Delete the kept update."""

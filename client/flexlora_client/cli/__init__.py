@@ -1,67 +1,28 @@
-"""The command line `flexlora-client`. An error is one sentence on stderr and an exit code of `errors.Exit`, no traceback."""
+"""The command line `flexlora-client`.
+
+Nothing is imported here before `main` is called: the commands' libraries take a good part of a second, and Ctrl-C in it ends
+the program without a traceback, too.
+"""
 
 import signal
 import sys
-from typing import Annotated
 
-import typer
-
-from flexlora_client.cli import describe, export, operator, participant, watch
-from flexlora_client.errors import ClientError, Exit, TrainingError
-from flexlora_shared.versions import version_line
-
-app = typer.Typer(
-    help="Take part in federated LoRA fine-tuning, watch runs, export results, operate a coordinator.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("enroll")(participant.enroll)
-app.command("describe")(describe.describe)
-app.command("run")(participant.run)
-app.command("status")(watch.status)
-app.command("rounds")(watch.rounds)
-app.command("export")(export.export)
-app.command("retry")(operator.retry)
-app.add_typer(operator.runs, name="runs")
-app.add_typer(operator.tokens, name="tokens")
-app.add_typer(operator.clients, name="clients")
-app.add_typer(participant.keys, name="keys")
-
-
-def _version(requested: bool) -> None:
-    if requested:
-        print(version_line("flexlora-client"))
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", is_eager=True, callback=_version, help="Show the versions of program and protocol, and exit."
-        ),
-    ] = False,
-) -> None:
-    """What goes before the commands."""
+INTERRUPTED = 130  # errors.Exit.INTERRUPTED
 
 
 def main() -> None:
     """Entry point of `flexlora-client`."""
-    # SIGTERM ends the agent like Ctrl-C: finished work is already on disk
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app()
-    except ClientError as error:
-        _end(error, error.exit_code)
-    except TrainingError as error:
-        _end(error, Exit.BAD_INPUT)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _end(f"{place}{error.strerror or error}", Exit.BAD_INPUT)
+        # SIGTERM ends the program like Ctrl-C: finished work is already on disk
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        from flexlora_client.cli.commands import run_command
 
-
-def _end(reason: object, code: Exit) -> None:
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(code)
+        run_command()
+    except KeyboardInterrupt:
+        ended = INTERRUPTED
+    except SystemExit as ending:
+        if ending.code != INTERRUPTED:
+            raise
+        ended = INTERRUPTED
+    print("interrupted", file=sys.stderr)
+    sys.exit(ended)

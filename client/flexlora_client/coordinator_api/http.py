@@ -18,6 +18,7 @@ from flexlora_client.coordinator_api.http_messages import (
     Body,
     Stream,
     describe_error,
+    parse_clock_ahead,
     parse_retry_after,
 )
 from flexlora_client.coordinator_api.presigned import stream_presigned
@@ -50,6 +51,7 @@ class Http:
         self.url = _check_url(url)
         self._key, self._reload_key = key, reload_key
         self._ca_file, self._io_timeout = ca_file, io_timeout
+        self.clock_ahead = 0.0  # seconds that the coordinator's clock is ahead of this machine's, by its last answer
         headers = {"User-Agent": f"flexlora-client/{version()}", **version_headers(), **_authorization_header(key)}
         verify = tls_verification(self.url, ca_file)
         timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
@@ -85,6 +87,7 @@ class Http:
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
         self._check_protocol(response.headers)
+        self.clock_ahead = parse_clock_ahead(response.headers) or self.clock_ahead
         if not (response.is_success or response.status_code == 304):
             raise self._refusal(response.status_code, response.headers, response.content)
         return Answer(response.status_code, response.headers, response.content)

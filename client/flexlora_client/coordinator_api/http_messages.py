@@ -49,3 +49,11 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
+
+
+def parse_clock_ahead(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the sender's clock, by its `Date`, is ahead of this machine's; None where it does not say."""
+    try:
+        return (parsedate_to_datetime(headers["date"]) - datetime.now(UTC)).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None

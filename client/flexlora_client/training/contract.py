@@ -14,6 +14,11 @@ What of the slice is trained is the run's choice: `job.trainable` is "slice", "B
 only, and so is a subclass that brings another `train` and does not name them anew:
 
         supports = ("slice", "B", "fresh")
+
+A loop may ignore `job.stop`, `job.deadline`, `job.checkpoints`, `job.state` and `job.notice`. Then the first Ctrl-C lets it
+finish its round, whose update is sent at the next start, and a second one raises KeyboardInterrupt wherever it is, so it
+should let that pass. A round that takes longer than its deadline is lost, and a killed one begins anew. A loop that heeds
+`stop` raises `Stopped`, with a sentence that says where it stands.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,6 +57,10 @@ def _go_on() -> bool:
     return False
 
 
+def _unheard(sentence: str) -> None:
+    """What nobody asked to be told."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One round of local training."""
@@ -69,11 +78,11 @@ class Job:
     participant: str = ""  # client id; seeds a fresh adapter, which must differ between participants
     compute: Compute = Compute()
     deadline: float | None = None  # time.time() at which training must end; what is trained by then is the outcome
-    stop: Callable[[], bool] = (
-        _go_on  # asked after every step; where true, training saves a checkpoint and raises Stopped
-    )
+    # asked after every step but the last; where true, training saves a checkpoint and raises Stopped
+    stop: Callable[[], bool] = _go_on
     checkpoints: Path | None = None  # folder for checkpoints of this round; None: none are written
     state: Path | None = None  # folder that lasts from round to round, for the optimizer's state; None: none is kept
+    notice: Callable[[str], None] = _unheard  # takes a sentence for the participant, without a full stop
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Outcome:
 
     adapter: Path  # the adapter_model.safetensors written
     examples: int  # distinct examples trained on: the update's weight
-    metrics: dict[str, float]  # by metric name of the protocol, e.g. train_loss
+    metrics: dict[str, float]  # by metric name of the protocol, e.g. train_loss, train_steps, train_steps_planned
     compute: Compute | None = None  # how it was computed in the end, where memory forced other settings than the job's
 
 

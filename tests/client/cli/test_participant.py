@@ -235,14 +235,33 @@ def _not_ignoring_interrupts() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_not_ignoring_interrupts")
 @pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
-def test_signals_end_the_agent_cleanly(
+def test_a_signal_lets_a_training_loop_that_does_not_ask_finish_its_round(
     site: Served, home: dict[str, str], data: Path, tmp_path: Path, sent: str
 ) -> None:
     site.run(rounds=1)
     env = home | {"KILLED_MARK": str(tmp_path / "mark"), "KILLED_SIGNAL": sent}
+    result = taking_part(env, data, "--json", trainer="tests.support.trainers:Killed")
+    assert result.code == Exit.INTERRUPTED
+    assert [event["event"] for event in events(result)][-2:] == ["stopping", "interrupted"]
+    assert result.err.splitlines()[-1] == "interrupted"
+    again = taking_part(env, data, "--json", trainer="tests.support.trainers:Killed")
+    kinds = [event["event"] for event in events(again)]
+    assert "kept" in kinds
+    assert "training" not in kinds
+    assert kinds[-1] == "completed"
+
+
+@pytest.mark.usefixtures("_not_ignoring_interrupts")
+@pytest.mark.parametrize("sent", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_ends_the_agent_at_once(
+    site: Served, home: dict[str, str], data: Path, tmp_path: Path, sent: str
+) -> None:
+    site.run(rounds=1)
+    env = home | {"KILLED_MARK": str(tmp_path / "mark"), "KILLED_SIGNAL": sent, "KILLED_TIMES": "2"}
     result = taking_part(env, data, trainer="tests.support.trainers:Killed")
     assert result.code == Exit.INTERRUPTED
-    assert result.err.splitlines()[-1].endswith("interrupted; what is finished is kept for the next start")
+    assert result.err.splitlines()[-1] == "interrupted"
+    assert not (Path(env["FLEXLORA_HOME"]) / "runs" / "run" / "output" / "adapter_model.safetensors").exists()
 
 
 def test_exporting_a_peft_folder(site: Served, home: dict[str, str], data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 import typer
 
-from flexlora_client.cli import app as client
+from flexlora_client.cli.commands import app as client
 from flexlora_server.cli import app as server
 from flexlora_server.database.queries import runs
 from flexlora_shared.versions import PROTOCOL, version, version_headers, version_line

@@ -1,6 +1,5 @@
 """The agent's own training loop, for causal language models and sequence classification."""
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +8,9 @@ from flexlora_client.errors import DataError, DeviceError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Example, Labelled
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
-from flexlora_client.training.loop.training_loop import FitResult, fit, plan_steps
+from flexlora_client.training.loop.checkpoints import INTERVAL_S, Checkpoints
+from flexlora_client.training.loop.plan import Steps, plan_steps
+from flexlora_client.training.loop.training_loop import FitResult, fit
 from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.placing import trained_tensors
@@ -26,32 +27,34 @@ class StandardTrainer:
 
     supports: tuple[Trainable, ...] = ("slice", "B", "fresh")
 
-    def __init__(self, models: Models | None = None) -> None:
+    def __init__(self, models: Models | None = None, checkpoint_interval: float = INTERVAL_S) -> None:
+        """`checkpoint_interval`: seconds of training between checkpoints, at least."""
         self._models = models or Models()
+        self._checkpoint_interval = checkpoint_interval
 
     def train(self, job: Job) -> Outcome:
         """Train one round; see `contract.Trainer`.
 
         Metrics: train_loss (mean over all predicted tokens, or examples of a classifier, as they were trained),
-        train_steps, train_predictions, train_seconds (without loading).
+        train_steps, train_steps_planned (more than those where the deadline ended training), train_predictions,
+        train_seconds (without loading); selected_epoch where the run takes the best one.
 
         Raises:
             DataError: no examples, or some that do not suit the run's task or have nothing to learn.
             ModelError, AdapterError, DeviceError: see `Models.with_slice`.
             DivergedError: a loss or a trained tensor is not finite.
+            Stopped: `job.stop` asked for it; a checkpoint lies in `job.checkpoints`.
         """
         check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
         loaded = self._start(job)
         steps = plan_steps([example.characters for example in job.train], job.spec.training, job.round)
-        used = sorted({index for step in steps for index in step})
         encoder = Encoder(loaded.tokenizer, loaded.max_length)
-        encoded = {index: encoder.encode(job.train[index]) for index in used}
-        began = time.monotonic()
-        fitted = _fit_seeded(loaded, encoded, steps, job)
-        seconds = time.monotonic() - began
+        encoded = {index: encoder.encode(job.train[index]) for index in sorted({n for step in steps for n in step})}
+        heldout = _heldout_to_select_by(job, encoder)
+        fitted = _fit_seeded(loaded, encoded, heldout, steps, job, Checkpoints(job, self._checkpoint_interval))
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
-        metrics = {"train_loss": fitted.loss, "train_steps": float(len(steps)), "train_seconds": seconds}
-        return Outcome(adapter, len(used), metrics | {"train_predictions": float(fitted.predictions)})
+        trained_on = len({index for step in steps[: fitted.steps] for index in step})
+        return Outcome(adapter, trained_on, _metrics(fitted, len(steps)))
 
     def _start(self, job: Job) -> LoadedModel:
         """The loaded model: trained tensors ready to train, the rest frozen."""
@@ -71,8 +74,33 @@ def check_task(examples: Sequence[Example], classifies: bool) -> None:
         raise DataError(f"the examples are of another task than the run's; it learns from {expected}.")
 
 
+def _metrics(fitted: FitResult, planned: int) -> dict[str, float]:
+    metrics = {
+        "train_loss": fitted.loss,
+        "train_steps": float(fitted.steps),
+        "train_steps_planned": float(planned),
+        "train_seconds": fitted.seconds,
+        "train_predictions": float(fitted.predictions),
+    }
+    return metrics if fitted.selected_epoch is None else metrics | {"selected_epoch": float(fitted.selected_epoch)}
+
+
+def _heldout_to_select_by(job: Job, encoder: Encoder) -> list[Encoded]:
+    """The held-out examples where the run takes the best epoch; empty: it takes the last."""
+    if job.spec.training.select == "last":
+        return []
+    if not job.heldout:
+        job.notice("the run takes each round's best epoch by held-out loss; without held-out examples it is the last")
+    return [encoder.encode(example) for example in job.heldout]
+
+
 def _fit_seeded(
-    loaded: LoadedModel, encoded: dict[int, Encoded], steps: Sequence[Sequence[int]], job: Job
+    loaded: LoadedModel,
+    encoded: dict[int, Encoded],
+    heldout: Sequence[Encoded],
+    steps: Steps,
+    job: Job,
+    checkpoints: Checkpoints,
 ) -> FitResult:
     """Seed the global random generators, which dropout uses, for this round; restore them afterwards."""
     training = job.spec.training
@@ -80,7 +108,7 @@ def _fit_seeded(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(training.seed + 1_000_003 * job.round)
         try:
-            return fit(loaded, encoded, steps, training, job.progress)
+            return fit(loaded, encoded, heldout, steps, job, checkpoints)
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"{loaded.device} has too little memory for batches of {training.batch_size} examples of up to "

@@ -1,107 +1,146 @@
-"""The training loop: AdamW over shuffled batches, with gradient accumulation and clipping.
+"""The training loop: AdamW over shuffled batches, with what surrounds its steps.
 
 Our own loop rather than `transformers.Trainer`: a round is often a few dozen steps, for which the Trainer's set-up
 (accelerate, callbacks, argument parsing, a run directory) takes longer than the training, and what a federated round
 needs is little: the same shuffle for the same seed and round, losses weighted by predicted tokens across accumulated
-batches, and an optimizer that starts fresh each round, because its moments belong to factors that aggregation replaced.
-The learning rate is constant: rounds are too short for a schedule of their own.
+batches, a learning rate that follows the run, and an end at the round's deadline.
 """
 
 import math
-import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from flexlora_client.errors import DivergedError
-from flexlora_client.training.contract import Progress
-from flexlora_client.training.encoding.batches import collate, summed_loss
+from flexlora_client.errors import DivergedError, Stopped
+from flexlora_client.training.contract import Job
 from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.loop.best_epoch import BestEpoch
+from flexlora_client.training.loop.checkpoints import Checkpoints
+from flexlora_client.training.loop.optimizer_state import restore_optimizer, save_optimizer
+from flexlora_client.training.loop.plan import Steps, steps_in_epoch
+from flexlora_client.training.loop.schedule import learning_rate
+from flexlora_client.training.loop.snapshots import copied, put_back, random_state, set_random_state
+from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.load_model import LoadedModel
-from flexlora_shared.messages.runs import TrainingSpec
-
-SHUFFLE_WINDOW_BATCHES = 4
-Steps = Sequence[Sequence[int]]  # the examples of each optimizer step, by index
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """The mean loss over all predictions, and their number."""
+    """How training went; of a training that went on from a checkpoint, all of it."""
 
-    loss: float  # nats
+    loss: float  # nats, mean over all predictions
     predictions: int
+    steps: int  # fewer than planned where the deadline ended training
+    seconds: float
+    selected_epoch: int | None  # whose tensors were taken; None: the last step's
 
 
-def plan_steps(lengths: Sequence[int], training: TrainingSpec, round: int) -> Steps:
-    """Which examples, of these lengths, make each optimizer step; the same for the same seed and round.
+class _Fit:
+    """A training under way: everything that a checkpoint saves and brings back."""
 
-    Shuffled, then sorted by length within every WINDOW batches and those batches shuffled again: examples of like
-    length share a batch, which saves padding (1.8 times the computation on short questions in batches of 16).
-    """
-    size = training.batch_size * training.gradient_accumulation_steps
-    steps: list[list[int]] = []
-    for epoch in range(training.epochs):
-        order = _shuffled(lengths, training.batch_size, random.Random(f"{training.seed} {round} {epoch}"))
-        steps.extend(order[start : start + size] for start in range(0, len(order), size))
-        if training.max_steps is not None and len(steps) >= training.max_steps:
-            return steps[: training.max_steps]
-    return steps
+    def __init__(self, loaded: LoadedModel, stepper: Stepper, selection: BestEpoch | None) -> None:
+        self._device, self._stepper, self._selection = loaded.device, stepper, selection
+        self.done, self.loss, self.predictions = 0, 0.0, 0
+        self._seconds, self._began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds + time.monotonic() - self._began
+
+    def count(self, loss: float, predictions: int) -> None:
+        self.done, self.predictions = self.done + 1, self.predictions + predictions
+        self.loss += loss * predictions
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "tally": (self.done, self.loss, self.predictions, self.seconds),
+            "tensors": copied(self._stepper.parameters),
+            "stepper": copied(self._stepper.state_dict()),
+            "random": random_state(self._device),
+            "selection": None if self._selection is None else self._selection.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done, self.loss, self.predictions, self._seconds = state["tally"]
+        put_back(state["tensors"], self._stepper.parameters)
+        self._stepper.load_state_dict(state["stepper"])
+        set_random_state(state["random"], self._device)
+        if self._selection is not None:
+            self._selection.load_state_dict(state["selection"])
 
 
 def fit(
-    loaded: LoadedModel, encoded: Mapping[int, Encoded], steps: Steps, training: TrainingSpec, progress: Progress
+    loaded: LoadedModel,
+    encoded: Mapping[int, Encoded],
+    heldout: Sequence[Encoded],
+    steps: Steps,
+    job: Job,
+    checkpoints: Checkpoints,
 ) -> FitResult:
-    """Train the model's trainable tensors in place.
-
-    A step's gradient is that of the mean over all its predictions, however it is cut into batches of `batch_size`.
+    """Train the model's trainable tensors in place; `heldout` is empty unless the run selects the best epoch.
 
     Raises:
         DivergedError: a loss is not finite.
+        Stopped: the job asked for it; a checkpoint is written.
     """
-    parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
-    total_loss, total = 0.0, 0
+    stepper = Stepper(loaded, job.spec.training)
+    restore_optimizer(stepper, job)
+    selection = BestEpoch(loaded, stepper, heldout, job.spec.training.batch_size) if heldout else None
+    under_way = _Fit(loaded, stepper, selection)
+    state = checkpoints.read()
+    if state is not None:
+        under_way.load_state_dict(state)
+        job.notice(f"training goes on after step {under_way.done} of {len(steps)}, where a checkpoint was written")
     loaded.model.train()
     try:
-        for number, indices in enumerate(steps, 1):
-            examples = [encoded[index] for index in indices]
-            weight = sum(example.weight for example in examples)
-            loss = _accumulate(loaded, examples, training.batch_size, weight)
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss} at step {number} of {len(steps)}; lower the learning rate of the run."
-                )
-            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            total_loss, total = total_loss + loss * weight, total + weight
-            progress(number, len(steps), loss)
+        _train(under_way, stepper, selection, encoded, steps, job, checkpoints)
     finally:
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
-    return FitResult(total_loss / total, total)
+    if selection is not None:
+        selection.restore()
+    save_optimizer(stepper, job)
+    mean = under_way.loss / under_way.predictions
+    epoch = None if selection is None else selection.epoch
+    return FitResult(mean, under_way.predictions, under_way.done, under_way.seconds, epoch)
 
 
-def _shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    result: list[int] = []
-    for start in range(0, len(order), SHUFFLE_WINDOW_BATCHES * batch_size):
-        window = sorted(order[start : start + SHUFFLE_WINDOW_BATCHES * batch_size], key=lambda index: lengths[index])
-        batches = [window[first : first + batch_size] for first in range(0, len(window), batch_size)]
-        rest = (
-            batches.pop() if len(batches[-1]) < batch_size else []
-        )  # stays last: a short batch would shift those after it
-        rng.shuffle(batches)
-        result.extend(index for batch in (*batches, rest) for index in batch)
-    return result
+def _train(
+    under_way: _Fit,
+    stepper: Stepper,
+    selection: BestEpoch | None,
+    encoded: Mapping[int, Encoded],
+    steps: Steps,
+    job: Job,
+    checkpoints: Checkpoints,
+) -> None:
+    per_epoch = steps_in_epoch(len(job.train), job.spec.training)
+    began, before = time.monotonic(), under_way.done
+    while under_way.done < len(steps):
+        number = under_way.done + 1
+        stepper.set_learning_rate(learning_rate(job.spec, job.round, number, len(steps)))
+        loss, predictions = stepper.step([encoded[index] for index in steps[number - 1]])
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {number} of {len(steps)}; lower the learning rate of the run."
+            )
+        under_way.count(loss, predictions)
+        job.progress(number, len(steps), loss)
+        mean = (time.monotonic() - began) / (number - before)
+        last = number == len(steps) or _is_over(job, mean + (selection.seconds if selection is not None else 0.0))
+        if selection is not None and (last or number % per_epoch == 0):
+            selection.look(-(-number // per_epoch))
+        if last:
+            return
+        if job.stop():
+            written = checkpoints.write(under_way.state_dict())
+            kept = "a checkpoint is kept" if written else "no checkpoint is kept"
+            raise Stopped(f"training stopped after step {number} of {len(steps)}, {kept}.")
+        if checkpoints.due():
+            checkpoints.write(under_way.state_dict())
 
 
-def _accumulate(loaded: LoadedModel, examples: Sequence[Encoded], batch_size: int, weight: int) -> float:
-    loss = 0.0
-    for start in range(0, len(examples), batch_size):
-        part = summed_loss(loaded, collate(examples[start : start + batch_size], loaded)) / weight
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
-    return loss
+def _is_over(job: Job, seconds: float) -> bool:
+    """Whether another step, which takes so long, would end after the deadline; at least one step is always done."""
+    return job.deadline is not None and time.time() + seconds > job.deadline

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexlora_client.training.loop.training_loop import plan_steps
+from flexlora_client.training.loop.plan import plan_steps
 from flexlora_shared.messages.runs import TrainingSpec
 
 

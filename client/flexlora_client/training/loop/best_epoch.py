@@ -1,0 +1,58 @@
+"""Keeps the trained tensors of the epoch with the least held-out loss (`training.select`: "best-epoch")."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flexlora_client.training.encoding.batches import collate, summed_loss
+from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.loop.snapshots import copied, put_back
+from flexlora_client.training.loop.step import Stepper
+from flexlora_client.training.models.load_model import LoadedModel
+
+
+class BestEpoch:
+    """Looks at the held-out loss after each epoch; a round cut short ends with an epoch that is not whole."""
+
+    def __init__(self, loaded: LoadedModel, stepper: Stepper, heldout: Sequence[Encoded], batch_size: int) -> None:
+        self._loaded, self._stepper = loaded, stepper
+        self._heldout, self._batch_size = heldout, batch_size
+        self.epoch, self.loss = 0, math.inf  # the best so far
+        self.seconds = 0.0  # that the last look took
+        self._kept: dict[str, Any] = {}
+
+    def look(self, epoch: int) -> None:
+        """Measure the held-out loss; keep the tensors and the optimizer's state where it is the least so far."""
+        began = time.monotonic()
+        loss = self._heldout_loss()
+        if not self._kept or loss < self.loss:
+            self.epoch, self.loss = epoch, loss
+            self._kept = {"tensors": copied(self._stepper.parameters), "stepper": copied(self._stepper.state_dict())}
+        self.seconds = time.monotonic() - began
+
+    def restore(self) -> None:
+        """Put the best epoch's tensors and optimizer state back."""
+        put_back(self._kept["tensors"], self._stepper.parameters)
+        self._stepper.load_state_dict(self._kept["stepper"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"epoch": self.epoch, "loss": self.loss, "kept": self._kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.epoch, self.loss, self._kept = state["epoch"], state["loss"], state["kept"]
+
+    def _heldout_loss(self) -> float:
+        """Mean over all predictions, in nats."""
+        self._loaded.model.eval()
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, len(self._heldout), self._batch_size):
+                batch = collate(self._heldout[start : start + self._batch_size], self._loaded)
+                total += summed_loss(self._loaded, batch).item()
+        self._loaded.model.train()
+        return total / sum(example.weight for example in self._heldout)
