@@ -12,12 +12,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from flexlora_client.errors import DivergedError
 from flexlora_client.training.contract import Progress
-from flexlora_client.training.encoding.batches import collate, summed_loss
 from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.load_model import LoadedModel
 from flexlora_shared.messages.runs import TrainingSpec
 
@@ -54,27 +52,20 @@ def fit(
 ) -> FitResult:
     """Train the model's trainable tensors in place.
 
-    A step's gradient is that of the mean over all its predictions, however it is cut into batches of `batch_size`.
-
     Raises:
         DivergedError: a loss is not finite.
     """
-    parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    stepper = Stepper(loaded, training)
     total_loss, total = 0.0, 0
     loaded.model.train()
     try:
         for number, indices in enumerate(steps, 1):
             examples = [encoded[index] for index in indices]
-            weight = sum(example.weight for example in examples)
-            loss = _accumulate(loaded, examples, training.batch_size, weight)
+            loss, weight = stepper.step(examples)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss is {loss} at step {number} of {len(steps)}; lower the learning rate of the run."
                 )
-            torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             total_loss, total = total_loss + loss * weight, total + weight
             progress(number, len(steps), loss)
     finally:
@@ -96,12 +87,3 @@ def _shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> li
         rng.shuffle(batches)
         result.extend(index for batch in (*batches, rest) for index in batch)
     return result
-
-
-def _accumulate(loaded: LoadedModel, examples: Sequence[Encoded], batch_size: int, weight: int) -> float:
-    loss = 0.0
-    for start in range(0, len(examples), batch_size):
-        part = summed_loss(loaded, collate(examples[start : start + batch_size], loaded)) / weight
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
-    return loss
