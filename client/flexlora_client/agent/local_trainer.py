@@ -17,7 +17,16 @@ import torch
 
 from flexlora_client.agent.slice_cache import SliceRequest
 from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
-from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Job, Outcome, Progress, Trainer
+from flexlora_client.training.contract import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    DEFAULT_COMPUTE,
+    Compute,
+    Job,
+    Outcome,
+    Progress,
+    Trainer,
+)
 from flexlora_client.training.data.examples import Example
 from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.models.load_model import Models
@@ -30,9 +39,9 @@ MAX_METRICS = 32  # the protocol's limit
 METRIC_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalTrainer:
-    """A participant's training loop, data and device."""
+    """A participant's training loop, data and device. `compute` changes where memory turns out too small for it."""
 
     trainer: Trainer
     models: Models  # loaded base models, shared with the trainer where it is the agent's own
@@ -42,6 +51,7 @@ class LocalTrainer:
     device: str
     model_path: str | None
     participant: str = ""  # its client id; seeds what must differ between participants
+    compute: Compute = DEFAULT_COMPUTE  # how to compute a round
 
     def check(self, trainable: Trainable) -> None:
         """Check that the training loop supports this kind of training. Raises: BadInput."""
@@ -75,6 +85,7 @@ class LocalTrainer:
             progress=progress,
             trainable=trainable,
             participant=self.participant,
+            compute=self.compute,
         )
         with _translate_errors("training"):
             returned = self.trainer.train(job)
@@ -102,6 +113,7 @@ class LocalTrainer:
                 models=self.models,
                 answers=self.answers if generate else 0,
                 base_adapter=base_adapter,
+                compute=self.compute,
             )
         return sendable_metrics(metrics)
 
@@ -138,7 +150,8 @@ def _check_outcome(returned: object, request: SliceRequest, output: Path) -> Out
         raise BadInput(f"the training loop names {path!r} as its adapter; it must be a Path to a file {ADAPTER_FILE}")
     if not (path.is_file() and path.resolve().is_relative_to(output.resolve())):
         raise BadInput(f"the training loop names {path} as its adapter; it must write one inside {output}")
-    outcome = Outcome(path, _check_count(returned.examples), _check_metrics(returned.metrics))
+    compute = returned.compute if isinstance(returned.compute, Compute) else None
+    outcome = Outcome(path, _check_count(returned.examples), _check_metrics(returned.metrics), compute)
     try:
         with path.open("rb") as file:
             read_header(file, path.stat().st_size, request.shapes)

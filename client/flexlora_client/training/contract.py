@@ -48,6 +48,9 @@ class Compute:
     offload: bool = False  # keep in main memory what of the base model the device cannot hold
 
 
+DEFAULT_COMPUTE = Compute()
+
+
 def _go_on() -> bool:
     return False
 
@@ -67,7 +70,7 @@ class Job:
     progress: Progress
     trainable: Trainable = "slice"
     participant: str = ""  # client id; seeds a fresh adapter, which must differ between participants
-    compute: Compute = Compute()
+    compute: Compute = DEFAULT_COMPUTE
     deadline: float | None = None  # time.time() at which training must end; what is trained by then is the outcome
     stop: Callable[[], bool] = (
         _go_on  # asked after every step; where true, training saves a checkpoint and raises Stopped

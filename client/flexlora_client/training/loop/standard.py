@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from flexlora_client.errors import DataError, DeviceError
+from flexlora_client.errors import DataError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Example, Labelled
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
@@ -51,15 +51,19 @@ class StandardTrainer:
         seconds = time.monotonic() - began
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
         metrics = {"train_loss": fitted.loss, "train_steps": float(len(steps)), "train_seconds": seconds}
-        return Outcome(adapter, len(used), metrics | {"train_predictions": float(fitted.predictions)})
+        metrics |= {"train_predictions": float(fitted.predictions)}
+        return Outcome(adapter, len(used), metrics, fitted.compute if fitted.compute != job.compute else None)
 
     def _start(self, job: Job) -> LoadedModel:
         """The loaded model: trained tensors ready to train, the rest frozen."""
         served, spec = read_slice(job.adapter, job.spec), job.spec
         if job.trainable == "fresh":
             start = fresh_adapter(served, spec, job.round, job.participant)
-            return self._models.with_slice(start, spec, job.device, job.model_path, base_slice=served)
-        return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=job.trainable == "slice")
+            return self._models.with_slice(
+                start, spec, job.device, job.model_path, base_slice=served, compute=job.compute
+            )
+        trains_A = job.trainable == "slice"
+        return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=trains_A, compute=job.compute)
 
 
 def check_task(examples: Sequence[Example], classifies: bool) -> None:
@@ -79,10 +83,4 @@ def _fit_seeded(
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(training.seed + 1_000_003 * job.round)
-        try:
-            return fit(loaded, encoded, steps, training, job.progress)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"{loaded.device} has too little memory for batches of {training.batch_size} examples of up to "
-                f"{loaded.max_length} tokens; declare a lower rank, or ask the operator for smaller batches."
-            ) from error
+        return fit(loaded, encoded, steps, training, job.progress)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flexlora_client.errors import DivergedError
-from flexlora_client.training.contract import Progress
+from flexlora_client.training.contract import Compute, Progress
 from flexlora_client.training.encoding.encoder import Encoded
 from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.load_model import LoadedModel
@@ -29,6 +29,7 @@ class FitResult:
 
     loss: float  # nats
     predictions: int
+    compute: Compute  # how it was computed in the end
 
 
 def plan_steps(lengths: Sequence[int], training: TrainingSpec, round: int) -> Steps:
@@ -71,7 +72,7 @@ def fit(
     finally:
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
-    return FitResult(total_loss / total, total)
+    return FitResult(total_loss / total, total, stepper.compute)
 
 
 def _shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
