@@ -23,7 +23,7 @@ from flexlora_client.errors import ModelError, OutOfMemory
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.models import devices
 from flexlora_client.training.models.placing import WrappedModel, place_slice
-from flexlora_client.training.models.precision import HALF_DTYPES, check_compute, loading_options
+from flexlora_client.training.models.precision import HALF_DTYPES, check_compute, keep_packing, loading_options
 from flexlora_client.training.models.slice_files import LoadedSlice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
@@ -180,6 +180,7 @@ def _base_model(key: _Key, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
         raise _not_loaded("base model", key, error) from error
     _check_weights(key, report)
     _check_vocabulary(key, model, tokenizer)
+    keep_packing(model)
     model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's classification head looks for the last real token
     loaded: PreTrainedModel = model if "device_map" in options else model.to(key.device)
     return loaded

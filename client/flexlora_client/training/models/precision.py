@@ -52,6 +52,17 @@ def loading_options(
     return options
 
 
+def keep_packing(model: torch.nn.Module) -> None:
+    """Keep 4-bit layers as they are when they are evaluated on a CPU.
+
+    bitsandbytes repacks them there for its own kernel on the first call without gradients: it rounds the blocks' scales to
+    bfloat16, refuses widths that are no multiple of a block, and the next round would train on what is left.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # PyTorch annotates tensors and modules
+
+
 def compute_dtype(compute: Compute, device: torch.device, stored: torch.dtype | None) -> torch.dtype:
     """The format of what is not quantized; `stored` is the format of the model's files."""
     if compute.dtype == "auto":
