@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, Lla
 from benchmarks.lib.progress import clock
 from flexlora_client.training.contract import Job
 from flexlora_client.training.data.examples import Prompted
+from flexlora_client.training.loop.plan import plan_steps
 from flexlora_client.training.loop.standard import StandardTrainer
-from flexlora_client.training.loop.training_loop import plan_steps
 from flexlora_client.training.models.describe_model import describe
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec

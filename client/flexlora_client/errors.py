@@ -11,7 +11,8 @@ TrainingError      local training, for authors of training loops too
 ├── DataError      the participant's data cannot be used
 ├── ModelError     the base model or its tokenizer cannot be used for this run
 ├── AdapterError   the slice served does not fit the run or the base model
-├── DeviceError    the device asked for is not there, or its memory is too small
+├── DeviceError    the device asked for is not there, or cannot compute as asked
+│   └── OutOfMemory  its memory is too small, also for the most sparing settings
 ├── PluginError    a custom training loop cannot be loaded
 └── DivergedError  training produced numbers that are not finite
 """
@@ -129,7 +130,11 @@ class AdapterError(TrainingError):
 
 
 class DeviceError(TrainingError):
-    """The device asked for is not there, or its memory is too small."""
+    """The device asked for is not there, or cannot compute as asked."""
+
+
+class OutOfMemory(DeviceError):
+    """The memory is too small, also for the most sparing settings; a lower rank or a smaller base model may fit."""
 
 
 class PluginError(TrainingError):

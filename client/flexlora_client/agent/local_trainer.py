@@ -18,7 +18,16 @@ import torch
 
 from flexlora_client.agent.slice_cache import SliceRequest
 from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
-from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Job, Outcome, Progress, Trainer
+from flexlora_client.training.contract import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    DEFAULT_COMPUTE,
+    Compute,
+    Job,
+    Outcome,
+    Progress,
+    Trainer,
+)
 from flexlora_client.training.data.examples import Example
 from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.models.load_model import Models
@@ -41,9 +50,9 @@ class Around(TypedDict, total=False):
     notice: Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalTrainer:
-    """A participant's training loop, data and device."""
+    """A participant's training loop, data and device. `compute` changes where memory turns out too small for it."""
 
     trainer: Trainer
     models: Models  # loaded base models, shared with the trainer where it is the agent's own
@@ -53,6 +62,7 @@ class LocalTrainer:
     device: str
     model_path: str | None
     participant: str = ""  # its client id; seeds what must differ between participants
+    compute: Compute = DEFAULT_COMPUTE  # how to compute a round
 
     def check(self, trainable: Trainable) -> None:
         """Check that the training loop supports this kind of training. Raises: BadInput."""
@@ -87,6 +97,7 @@ class LocalTrainer:
             progress=progress,
             trainable=trainable,
             participant=self.participant,
+            compute=self.compute,
             **around,
         )
         with _translate_errors("training"):
@@ -115,6 +126,7 @@ class LocalTrainer:
                 models=self.models,
                 answers=self.answers if generate else 0,
                 base_adapter=base_adapter,
+                compute=self.compute,
             )
         return sendable_metrics(metrics)
 
@@ -151,7 +163,8 @@ def _check_outcome(returned: object, request: SliceRequest, output: Path) -> Out
         raise BadInput(f"the training loop names {path!r} as its adapter; it must be a Path to a file {ADAPTER_FILE}")
     if not (path.is_file() and path.resolve().is_relative_to(output.resolve())):
         raise BadInput(f"the training loop names {path} as its adapter; it must write one inside {output}")
-    outcome = Outcome(path, _check_count(returned.examples), _check_metrics(returned.metrics))
+    compute = returned.compute if isinstance(returned.compute, Compute) else None
+    outcome = Outcome(path, _check_count(returned.examples), _check_metrics(returned.metrics), compute)
     try:
         with path.open("rb") as file:
             read_header(file, path.stat().st_size, request.shapes)

@@ -53,6 +53,9 @@ class Compute:
     offload: bool = False  # keep in main memory what of the base model the device cannot hold
 
 
+DEFAULT_COMPUTE = Compute()
+
+
 def _go_on() -> bool:
     return False
 
@@ -76,7 +79,7 @@ class Job:
     progress: Progress
     trainable: Trainable = "slice"
     participant: str = ""  # client id; seeds a fresh adapter, which must differ between participants
-    compute: Compute = Compute()
+    compute: Compute = DEFAULT_COMPUTE
     deadline: float | None = None  # time.time() at which training must end; what is trained by then is the outcome
     # asked after every step but the last; where true, training saves a checkpoint and raises Stopped
     stop: Callable[[], bool] = _go_on

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from flexlora_client.errors import DivergedError
+from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.examples import Chat, Example, Prompted
 from flexlora_client.training.encoding.batches import collate, predictions
 from flexlora_client.training.encoding.encoder import Encoded, Encoder, Question, shortened
@@ -33,6 +34,7 @@ def evaluate(
     models: Models | None = None,
     answers: int | None = None,
     base_adapter: Path | None = None,
+    compute: Compute = DEFAULT_COMPUTE,
 ) -> dict[str, float]:
     """Metrics of the slice in directory `adapter`, by metric name; no tensor is changed.
 
@@ -44,21 +46,24 @@ def evaluate(
 
     The last two exist where `heldout` holds prompts or conversations (their last answer is asked for). Generation takes
     most of the time: `answers` bounds how many, the first ones, are generated (None: all, 0: none).
-    Give the trainer's `models` to share its base model. Where `adapter` holds a fresh adapter, `base_adapter` is the directory
-    of the slice that it was trained on top of: the two act together.
+    Give the trainer's `models` and `compute` to share its base model. Where `adapter` holds a fresh adapter, `base_adapter` is
+    the directory of the slice that it was trained on top of: the two act together.
 
     Raises:
         TrainingError: as `StandardTrainer.train` does.
     """
     check_task(heldout, spec.model.task_type == "SEQ_CLS")
     base_slice = read_slice(base_adapter, spec) if base_adapter is not None else None
-    loaded = (models or Models()).with_slice(read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice)
+    loaded = (models or Models()).with_slice(
+        read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice, compute=compute
+    )
     loaded.model.eval()
+    size = min(compute.micro_batch or spec.training.batch_size, spec.training.batch_size)
     encoder = Encoder(loaded.tokenizer, loaded.max_length)
     encoded = sorted((encoder.encode(example) for example in heldout), key=lambda example: len(example.ids))
-    metrics = _losses(loaded, encoded, spec.training.batch_size)
+    metrics = _losses(loaded, encoded, size)
     questions = [encoder.question(example) for example in heldout if isinstance(example, Prompted | Chat)][:answers]
-    return metrics | _answers(loaded, questions, spec.training.batch_size) if questions else metrics
+    return metrics | _answers(loaded, questions, size) if questions else metrics
 
 
 def generate(loaded: LoadedModel, questions: Sequence[Question]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from flexlora_client.errors import DataError, DeviceError
+from flexlora_client.errors import DataError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Example, Labelled
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
@@ -54,15 +54,19 @@ class StandardTrainer:
         fitted = _fit_seeded(loaded, encoded, heldout, steps, job, Checkpoints(job, self._checkpoint_interval))
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
         trained_on = len({index for step in steps[: fitted.steps] for index in step})
-        return Outcome(adapter, trained_on, _metrics(fitted, len(steps)))
+        compute = fitted.compute if fitted.compute != job.compute else None
+        return Outcome(adapter, trained_on, _metrics(fitted, len(steps)), compute)
 
     def _start(self, job: Job) -> LoadedModel:
         """The loaded model: trained tensors ready to train, the rest frozen."""
         served, spec = read_slice(job.adapter, job.spec), job.spec
         if job.trainable == "fresh":
             start = fresh_adapter(served, spec, job.round, job.participant)
-            return self._models.with_slice(start, spec, job.device, job.model_path, base_slice=served)
-        return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=job.trainable == "slice")
+            return self._models.with_slice(
+                start, spec, job.device, job.model_path, base_slice=served, compute=job.compute
+            )
+        trains_A = job.trainable == "slice"
+        return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=trains_A, compute=job.compute)
 
 
 def check_task(examples: Sequence[Example], classifies: bool) -> None:
@@ -107,10 +111,4 @@ def _fit_seeded(
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(training.seed + 1_000_003 * job.round)
-        try:
-            return fit(loaded, encoded, heldout, steps, job, checkpoints)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(
-                f"{loaded.device} has too little memory for batches of {training.batch_size} examples of up to "
-                f"{loaded.max_length} tokens; declare a lower rank, or ask the operator for smaller batches."
-            ) from error
+        return fit(loaded, encoded, heldout, steps, job, checkpoints)

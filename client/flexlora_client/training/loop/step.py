@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward passes over its batches, clipping, AdamW.
+"""One optimizer step: forward and backward passes over its micro-batches, clipping, the optimizer.
 
 Everything around the steps (their plan, the learning rate, checkpoints, stopping) is `training_loop`'s.
 """
@@ -9,35 +9,78 @@ from typing import Any
 
 import torch
 
+from flexlora_client.errors import DivergedError, OutOfMemory
+from flexlora_client.training.contract import Compute
 from flexlora_client.training.encoding.batches import collate, summed_loss
 from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.loop.optimizers import make_optimizer
+from flexlora_client.training.loop.sparing import more_sparing, set_checkpointing
+from flexlora_client.training.models.devices import is_out_of_memory, release_memory
 from flexlora_client.training.models.load_model import LoadedModel
 from flexlora_shared.messages.runs import TrainingSpec
 
+FIRST_LOSS_SCALE = 2.0**12  # of float16: its smallest number / this = 1.5e-11, its largest / this = 16
+
 
 class Stepper:
-    """Computes optimizer steps on the trainable tensors of a loaded model."""
+    """Computes optimizer steps on the trainable tensors of a loaded model; `compute` is how it does so by now."""
 
     def __init__(self, loaded: LoadedModel, training: TrainingSpec) -> None:
         self._loaded, self._training = loaded, training
         self.parameters = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        self.optimizer = make_optimizer(self.parameters.values(), loaded.compute, training)
+        half = loaded.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(loaded.device.type, init_scale=FIRST_LOSS_SCALE, enabled=half)
+        self._use(loaded.compute)
 
     def step(self, examples: Sequence[Encoded]) -> tuple[float, int]:
         """Do one step; the mean loss over its predictions in nats, and their number.
 
-        The gradient is that of this mean, however the examples are cut into batches of `batch_size`. Where the loss is not
-        finite, nothing is changed.
+        The gradient is that of this mean, however the examples are cut into micro-batches. Where the loss is not finite,
+        nothing is changed. Where memory ends, the step begins anew with smaller micro-batches, then with gradient checkpointing.
+
+        Raises:
+            OutOfMemory: it ends with the most sparing settings too.
+            DivergedError: gradients overflow float16.
         """
         weight = sum(example.weight for example in examples)
-        loss = self._backward(examples, weight)
-        if math.isfinite(loss):
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._training.max_grad_norm)
-            self.optimizer.step()
+        loss = self.accumulate(examples, weight)
+        while math.isfinite(loss) and not self.update():
+            loss = self.accumulate(examples, weight)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, weight
+
+    def accumulate(self, examples: Sequence[Encoded], weight: int) -> float:
+        """Add up the gradient of the examples' loss, divided by `weight`; that loss."""
+        while True:
+            try:
+                return self._backward(examples, weight)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                sparing = more_sparing(self.compute, self._loaded, self._training.batch_size)
+                if sparing is None:
+                    raise self._too_large() from error
+            self.optimizer.zero_grad(set_to_none=True)
+            release_memory(self._loaded.device)  # after the error, which holds the activations
+            self._use(sparing)
+
+    def update(self) -> bool:
+        """Clip the gradients and change the trained tensors; False: nothing changed, for a loss scaled too high, now lowered."""
+        self._scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self._training.max_grad_norm)
+        try:
+            self._scaler.step(self.optimizer)
+        except RuntimeError as error:
+            raise self._too_large() if is_out_of_memory(error) else error from error
+        scale = self._scaler.get_scale()
+        self._scaler.update()
+        if self._scaler.get_scale() >= scale:
+            return True
+        if scale < 1:
+            raise DivergedError("gradients overflow float16; use --dtype bfloat16, or lower the run's learning rate.")
+        self.optimizer.zero_grad(set_to_none=True)
+        return False
 
     def set_learning_rate(self, rate: float) -> None:
         """The learning rate of the steps from now on."""
@@ -46,16 +89,28 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """What beside the trained tensors decides the next steps; for `torch.save`."""
-        return {"optimizer": self.optimizer.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`. Raises: KeyError, ValueError where it is of another set of tensors."""
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._scaler.is_enabled() and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+
+    def _use(self, compute: Compute) -> None:
+        self.compute = compute
+        set_checkpointing(self._loaded.model, compute.gradient_checkpointing)
 
     def _backward(self, examples: Sequence[Encoded], weight: int) -> float:
-        loss, size = 0.0, self._training.batch_size
+        loss, size = 0.0, min(self.compute.micro_batch or self._training.batch_size, self._training.batch_size)
         for start in range(0, len(examples), size):
             part = summed_loss(self._loaded, collate(examples[start : start + size], self._loaded)) / weight
-            part.backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             loss += part.item()
         return loss
+
+    def _too_large(self) -> OutOfMemory:
+        return OutOfMemory(
+            f"{self._loaded.device} has too little memory for one example of up to {self._loaded.max_length} tokens; declare a "
+            "lower rank, load the base model smaller with --quantization nf4, or ask the operator for a lower max_length."
+        )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexlora_client.errors import DivergedError, Stopped
-from flexlora_client.training.contract import Job
+from flexlora_client.training.contract import Compute, Job
 from flexlora_client.training.encoding.encoder import Encoded
 from flexlora_client.training.loop.best_epoch import BestEpoch
 from flexlora_client.training.loop.checkpoints import Checkpoints
@@ -34,6 +34,7 @@ class FitResult:
     steps: int  # fewer than planned where the deadline ended training
     seconds: float
     selected_epoch: int | None  # whose tensors were taken; None: the last step's
+    compute: Compute  # how it was computed in the end
 
 
 class _Fit:
@@ -103,7 +104,7 @@ def fit(
     save_optimizer(stepper, job)
     mean = under_way.loss / under_way.predictions
     epoch = None if selection is None else selection.epoch
-    return FitResult(mean, under_way.predictions, under_way.done, under_way.seconds, epoch)
+    return FitResult(mean, under_way.predictions, under_way.done, under_way.seconds, epoch, stepper.compute)
 
 
 def _train(

@@ -1,8 +1,13 @@
-"""Choosing the device to train on, and the number format of the base model there."""
+"""Choosing the device to train on, the number format of the base model there, and what tells that its memory is full."""
+
+import gc
 
 import torch
 
 from flexlora_client.errors import DeviceError
+
+# PyTorch has no error of its own for main memory: its allocator's words, those of oneDNN and of the system
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -27,6 +32,23 @@ def base_dtype(device: torch.device, stored: torch.dtype | None) -> torch.dtype:
     """
     half = stored in (torch.float16, torch.bfloat16)
     return torch.bfloat16 if half and device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on a GPU, or in main memory under a limit of the process (`ulimit`)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError | OSError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give freed memory back to the device, after an allocation failed."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _present(device: torch.device) -> bool:

@@ -19,9 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flexlora_client.errors import ModelError
+from flexlora_client.errors import ModelError, OutOfMemory
+from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.models import devices
 from flexlora_client.training.models.placing import WrappedModel, place_slice
+from flexlora_client.training.models.precision import HALF_DTYPES, check_compute, keep_packing, loading_options
 from flexlora_client.training.models.slice_files import LoadedSlice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
@@ -40,11 +42,12 @@ class LoadedModel:
     positions: int  # tokens the model itself takes
     classifies: bool
     dtype: torch.dtype  # of the base model
+    compute: Compute = DEFAULT_COMPUTE  # how to compute with it
 
     def precision(self) -> torch.autocast:
-        """The autocast context: needed where the base model is in bfloat16 and the adapter in float32."""
-        half = self.dtype == torch.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        """The autocast context: needed where the base model is in 16 bits and the adapter in float32."""
+        half = self.dtype in HALF_DTYPES
+        return torch.autocast(self.device.type, self.dtype if half else torch.bfloat16, enabled=half)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -70,6 +73,7 @@ class _Key:
     model: ModelSpec
     extra: tuple[str, ...]
     device: torch.device
+    compute: Compute  # what of it decides on loading
 
 
 class Models:
@@ -90,6 +94,7 @@ class Models:
         *,
         base_slice: LoadedSlice | None = None,
         trains_A: bool = True,
+        compute: Compute = DEFAULT_COMPUTE,
     ) -> LoadedModel:
         """The run's base model with the slice in it, on the device; `model_path` stands in for `spec.model.id`.
 
@@ -98,12 +103,14 @@ class Models:
         Raises:
             ModelError: the base model or its tokenizer does not load, or lacks weights that the run does not train.
             AdapterError: the slice does not fit the base model.
-            DeviceError: there is no such device.
+            DeviceError: there is no such device, or it cannot compute as `compute` says.
         """
         target = devices.resolve_device(device)
+        check_compute(compute, target)
         revision = None if model_path else spec.model.revision
         names = tuple(tensor.name for tensor in spec.extra)
-        key = _Key(model_path or spec.model.id, revision, spec.model, names, target)
+        loading = Compute(dtype=compute.dtype, quantization=compute.quantization, offload=compute.offload)
+        key = _Key(model_path or spec.model.id, revision, spec.model, names, target, loading)
         try:
             base, tokenizer = self._loaded(key)
             self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
@@ -121,6 +128,7 @@ class Models:
             positions=positions,
             classifies=spec.model.task_type == "SEQ_CLS",
             dtype=base.dtype,
+            compute=compute,
         )
 
     def clear(self) -> None:
@@ -158,16 +166,23 @@ def _base_model(key: _Key, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMode
         options = {"num_labels": len(key.model.labels), "ignore_mismatched_sizes": True}
     try:
         config = AutoConfig.from_pretrained(key.path, revision=key.revision or "main")
-        dtype = devices.base_dtype(key.device, getattr(config, "dtype", None))
+        whole = sorted({name.rpartition(".")[0] for name in key.extra})
+        options |= loading_options(key.compute, key.device, getattr(config, "dtype", None), whole)
         model, report = auto.from_pretrained(
-            key.path, revision=key.revision or "main", dtype=dtype, output_loading_info=True, **options
+            key.path, revision=key.revision or "main", output_loading_info=True, **options
         )
-    except LOADING_ERRORS as error:
+    except (*LOADING_ERRORS, MemoryError) as error:
+        if devices.is_out_of_memory(error):
+            raise OutOfMemory(
+                f"the base model {key.path!r} does not fit into the memory of {key.device}; load it smaller with "
+                "--dtype bfloat16 or --quantization nf4, or end what else uses memory."
+            ) from error
         raise _not_loaded("base model", key, error) from error
     _check_weights(key, report)
     _check_vocabulary(key, model, tokenizer)
+    keep_packing(model)
     model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's classification head looks for the last real token
-    loaded: PreTrainedModel = model.to(key.device)
+    loaded: PreTrainedModel = model if "device_map" in options else model.to(key.device)
     return loaded
 
 

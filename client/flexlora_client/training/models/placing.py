@@ -113,9 +113,10 @@ def _check_base(base: PreTrainedModel, spec: RunSpec) -> None:
         layer = modules.get(module.name)
         if not isinstance(layer, torch.nn.Linear | Conv1D):
             raise AdapterError(f"the base model has no linear layer {module.name}; use the model the run names.")
-        shape = tuple(layer.weight.shape)
-        if isinstance(layer, Conv1D):
-            shape = shape[::-1]  # stores (in_features, out_features)
+        # a quantized layer's weight is packed, and Conv1D's is (in_features, out_features)
+        shape = (
+            tuple(layer.weight.shape[::-1]) if isinstance(layer, Conv1D) else (layer.out_features, layer.in_features)
+        )
         if shape != (module.out_features, module.in_features):
             expected = [module.out_features, module.in_features]
             raise AdapterError(
