@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from flexlora_server.database.queries import events
 from tests.support.kit import Participant, Served, encode, tensors
 
 REASON = "a batch of 8 examples does not fit into 8 GB"
@@ -48,12 +49,25 @@ def test_a_round_ends_without_the_one_that_failed(coordinator: Served) -> None:
         "Waiting for updates: 1 of 2 are accepted, 1 participant failed. Until"
     )
     assert polled(c) is None
+    _check_who_sees_it(coordinator, a, c)
     b.upload(tasks[1], update(coordinator, seed=2))
     assert summary(coordinator)["state"] == "AGGREGATING"
     coordinator.work()
     for participant in (a, b, c):
         participant.declare("run", 4)
     assert c.task("run")["round"] == 2
+
+
+def _check_who_sees_it(coordinator: Served, other: Participant, failed: Participant) -> None:
+    """The operator sees who failed and on what; another participant only that somebody did."""
+    shown = {one["client_id"]: one for one in coordinator.round("run", 1)["participants"]}[failed.client_id]
+    assert (shown["state"], shown["failure"]) == ("failed", f"memory: {REASON}")
+    assert coordinator.round("run", 1)["summary"]["participants"]["failed"] == 1
+    assert REASON not in other.call("GET", "/v1/runs/run/rounds/1").text
+    assert REASON not in other.call("GET", "/v1/runs/run").text
+    with coordinator.store.reading() as tx:
+        told = [event.detail for event in events.after(tx, "run", 0) if event.kind == "participant-failed"]
+    assert told == ["a participant cannot finish its task"]
 
 
 def test_a_round_that_cannot_reach_its_quorum_opens_again(coordinator: Served) -> None:
@@ -111,10 +125,12 @@ def test_a_failure_of_an_abandoned_attempt_counts_in_the_next(coordinator: Serve
     """It began from the same adapter with the same data: it would fail again."""
     (a, b), tasks = begun(coordinator, "ab", min_updates=2)
     a.upload(tasks[0], update(coordinator))
-    coordinator.clock.advance(1000)  # b is not present any more
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/pause")
+    coordinator.clock.advance(100)
     while summary(coordinator)["attempt"] == 1:
         a.call("GET", "/v1/runs/run/task", params={"wait": 1})
     fail(b, tasks[1])
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/resume")
     b.expect(204, "GET", "/v1/runs/run/task", params={"wait": 1})
     assert summary(coordinator)["state"] == "OPEN"
 
