@@ -126,6 +126,16 @@ class Agent:
         self._at(draft, told["offset"])
         return answer
 
+    def fail(self, call: Caller, *, gives_up: bool) -> None:
+        """Report that the task cannot be finished; who gives up declares anew, the others go on as if nothing were."""
+        assert self.task is not None
+        told = {"attempt": self.task["attempt"], "kind": "memory", "reason": "it does not fit"}
+        answer = self._json(call, "PUT", f"/v1/runs/run/rounds/{self.task['round']}/failure", told)
+        if answer is not None and answer.status != 204 and answer.code not in AGAIN and not self.revoked:
+            raise Violation(f"a failure was refused: {answer.body.decode()}")
+        if gives_up:
+            self.task, self.draft, self.declared = None, None, False
+
     def part(self, call: Caller, offset: int, cut: int | None = None, spoilt: str = "") -> Answer | None:
         """Send a part from `offset`; `spoilt`: with the wrong "digest", or wrong "bytes"."""
         draft = self.draft

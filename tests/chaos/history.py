@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 AGENT = ("go",) * 12 + (
     "replay", "replay", "cut-part", "wrong-offset", "wrong-digest", "conflict", "corrupt", "repeat-commit", "delete",
-    "change-rank",
+    "change-rank", "fail",
 )  # fmt: skip
 AROUND = (
     "tick", "tick", "tick", "work", "work", "work", "clock", "clock", "deadline", "deadline", "garbage", "garbage", "stall",

@@ -124,6 +124,11 @@ def _change_rank(world: World, agent: Agent, step: Step, call: Caller) -> None:
     agent.change_rank(call, step.arg)
 
 
+def _fail(world: World, agent: Agent, step: Step, call: Caller) -> None:
+    if agent.task is not None and "attempt" in agent.task:
+        agent.fail(call, gives_up=step.arg % 2 == 0)
+
+
 def _clock(world: World, step: Step) -> None:
     _pass(world, JUMPS[step.who + step.arg])
 
@@ -199,6 +204,7 @@ _AGENT: dict[str, Callable[[World, Agent, Step, Caller], None]] = {
     "repeat-commit": _repeat,
     "delete": _delete,
     "change-rank": _change_rank,
+    "fail": _fail,
 }
 _AROUND: dict[str, Callable[[World, Step], None]] = {
     "tick": lambda world, step: world.tick(step.who, step.during),

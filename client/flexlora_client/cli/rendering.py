@@ -106,7 +106,8 @@ def round_detail(detail: RoundDetail) -> Table:
     rows += [(f"input {i.upload_id}", _input(i)) for i in detail.inputs or ()]
     for p in detail.participants or ():
         declared = f", declared {p.declared_at}" if p.declared_at else ""
-        row = f"rank {p.rank}{declared}, {p.state}, {p.bytes_received} bytes{_became(p.update)}"
+        state = f"{p.state} ({p.failure})" if p.failure else p.state
+        row = f"rank {p.rank}{declared}, {state}, {p.bytes_received} bytes{_became(p.update)}"
         rows.append((f"participant {p.name}", row))
     for m in detail.modules:
         rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))

@@ -60,7 +60,7 @@ def _run_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window
 
 def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
     """The clients present for an OPEN round; not queried for a round in another state, where nothing depends on it."""
-    return rounds.present_clients(tx, round_.run, window) if round_.state == "OPEN" else ()
+    return rounds.present_clients(tx, round_, window) if round_.state == "OPEN" else ()
 
 
 def _round_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
@@ -89,6 +89,7 @@ def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummar
             assigned=len(assigned),
             uploading=rounds.count_uploads(tx, round_, "OPEN"),
             accepted=rounds.count_uploads(tx, round_, "ACCEPTED"),
+            failed=len(failures(tx, round_)),
         ),
         by_rank=tuple(
             RankCount(rank=rank, participants=count)
@@ -153,8 +154,10 @@ def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> 
     metrics_by_client = {update.client_id: update for update in updates.updates} if updates is not None else {}
     # nobody has both an open and an accepted one
     upload_by_client = {row.client_id: row for row in uploads.list_of_round(tx, round_)}
-    statuses = []
-    for assignment in rounds.list_assignments(tx, round_):
+    failed, statuses = failures(tx, round_), []
+    # those that failed in an earlier attempt are left out of this one
+    listed = {row.client_id: row for row in (*rounds.list_failed(tx, round_), *rounds.list_assignments(tx, round_))}
+    for assignment in listed.values():
         upload = upload_by_client.get(assignment.client_id)
         row = rounds.participation(tx, round_.run, assignment.client_id)
         assert row is not None, "only declared participants are assigned"
@@ -164,7 +167,8 @@ def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> 
                 client_id=assignment.client_id,
                 name=tx.session.get_one(Client, assignment.client_id).name,
                 rank=assignment.rank,
-                state="assigned" if upload is None else "accepted" if upload.state == "ACCEPTED" else "uploading",
+                state=_participant_state(upload, failed=assignment.client_id in failed),
+                failure=failed.get(assignment.client_id),
                 examples=declaration.examples if upload is None else upload.announced["examples"],
                 hardware=declaration.hardware,
                 declared_at=rfc3339(row.declared_at),
@@ -173,6 +177,18 @@ def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> 
             )
         )
     return tuple(statuses)
+
+
+def _participant_state(upload: Upload | None, *, failed: bool) -> str:
+    if failed:
+        return "failed"
+    return "assigned" if upload is None else "accepted" if upload.state == "ACCEPTED" else "uploading"
+
+
+def failures(tx: Tx, round_: Round) -> dict[str, str]:
+    """What the participants failed on that are not waited for, by client id; for the operator alone."""
+    failed = {row.client_id: row.failure or {} for row in rounds.list_failed(tx, round_)}
+    return {client: f"{failure['kind']}: {failure['reason']}" for client, failure in failed.items()}
 
 
 def _train_metrics(accepted: Sequence[Upload]) -> dict[str, float]:

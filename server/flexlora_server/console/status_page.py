@@ -39,10 +39,13 @@ async def page(request: Request) -> Response:
 def _render(services: Services) -> str:
     window = services.settings.presence_window
     with services.store.reading() as tx:
-        shown = [(status_views.run_status(tx, run, window), _summaries(tx, run, window)) for run in runs.list_all(tx)]
+        shown = [(status_views.run_status(tx, run, window), _rounds(tx, run, window)) for run in runs.list_all(tx)]
     return _templates.get_template("status.html").render(runs=shown)
 
 
-def _summaries(tx: Tx, run: Run, window: float) -> list[RoundSummary]:
-    latest = rounds.list_latest(tx, run.name)[:MAX_ROUNDS_SHOWN]
-    return [status_views.round_summary(tx, run, round_, window) for round_ in latest]
+def _rounds(tx: Tx, run: Run, window: float) -> list[tuple[RoundSummary, list[str]]]:
+    """The newest rounds, and of each what participants failed on."""
+    return [
+        (status_views.round_summary(tx, run, round_, window), sorted(status_views.failures(tx, round_).values()))
+        for round_ in rounds.list_latest(tx, run.name)[:MAX_ROUNDS_SHOWN]
+    ]

@@ -24,6 +24,7 @@ class ParticipantCounts(Message):
     assigned: Annotated[int, Field(description="Assigned to the round")]
     uploading: Annotated[int, Field(description="Have announced an update")]
     accepted: Annotated[int, Field(description="Their update is accepted")]
+    failed: Annotated[int, Field(description="Cannot finish their task, and are not waited for")] = 0
 
 
 class EnergyKept(Message):
@@ -122,8 +123,10 @@ class ParticipantStatus(Message):
     name: Annotated[str, Field(description="Name given at enrollment")]
     rank: Annotated[int, Field(description="LoRA rank assigned")]
     state: Annotated[
-        Literal["assigned", "uploading", "accepted"] | str, Field(description="assigned, uploading or accepted")
+        Literal["assigned", "uploading", "accepted", "failed"] | str,
+        Field(description="assigned, uploading, accepted or failed"),
     ]
+    failure: Annotated[str | None, Field(description="What it failed on, and how; null where it did not")] = None
     examples: Annotated[int, Field(description="Examples trained on where the update is announced, else declared")]
     hardware: Annotated[Hardware, Field(description="What it trains on")]
     bytes_received: Annotated[int, Field(description="Bytes of its update received")]

@@ -28,6 +28,15 @@ def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
     assert "<script>" not in page
 
 
+def test_the_page_shows_what_participants_failed_on(coordinator: Served) -> None:
+    participant, task, _ = coordinator.working(rank=4, min_clients=1)
+    failure = {"attempt": task["attempt"], "kind": "data", "reason": "row 3 has no <answer>"}
+    participant.expect(204, "PUT", "/v1/runs/run/rounds/1/failure", json=failure)
+    page = Api(coordinator.http).call("GET", "/", headers=_password(OPERATOR_KEY)).text
+    assert "failed: data: row 3 has no &lt;answer&gt;" in page
+    assert "0 of at least 1 are present, 1 participant failed" in page
+
+
 def test_the_page_asks_for_the_operators_key(coordinator: Served) -> None:
     participant = coordinator.enroll()
     stranger = Api(coordinator.http)
