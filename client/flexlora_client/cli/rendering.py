@@ -8,7 +8,14 @@ from rich.table import Table
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import EvaluationSummary, RoundDetail, RoundInput, RoundList, RoundSummary, UpdateMetrics
+from flexlora_shared.messages.status import (
+    EvaluationSummary,
+    RoundDetail,
+    RoundInput,
+    RoundList,
+    RoundSummary,
+    UpdateMetrics,
+)
 
 PIPE_WIDTH = 200  # columns where stdout is no terminal: nothing is folded for the reader behind the pipe
 

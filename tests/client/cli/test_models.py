@@ -43,6 +43,8 @@ def test_a_described_model_is_fine_tuned_and_evaluated(site: Served, llama: Path
         str(heldout),
         "--answers",
         "1",
+        "--evaluation-share",
+        "1000",
         "--device",
         "cpu",
         "--threads",
