@@ -17,6 +17,7 @@ from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.messages.base import Message, Metrics, RankPattern, Sha256
 from flexlora_shared.messages.runs import RunSpec
 
+SPEC_FILE = "run.json"
 Source = Literal["global", "own", "best"]
 
 
@@ -57,18 +58,13 @@ class Results:
     def save_spec(self, spec: RunSpec) -> None:
         """Keep the run's definition: what is here can then be used without the coordinator."""
         content = spec.model_dump_json(indent=2).encode()
-        path = self._folder / "run.json"
+        path = self._folder / SPEC_FILE
         if not path.exists() or path.read_bytes() != content:
             write_whole(path, content)
 
     def spec(self) -> RunSpec:
         """The run's definition. Raises: BadInput, where no agent took part in the run from this home folder."""
-        try:
-            return RunSpec.model_validate_json((self._folder / "run.json").read_bytes())
-        except (OSError, ValidationError):
-            raise BadInput(
-                f"{self._folder} holds no run that was taken part in; check the run's name and --home"
-            ) from None
+        return read_spec(self._folder)
 
     def keep_own(self, adapter: Path, trained: KeptAdapter) -> None:
         """Copy the adapter in folder `adapter` under `trained.folder`; the last one, and the best where its loss is least.
@@ -140,6 +136,17 @@ class Results:
             return KeptAdapters.model_validate_json(self._index.read_bytes())
         except (FileNotFoundError, ValidationError):
             return KeptAdapters()
+
+
+def read_spec(folder: Path) -> RunSpec:
+    """The run's definition in an exported folder or a run's folder. Raises: BadInput."""
+    try:
+        return RunSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
+    except (OSError, ValidationError):
+        raise BadInput(
+            f"{folder / SPEC_FILE} holds no run's definition; name a folder that `export` made, "
+            "or a run that was taken part in from this --home"
+        ) from None
 
 
 def own_adapter(

@@ -254,7 +254,12 @@ def test_exporting_a_peft_folder(site: Served, home: dict[str, str], data: Path,
     result = call(*asked, env=home | {"FLEXLORA_OPERATOR_KEY": OPERATOR_KEY, "FLEXLORA_URL": site.url})
     assert result.code == Exit.OK, result
     assert result.json["round"] == 2
-    assert sorted(path.name for path in output.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "run.json",
+    ]
     assert [path.name for path in output.parent.iterdir()] == ["adapter"]
     assert json.loads((output / "adapter_config.json").read_bytes()) == adapter_config(run, 8, {"q_proj": 2})
     shapes = {key: tuple(t.shape) for key, t in load_file(output / "adapter_model.safetensors").items()}
