@@ -75,7 +75,7 @@ def test_what_is_missing_is_a_sentence(tmp_path: Path) -> None:
         results.spec()
     for source in ("own", "best", "global"):
         with pytest.raises(BadInput, match="yet; take part in the run first"):
-            results.choose(source)  # type: ignore[arg-type]
+            results.choose(source)
     results = Results(tmp_path)
     kept = keep(results, tmp_path, 1, 1.0)
     (tmp_path / kept.folder / ADAPTER_FILE).write_bytes(b"half")

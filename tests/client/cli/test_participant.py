@@ -171,6 +171,8 @@ def test_what_ends_an_agent(
         (["--device", "abacus"], Exit.BAD_INPUT, "no device"),
         (["--model", "nowhere"], Exit.BAD_INPUT, "no base model at nowhere"),
         (["--rank-pattern", "typo=4"], Exit.REFUSED, "typo"),
+        (["--metric", "nowhere:share"], Exit.BAD_INPUT, "does not import"),
+        (["--keep-local", "B"], Exit.USAGE, "only runs of the strategy fedavg"),
     ],
 )
 def test_options_that_cannot_be(
@@ -190,6 +192,9 @@ def test_options_that_cannot_be(
         (["--threads", "0"], "threads"),
         (["--rank", "0"], "rank"),
         (["--max-rounds", "none"], "max-rounds"),
+        (["--role", "evaluator"], "--heldout-fraction, --trainer"),
+        (["--keep-local", "A"], "keep-local"),
+        (["--evaluation-share", "0"], "evaluation-share"),
     ],
 )
 def test_options_that_mean_nothing(data: Path, more: list[str], part: str) -> None:
