@@ -19,7 +19,8 @@ from benchmarks.lib.federation.options import definition, parser, run
 from flexlora_client.training.data.examples import Prompted
 from flexlora_client.training.data.formats import example_of
 from flexlora_client.training.encoding.encoder import Encoder
-from flexlora_client.training.evaluation.evaluate import evaluate, generate
+from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.evaluation.greedy_answers import generate
 from flexlora_client.training.evaluation.rouge import rouge_l
 from flexlora_client.training.models.describe_model import describe, skeleton
 from flexlora_client.training.models.load_model import LoadedModel, Models

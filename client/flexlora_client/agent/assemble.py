@@ -12,8 +12,11 @@ from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from flexlora_client import credentials
+from flexlora_client.agent.evaluator import Evaluator
+from flexlora_client.agent.local_parts import Part, local_parts
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
+from flexlora_client.agent.measure_slice import SliceMeasuring
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
@@ -22,6 +25,7 @@ from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
 from flexlora_client.training.data.split import Split, load, split
+from flexlora_client.training.evaluation.own_metric import load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
 from flexlora_client.training.models.load_model import Models
@@ -46,6 +50,10 @@ class RunOptions:
     device: str
     threads: int | None
     max_rounds: int | None
+    metric: str | None = None
+    evaluation_share: float = 0.25
+    keep_local: Part | None = None
+    evaluates_only: bool = False
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -71,12 +79,17 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     spec = api.run(options.run).spec
+    kept_parts = local_parts(options.keep_local, spec)
     local_trainer = _local_trainer(options, spec, str(device), client_id)
-    declaration = _build_declaration(options, len(local_trainer.train), device)
     work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
     try:
-        Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds).run()
+        if options.evaluates_only:
+            measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
+            Evaluator(measuring, options.rank, options.rank_pattern, options.max_rounds).run()
+        else:
+            declaration = _build_declaration(options, len(local_trainer.train), device)
+            Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds, kept_parts).run()
     finally:
         work.release()
 
@@ -113,12 +126,23 @@ def _local_trainer(options: RunOptions, spec: RunSpec, device: str, client_id: s
     trainer = load_trainer(options.trainer) if options.trainer else StandardTrainer(models)
     data = _load_data(options, spec)
     return LocalTrainer(
-        trainer, models, data.train, data.heldout, options.answers, device, options.model_path, client_id
+        trainer,
+        models,
+        data.train,
+        data.heldout,
+        options.answers,
+        device,
+        options.model_path,
+        client_id,
+        own_metric=load_metric(options.metric) if options.metric else None,
+        evaluation_share=options.evaluation_share,
     )
 
 
 def _load_data(options: RunOptions, spec: RunSpec) -> Split:
     examples = load(options.data, spec.model)
+    if options.evaluates_only:
+        return Split((), examples)
     if options.heldout is not None:
         return Split(examples, load(options.heldout, spec.model))
     return split(examples, options.heldout_fraction, spec.seed)

@@ -3,9 +3,7 @@
 The training loop may be a custom class, so its result is checked here.
 """
 
-import math
 import operator
-import re
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +27,9 @@ from flexlora_client.training.contract import (
     Trainer,
 )
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.evaluation.evaluate import Measured, measure
+from flexlora_client.training.evaluation.own_metric import METRIC_NAME_PATTERN, OwnMetric
+from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.trainer_support import check_supported
 from flexlora_shared.header import HeaderError, TensorError, read_header
@@ -37,7 +37,9 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Trainable
 
 MAX_METRICS = 32  # the protocol's limit
-METRIC_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+FIRST_EVALUATION_S = 30.0  # before anything was trained, by which its time could be bounded
+LEAST_EVALUATION_S = 2.0  # nobody misses them, and a training of seconds would leave time for nothing
+MAX_METRIC = 1e100  # the protocol's limit of size
 
 
 class Around(TypedDict, total=False):
@@ -63,6 +65,8 @@ class LocalTrainer:
     model_path: str | None
     participant: str = ""  # its client id; seeds what must differ between participants
     compute: Compute = DEFAULT_COMPUTE  # how to compute a round
+    own_metric: OwnMetric | None = None  # a function of the participant's own beside the metrics of the task
+    evaluation_share: float = 0.25  # of the time that training takes, for a round's evaluations
 
     def check(self, trainable: Trainable) -> None:
         """Check that the training loop supports this kind of training. Raises: BadInput."""
@@ -107,33 +111,48 @@ class LocalTrainer:
             shutil.copyfile(adapter / CONFIG_FILE, outcome.adapter.parent / CONFIG_FILE)
         return outcome
 
+    def evaluation_seconds(self, training_seconds: float | None) -> float:
+        """Seconds for one of a round's two evaluations, by how long training took the last time; None: not known yet."""
+        if training_seconds is None:
+            return FIRST_EVALUATION_S
+        return max(LEAST_EVALUATION_S, self.evaluation_share / 2 * training_seconds)
+
     def evaluate(
-        self, spec: RunSpec, adapter: Path, *, generate: bool, base_adapter: Path | None = None
-    ) -> dict[str, float]:
-        """Metrics of the adapter in folder `adapter` on the held-out examples.
+        self,
+        spec: RunSpec,
+        adapter: Path,
+        *,
+        most: SampleSize | None = None,
+        seconds: float | None = None,
+        base_adapter: Path | None = None,
+    ) -> Measured:
+        """Metrics of the adapter in folder `adapter` on at most `most` held-out examples, in about `seconds`.
 
         Where `adapter` is a fresh one, `base_adapter` is the folder of the slice that it was trained on top of.
 
         Raises: TrainingError, BadInput.
         """
+        everything = SampleSize(len(self.heldout), len(self.heldout), self.answers)
         with _translate_errors("evaluation"):
-            metrics = evaluate(
+            measured = measure(
                 spec,
                 adapter,
                 self.heldout,
+                most=most or everything,
+                seconds=seconds,
                 device=self.device,
                 model_path=self.model_path,
                 models=self.models,
-                answers=self.answers if generate else 0,
                 base_adapter=base_adapter,
                 compute=self.compute,
+                own_metric=self.own_metric,
             )
-        return sendable_metrics(metrics)
+        return Measured(sendable_metrics(measured.metrics), measured.sample)
 
 
 def sendable_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that the protocol allows: finite values, valid names, at most MAX_METRICS."""
-    fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME_PATTERN.fullmatch(k) and math.isfinite(v)]
+    fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME_PATTERN.fullmatch(k) and abs(v) <= MAX_METRIC]
     return dict(fitting[:MAX_METRICS])
 
 

@@ -4,31 +4,36 @@ An error is retried (the coordinator does not answer), loses this round's update
 agent with a sentence.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flexlora_client.agent.deliver_update import Sender
-from flexlora_client.agent.download import download
+from flexlora_client.agent.local_parts import EVERYTHING_SHARED, LocalParts
 from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
+from flexlora_client.agent.measure_slice import SliceMeasuring
 from flexlora_client.agent.reporter import Reporter, format_metrics
+from flexlora_client.agent.results import own_adapter
 from flexlora_client.agent.round_time import RoundTime
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest, request_for_round, request_for_task
 from flexlora_client.agent.stop_signals import stop_signals
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api, NoTask
-from flexlora_client.errors import ClientError, Refused, RunEnded, Stopped, TrainingError
+from flexlora_client.errors import BadInput, ClientError, Refused, RunEnded, Stopped, TrainingError
 from flexlora_client.files import sha256_of
-from flexlora_client.training.contract import Outcome
+from flexlora_client.training.contract import ADAPTER_FILE, Outcome
+from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
-from flexlora_shared.messages.uploads import Evaluation, UploadCreate
+from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
 
 LONG_POLL_RANGE_S = 45, 55  # each wait is drawn from it, so that thousands of agents do not poll in bursts
 # Pauses between polls in a round that takes no update of this agent any more; they double. With longer ones the coordinator
 # would count the agent as gone when the next round begins.
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 8.0
+HELDOUT_PREFIX = "heldout_"  # of the metrics of what was trained, among those of training
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,16 @@ class Agent:
     declaration: Declaration
     reporter: Reporter
     max_rounds: int | None = None  # stop after this many accepted updates
+    local_parts: LocalParts = EVERYTHING_SHARED  # what the participant keeps to itself
     round_time: RoundTime = field(default_factory=RoundTime)
 
     @property
     def _sender(self) -> Sender:
         return Sender(self.api, self.spec, self.work_folder, self.reporter)
+
+    @property
+    def _measuring(self) -> SliceMeasuring:
+        return SliceMeasuring(self.api, self.spec, self.work_folder, self.local_trainer, self.reporter)
 
     def run(self) -> None:
         """Take part until the run completes, or `max_rounds` updates are accepted.
@@ -57,6 +67,7 @@ class Agent:
             TrainingError, BadInput: something on this side cannot be used.
             KeyboardInterrupt: the participant ended it; the next start goes on from there.
         """
+        self.work_folder.results.save_spec(self.spec)
         try:
             self._declare()
             self._rounds()
@@ -109,46 +120,34 @@ class Agent:
         step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
         self.local_trainer.check(task.trainable)  # before a useless download and evaluation
         request = request_for_task(task)
-        start = self._download(request, number)
+        start = self._measuring.download(request, number)
         self._report(start, number - 1, request)
         trained = self.work_folder.find_trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
-        update = trained or self._train(task, request, start)
+        trained = trained or self._train(task, request, start)
+        self._keep_own(trained)
         with self.round_time.uploading():
-            return self._sender.send(update)
-
-    def _download(self, request: SliceRequest, number: int) -> CachedSlice:
-        if request.sha256 is not None:
-            self.work_folder.slices.keep_only(request.sha256)
-        with self.reporter.bytes_bar("downloading") as on_progress:
-            fetched = download(self.api, self.work_folder.slices, request, on_progress)
-        self.reporter.step(
-            "downloaded",
-            f"round {number}: adapter of {fetched.size} bytes, {fetched.fetched} over the network",
-            round=number,
-            sha256=fetched.sha256,
-            bytes=fetched.fetched,
-        )
-        return fetched
+            return self._sender.send(trained)
 
     def _report(self, served: CachedSlice, published: int, request: SliceRequest) -> None:
-        """Evaluate a served slice once and report the metrics to the round that published it."""
-        heldout = len(self.local_trainer.heldout)
-        if not heldout or self.work_folder.state.evaluated == served.sha256:
-            return
+        seconds = self.local_trainer.evaluation_seconds(self.work_folder.state.training_seconds)
         with self.round_time.evaluating():
-            metrics = self.local_trainer.evaluate(self.spec, served.folder, generate=True)
-        sentence = f"adapter of round {published} on {heldout} held-out examples: {format_metrics(metrics)}"
-        self.reporter.step("evaluated", sentence, round=published, metrics=metrics)
-        pattern = dict(request.rank_pattern)
+            self._measuring.report(served, published, request, seconds)
+
+    def _keep_own(self, trained: TrainedUpdate) -> None:
+        """Keep the participant's own adapter before its update is sent: after the receipt the output folder is emptied."""
+        update, prefix = trained.upload, HELDOUT_PREFIX
+        if update.trainable == "fresh":  # it means nothing without the slice below it
+            return
+        metrics = {name.removeprefix(prefix): v for name, v in update.metrics.items() if name.startswith(prefix)}
+        folder = self.work_folder.own_adapter(trained)
         try:
-            if metrics:
-                evaluation = Evaluation(rank=request.rank, rank_pattern=pattern, examples=heldout, metrics=metrics)
-                self.api.evaluate(self.spec.name, published, evaluation)
-        except Refused as error:  # the figures are for people; the round goes on without them
-            self.reporter.step("evaluation-refused", f"the evaluation was not taken: {error}", round=published)
-        self.work_folder.set_evaluated(served.sha256)
+            kept = own_adapter(folder, trained.round, update.rank, update.rank_pattern, metrics, trained.basis)
+            self.work_folder.results.keep_own(folder, kept)
+        except (OSError, BadInput) as error:  # a full disk; the round counts without it
+            sentence = f"round {trained.round}: the adapter trained here is not kept: {error}"
+            self.reporter.step("own-not-kept", sentence, round=trained.round)
 
     def _train(self, task: Task, request: SliceRequest, start: CachedSlice) -> TrainedUpdate:
         number = task.round
@@ -157,12 +156,8 @@ class Agent:
         trained = self._record(task, request, start, outcome)
         if stop():  # asked for in the last step, or the training loop does not ask
             raise KeyboardInterrupt
-        if self.local_trainer.heldout:
-            base_adapter = start.folder if task.trainable == "fresh" else None
-            after = self.local_trainer.evaluate(
-                self.spec, outcome.adapter.parent, generate=False, base_adapter=base_adapter
-            )
-            heldout = {f"heldout_{name}": value for name, value in after.items()}
+        heldout = self._measure_trained(task, start, outcome)
+        if heldout:
             metrics = sendable_metrics({**trained.upload.metrics, **heldout})
             trained = trained.model_copy(update={"upload": trained.upload.model_copy(update={"metrics": metrics})})
             self.work_folder.save_trained(trained)
@@ -174,14 +169,17 @@ class Agent:
         number, work = task.round, self.work_folder
         examples = len(self.local_trainer.train)
         deadline = self.round_time.training_deadline(task.deadline, self.api.http.clock_ahead, start.size)
+        output = work.clear_output()
+        start_from = self.local_parts.start_from(start.folder, work.results.last_own(), work.folder / "start")
         self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
+        began = time.monotonic()
         try:
             with self.reporter.steps_bar("training") as on_progress:
                 outcome = self.local_trainer.fit(
                     request,
                     number,
-                    start.folder,
-                    work.clear_output(),
+                    start_from,
+                    output,
                     lambda step, total, loss: on_progress(step, total),
                     task.trainable,
                     deadline=deadline,
@@ -193,6 +191,8 @@ class Agent:
         except Stopped as stopped:
             self.reporter.step("training-stopped", f"round {number}: {stopped}", round=number)
             raise KeyboardInterrupt from stopped
+        seconds = time.monotonic() - began
+        work.set_training_seconds(outcome.metrics.get("train_seconds", seconds))  # its own is without loading
         steps, planned = (outcome.metrics.get(name, 0.0) for name in ("train_steps", "train_steps_planned"))
         if steps < planned:
             sentence = f"round {number}: its deadline ended training after {steps:.0f} of {planned:.0f} steps"
@@ -201,14 +201,16 @@ class Agent:
 
     def _record(self, task: Task, request: SliceRequest, start: CachedSlice, outcome: Outcome) -> TrainedUpdate:
         """Keep the update: from here on it is not trained again."""
-        output = self.work_folder.output
+        output, own = self.work_folder.output, outcome.adapter.parent
+        adapter = self.local_parts.shared(own, start.folder, output / "shared") / ADAPTER_FILE
         trained = TrainedUpdate(
             run=task.run,
             basis=self.work_folder.basis,
             round=task.round,
             attempt=task.attempt,
             adapter=start.sha256,
-            file=str(outcome.adapter.resolve().relative_to(output.resolve())),
+            file=str(adapter.resolve().relative_to(output.resolve())),
+            own=str(own.resolve().relative_to(output.resolve())),
             upload=UploadCreate(
                 rank=task.rank,
                 rank_pattern=task.rank_pattern,
@@ -217,8 +219,8 @@ class Agent:
                 use_rslora=self.spec.scaling.use_rslora,
                 trainable=task.trainable,
                 examples=outcome.examples,
-                size=outcome.adapter.stat().st_size,
-                sha256=sha256_of(outcome.adapter),
+                size=adapter.stat().st_size,
+                sha256=sha256_of(adapter),
                 metrics=sendable_metrics(outcome.metrics),
             ),
         )
@@ -228,6 +230,20 @@ class Agent:
     def _tell_stopping(self, number: int) -> None:
         sentence = f"round {number}: stopping after this step; Ctrl-C again stops at once"
         self.reporter.step("stopping", sentence, round=number)
+
+    def _measure_trained(self, task: Task, start: CachedSlice, outcome: Outcome) -> dict[str, float]:
+        """Metrics of what was trained, on the examples that the slice served was measured on."""
+        if not self.local_trainer.heldout:
+            return {}
+        sample, state = None, self.work_folder.state
+        if state.sample is not None and state.evaluated == start.sha256:
+            sample = SampleSize(**state.sample.model_dump())
+        seconds = None if sample else self.local_trainer.evaluation_seconds(state.training_seconds)
+        base_adapter = start.folder if task.trainable == "fresh" else None
+        after = self.local_trainer.evaluate(
+            self.spec, outcome.adapter.parent, most=sample, seconds=seconds, base_adapter=base_adapter
+        )
+        return {f"{HELDOUT_PREFIX}{name}": value for name, value in after.metrics.items()}
 
     def _finish(self) -> None:
         """Evaluate the final adapter after the end of the run.
@@ -242,7 +258,7 @@ class Agent:
         if self.local_trainer.heldout:
             request = request_for_round(self.spec, last, declared.rank, declared.rank_pattern)
             try:
-                self._report(self._download(request, last), last, request)
+                self._report(self._measuring.download(request, last), last, request)
             except (ClientError, TrainingError) as error:  # the run is complete without this participant's figures
                 sentence = f"the final adapter was not evaluated: {error}"
                 self.reporter.step("evaluation-failed", sentence, round=last)

@@ -13,10 +13,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from flexlora_client.agent.results import Results
 from flexlora_client.agent.slice_cache import SliceCache
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, sha256_of, sync_file, write_whole
 from flexlora_client.training.data.examples import Example
+from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_shared.messages.base import Message, RunName, Sha256
 from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.messages.uploads import UploadCreate
@@ -31,13 +33,26 @@ class TrainedUpdate(Message):
     attempt: int
     adapter: Sha256  # of the slice it started from
     file: str  # name inside the output folder
+    own: str = (
+        ""  # its own adapter's folder inside it, where that holds parts that the file does not; "": the file's folder
+    )
     upload: UploadCreate
+
+
+class EvaluatedSample(Message):
+    """`SampleSize` of the last reported evaluation."""
+
+    examples: int
+    choices: int
+    answers: int
 
 
 class WorkState(Message):
     """Content of `state.json`."""
 
     evaluated: Sha256 | None = None  # the last slice whose evaluation was reported
+    sample: EvaluatedSample | None = None  # over how many examples it was
+    training_seconds: float | None = None  # of the last round
     trained: TrainedUpdate | None = None
 
 
@@ -59,6 +74,7 @@ class WorkFolder:
         self.output = self.folder / "output"
         self.checkpoints = self.folder / "checkpoints"
         self.optimizer = self.folder / "optimizer"
+        self.results = Results(self.folder)
         self._path = self.folder / "state.json"
         self._lock = FileLock(self.folder / "lock")
         self.state = self._load()
@@ -80,7 +96,7 @@ class WorkFolder:
 
     def clear_output(self) -> Path:
         """Empty the output folder, drop the update in it, and return the folder."""
-        self._save(WorkState(evaluated=self.state.evaluated))
+        self._change(trained=None)
         shutil.rmtree(self.output, ignore_errors=True)
         return make_folder(self.output)
 
@@ -102,17 +118,25 @@ class WorkFolder:
     def save_trained(self, trained: TrainedUpdate) -> None:
         """Record an update; its file is synced to disk before the state names it."""
         sync_file(self.output / trained.file)
-        self._save(WorkState(evaluated=self.state.evaluated, trained=trained))
+        self._change(trained=trained)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def drop_trained(self) -> None:
         """Delete the kept update."""
-        self._save(WorkState(evaluated=self.state.evaluated))
+        self._change(trained=None)
         shutil.rmtree(self.output, ignore_errors=True)
 
-    def set_evaluated(self, sha256: str) -> None:
-        """Record the slice whose evaluation was reported."""
-        self._save(WorkState(evaluated=sha256, trained=self.state.trained))
+    def set_evaluated(self, sha256: str, sample: SampleSize | None = None) -> None:
+        """Record the slice whose evaluation was reported, and over how many examples it was."""
+        self._change(evaluated=sha256, sample=None if sample is None else EvaluatedSample(**vars(sample)))
+
+    def set_training_seconds(self, seconds: float) -> None:
+        """Record how long a round's training took."""
+        self._change(training_seconds=seconds)
+
+    def own_adapter(self, trained: TrainedUpdate) -> Path:
+        """The folder of the adapter that was trained, beside its update."""
+        return self.output / trained.own if trained.own else (self.output / trained.file).parent
 
     def _load(self) -> WorkState:
         """The saved state; a damaged file counts as none: at worst a step is repeated."""
@@ -121,6 +145,7 @@ class WorkFolder:
         except (FileNotFoundError, ValidationError):
             return WorkState()
 
-    def _save(self, state: WorkState) -> None:
+    def _change(self, **fields: object) -> None:
+        state = self.state.model_copy(update=fields)
         write_whole(self._path, state.model_dump_json(indent=2).encode())
         self.state = state

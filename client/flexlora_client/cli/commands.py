@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client.cli import describe, export, operator, participant, watch
+from flexlora_client.cli import describe, export, operator, participant, text, watch
 from flexlora_client.errors import ClientError, Exit, TrainingError
 from flexlora_shared.versions import version_line
 
@@ -21,6 +21,8 @@ app.command("run")(participant.run)
 app.command("status")(watch.status)
 app.command("rounds")(watch.rounds)
 app.command("export")(export.export)
+app.command("generate")(text.generate)
+app.command("chat")(text.chat)
 app.command("retry")(operator.retry)
 app.add_typer(operator.runs, name="runs")
 app.add_typer(operator.tokens, name="tokens")

@@ -3,8 +3,9 @@
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -88,6 +89,31 @@ def run(
     answers: Annotated[
         int, typer.Option("--answers", min=0, help="Held-out prompts answered by generating text, per evaluation.")
     ] = 50,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="A metric of your own, package.module:function of predictions and references.",
+        ),
+    ] = None,
+    evaluation_share: Annotated[
+        float | None,
+        typer.Option(
+            "--evaluation-share", min=0.01, help="Most of a training's time that its evaluations may take. [0.25]"
+        ),
+    ] = None,
+    keep_local: Annotated[
+        Literal["head", "B"] | None,
+        typer.Option(
+            "--keep-local",
+            help="Keep these tensors to yourself: head (those trained in full) or B (lora_B, of fedavg).",
+        ),
+    ] = None,
+    role: Annotated[
+        Literal["trainer", "evaluator"],
+        typer.Option("--role", help="evaluator: measure every adapter on all of --data, and never train."),
+    ] = "trainer",
     model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. [the run's id]")] = None,
     trainer: Annotated[
         str | None,
@@ -100,7 +126,8 @@ def run(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of training.")] = None,
     max_rounds: Annotated[
-        int | None, typer.Option("--max-rounds", min=1, help="Stop after this many accepted updates.")
+        int | None,
+        typer.Option("--max-rounds", min=1, help="Stop after this many accepted updates; of an evaluator, adapters."),
     ] = None,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -109,6 +136,16 @@ def run(
     """Take part in a run until it completes."""
     if heldout is not None and heldout_fraction is not None:
         raise typer.BadParameter("give --heldout or --heldout-fraction, not both")
+    if role == "evaluator":
+        _refuse_beside_evaluator(
+            {
+                "--heldout": heldout,
+                "--heldout-fraction": heldout_fraction,
+                "--trainer": trainer,
+                "--keep-local": keep_local,
+                "--evaluation-share": evaluation_share,
+            }
+        )
     require_agent_extra()
     from flexlora_client.agent import assemble  # training libraries take seconds to import
 
@@ -128,9 +165,19 @@ def run(
             device=device,
             threads=threads,
             max_rounds=max_rounds,
+            metric=metric,
+            evaluation_share=0.25 if evaluation_share is None else evaluation_share,
+            keep_local=keep_local,
+            evaluates_only=role == "evaluator",
         ),
         as_json=as_json,
     )
+
+
+def _refuse_beside_evaluator(options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"an evaluator only measures, on all of --data; leave out {', '.join(given)}")
 
 
 def _machine_name() -> str:

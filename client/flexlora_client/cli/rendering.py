@@ -8,7 +8,14 @@ from rich.table import Table
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import RoundDetail, RoundInput, RoundList, RoundSummary, UpdateMetrics
+from flexlora_shared.messages.status import (
+    EvaluationSummary,
+    RoundDetail,
+    RoundInput,
+    RoundList,
+    RoundSummary,
+    UpdateMetrics,
+)
 
 PIPE_WIDTH = 200  # columns where stdout is no terminal: nothing is folded for the reader behind the pipe
 
@@ -97,7 +104,7 @@ def round_detail(detail: RoundDetail) -> Table:
         ("participants", ", ".join(f"{c.participants} of rank {c.rank}" for c in s.by_rank) or "-"),
         ("bytes received", s.bytes_received),
         ("training", _figures(s.train_metrics)),
-        *((f"{e.metric} at rank {e.rank}", f"{e.value:.4f} ({e.participants} participants)") for e in s.evaluations),
+        *((f"{e.metric} at rank {e.rank}", f"{e.value:.4f} ({_whose(e)})") for e in s.evaluations),
         *((f"energy kept at rank {e.rank}", f"{e.share:.4f}") for e in s.energy_kept),
     ]
     if s.failures:
@@ -113,6 +120,10 @@ def round_detail(detail: RoundDetail) -> Table:
         rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))
         rows += [(f"route of {m.name}", f"{m.route}, after {failed}") for failed in m.fell_back]
     return _table(None, rows)
+
+
+def _whose(evaluation: EvaluationSummary) -> str:
+    return f"{evaluation.participants} {'evaluators' if evaluation.role == 'evaluator' else 'participants'}"
 
 
 def _input(entry: RoundInput) -> str:
@@ -164,7 +175,11 @@ def client_list(clients: ClientList) -> Table:
 
 
 def _round(s: RoundSummary) -> tuple[object, ...]:
-    losses = [f"{e.rank}: {e.value:.3f}" for e in s.evaluations if e.metric == "loss"]
+    losses = [
+        f"{e.rank}: {e.value:.3f}{' (evaluators)' if e.role == 'evaluator' else ''}"
+        for e in s.evaluations
+        if e.metric == "loss"
+    ]
     kept = [f"{e.rank}: {e.share:.3f}" for e in s.energy_kept]
     loss = s.train_metrics.get("train_loss")
     return (

@@ -15,7 +15,7 @@ from flexlora_server.api.auth import Anyone, ClientId
 from flexlora_server.api.openapi_examples import EVALUATION
 from flexlora_server.api.services import Services, get_services
 from flexlora_server.api.strict_json import RoundPath, RunPath, problems, router
-from flexlora_server.database.queries import adapters, events, rounds, runs
+from flexlora_server.database.queries import adapters, events, runs
 from flexlora_server.errors import Refusal
 from flexlora_server.lifecycle.serve_slice import check_ranks, slice_blob
 from flexlora_server.storage import Blob
@@ -169,9 +169,7 @@ def get_adapter_config(
     "/v1/runs/{run}/rounds/{number}/evaluations",
     status_code=204,
     response_class=Response,
-    responses=problems(
-        Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED, Code.NOT_DECLARED
-    ),
+    responses=problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED, Code.RANK_NOT_ALLOWED),
 )
 def report_evaluation(
     request: Request,
@@ -180,12 +178,13 @@ def report_evaluation(
     body: Annotated[Evaluation, Body(examples=[EVALUATION])],
     client: ClientId,
 ) -> None:
-    """Metrics of a published slice on the participant's own held-out data; the latest report counts."""
+    """Metrics of a published slice on the participant's own held-out data; the latest report counts.
+
+    Who has declared no rank in the run is an evaluator: its figures are told apart from those of participants that train.
+    """
     with get_services(request).store.transaction() as tx:
         run = runs.lock(tx, name)
         check_ranks(runs.spec_of(run), body.rank, body.rank_pattern)
         adapters.get_published(tx, name, number)
-        if rounds.declaration_of(tx, name, client) is None:
-            raise Refusal(Code.NOT_DECLARED, f"Only participants of run {name!r} evaluate it; declare a rank first.")
         adapters.save_evaluation(tx, run, number, client, body)
         events.touch(tx, run)

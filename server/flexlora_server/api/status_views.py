@@ -205,11 +205,11 @@ def _mean(values: list[tuple[float, int]]) -> float:
 
 
 def _evaluations(tx: Tx, run: str, number: int) -> tuple[EvaluationSummary, ...]:
-    sums: defaultdict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
-    for row in adapters.list_evaluations(tx, run, number):
+    sums: defaultdict[tuple[str, str, int], list[tuple[float, int]]] = defaultdict(list)
+    for row, declared in adapters.list_evaluations(tx, run, number):
         for name, value in row.metrics.items():
-            sums[name, row.rank].append((value, row.examples))
+            sums["trainer" if declared else "evaluator", name, row.rank].append((value, row.examples))
     return tuple(
-        EvaluationSummary(metric=name, rank=rank, value=_mean(values), participants=len(values))
-        for (name, rank), values in sorted(sums.items())
+        EvaluationSummary(metric=name, rank=rank, value=_mean(values), participants=len(values), role=role)
+        for (role, name, rank), values in sorted(sums.items(), key=lambda item: (item[0][0] != "trainer", item[0]))
     )

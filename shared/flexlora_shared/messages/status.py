@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flexlora_shared.messages.base import Message, RunName, Tuple
+from flexlora_shared.messages.base import Message, RunName, Tuple, omitted_if_default
 from flexlora_shared.messages.clients import Hardware
 
 RoundState = Literal["OPEN", "COLLECTING", "AGGREGATING", "PUBLISHED", "ABANDONED", "FAILED"]
@@ -108,12 +108,19 @@ class AggregationSummary(Message):
 
 
 class EvaluationSummary(Message):
-    """A metric over the participants of one rank, weighted by held-out examples."""
+    """A metric over the participants of one rank and role, weighted by held-out examples."""
 
     metric: Annotated[str, Field(description="Name of the metric")]
     rank: Annotated[int, Field(description="LoRA rank of the slices evaluated")]
     value: Annotated[float, Field(description="Mean, weighted by held-out examples")]
     participants: Annotated[int, Field(description="Participants that reported it")]
+    role: Annotated[
+        Literal["trainer", "evaluator"] | str,
+        Field(
+            description="Whose data it is: of participants that declared a rank in the run, or of evaluators, who only measure",
+            exclude_if=omitted_if_default("trainer"),
+        ),
+    ] = "trainer"
 
 
 class ParticipantStatus(Message):

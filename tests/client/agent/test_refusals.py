@@ -164,4 +164,4 @@ def test_an_evaluation_that_fails_in_foreign_code_is_a_sentence(
 ) -> None:
     learner = LocalTrainer(Nudge(), Models(), (), Broken(error), 0, "cpu", None)
     with pytest.raises(kind, match=part):
-        learner.evaluate(RUN, tmp_path, generate=False)
+        learner.evaluate(RUN, tmp_path)

@@ -43,6 +43,8 @@ def test_a_described_model_is_fine_tuned_and_evaluated(site: Served, llama: Path
         str(heldout),
         "--answers",
         "1",
+        "--evaluation-share",
+        "1000",
         "--device",
         "cpu",
         "--threads",
@@ -61,6 +63,36 @@ def test_a_described_model_is_fine_tuned_and_evaluated(site: Served, llama: Path
     assert evaluations["loss"] == pytest.approx(evaluated[2][1]["loss"])
     again = call("run", "real", "--rank", "4", *more, env=home)
     assert [json.loads(line)["event"] for line in again.out.splitlines()] == ["downloaded", "completed"]
+    other = {"FLEXLORA_HOME": str(tmp_path / "other")}
+    token = call("tokens", "create", env=operator).out.strip()
+    assert call("enroll", site.url, "--token", token, env=other).code == Exit.OK
+    unseen = [
+        "--role",
+        "evaluator",
+        "--rank",
+        "2",
+        "--data",
+        str(heldout),
+        "--metric",
+        "tests.support.metrics:same_length",
+    ]
+    measured = call("run", "real", *unseen, "--device", "cpu", "--json", env=other)
+    assert [json.loads(line)["event"] for line in measured.out.splitlines()][-2:] == ["evaluated", "completed"]
+    told = site.round("real", 2)["summary"]["evaluations"]
+    assert {e["metric"] for e in told if e.get("role") == "evaluator"} >= {"loss", "same_length"}
+    assert "(evaluators)" in call("rounds", "real", env=operator).out
+    assert "(1 evaluators)" in call("rounds", "real", "2", env=operator).out
+    own = call("export", "real", "--from", "own", "-o", tmp_path / "own", "--json", env=home)
+    assert (own.json["own"], own.json["rank"]) == (True, 4)
+    best = min((event for event in events if event["event"] == "trained"), key=lambda e: e["metrics"]["heldout_loss"])
+    assert own.json["round"] == best["round"]
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert f"| loss | {best['metrics']['heldout_loss']:.4g} |" in card
+    assert "trained by one participant" in card
+    written = call("generate", tmp_path / "own", "Count 4: ", "--max-tokens", "8", "--device", "cpu", env=home)
+    assert written.code == Exit.OK, written.err
+    of_run = ("generate", "real", "Count 4: ", "--from", "own", "--max-tokens", "8", "--device", "cpu", "--json")
+    assert call(*of_run, env=home).json["completion"] in written.out
 
 
 def test_describe_shows_the_layers(llama: Path) -> None:

@@ -171,6 +171,8 @@ def test_what_ends_an_agent(
         (["--device", "abacus"], Exit.BAD_INPUT, "no device"),
         (["--model", "nowhere"], Exit.BAD_INPUT, "no base model at nowhere"),
         (["--rank-pattern", "typo=4"], Exit.REFUSED, "typo"),
+        (["--metric", "nowhere:share"], Exit.BAD_INPUT, "does not import"),
+        (["--keep-local", "B"], Exit.USAGE, "only runs of the strategy fedavg"),
     ],
 )
 def test_options_that_cannot_be(
@@ -190,6 +192,9 @@ def test_options_that_cannot_be(
         (["--threads", "0"], "threads"),
         (["--rank", "0"], "rank"),
         (["--max-rounds", "none"], "max-rounds"),
+        (["--role", "evaluator"], "--heldout-fraction, --trainer"),
+        (["--keep-local", "A"], "keep-local"),
+        (["--evaluation-share", "0"], "evaluation-share"),
     ],
 )
 def test_options_that_mean_nothing(data: Path, more: list[str], part: str) -> None:
@@ -273,7 +278,12 @@ def test_exporting_a_peft_folder(site: Served, home: dict[str, str], data: Path,
     result = call(*asked, env=home | {"FLEXLORA_OPERATOR_KEY": OPERATOR_KEY, "FLEXLORA_URL": site.url})
     assert result.code == Exit.OK, result
     assert result.json["round"] == 2
-    assert sorted(path.name for path in output.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "run.json",
+    ]
     assert [path.name for path in output.parent.iterdir()] == ["adapter"]
     assert json.loads((output / "adapter_config.json").read_bytes()) == adapter_config(run, 8, {"q_proj": 2})
     shapes = {key: tuple(t.shape) for key, t in load_file(output / "adapter_model.safetensors").items()}

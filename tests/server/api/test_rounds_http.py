@@ -263,11 +263,25 @@ def test_evaluations_are_weighted_and_the_latest_counts(coordinator: Served) -> 
         for e in coordinator.round("run", 0)["summary"]["evaluations"]
     }
     assert values == {("loss", 2): (1.75, 2), ("loss", 8): (0.0, 2), ("f1", 8): (0.5, 1)}
-    stranger = coordinator.enroll("stranger")
     body = {"rank": 2, "examples": 1, "metrics": {"loss": 1.0}}
-    stranger.problem("not-declared", "POST", path, json=body)
     first.problem("rank-not-allowed", "POST", path, json=body | {"rank": 3})
     first.problem("adapter-not-published", "POST", "/v1/runs/run/rounds/1/evaluations", json=body)
+
+
+def test_evaluators_are_told_apart_from_those_who_train(coordinator: Served) -> None:
+    coordinator.run()
+    [trainer] = joined(coordinator, 1)
+    evaluators = [coordinator.enroll(name) for name in ("a", "b")]
+    path, body = "/v1/runs/run/rounds/0/evaluations", {"rank": 2, "examples": 5}
+    trainer.expect(204, "POST", path, json=body | {"metrics": {"loss": 1.0}})
+    for participant, loss in zip(evaluators, (2.0, 4.0), strict=True):
+        participant.expect(204, "POST", path, json=body | {"metrics": {"loss": loss}})
+    told = coordinator.round("run", 0)["summary"]["evaluations"]
+    assert told == [
+        {"metric": "loss", "rank": 2, "value": 1.0, "participants": 1},
+        {"metric": "loss", "rank": 2, "value": 3.0, "participants": 2, "role": "evaluator"},
+    ]
+    assert coordinator.operator.expect(200, "GET", "/v1/runs/run")["status"]["participants"] == 1
 
 
 def test_events_arrive_as_they_happen_and_resume(coordinator: Served) -> None:

@@ -1,27 +1,57 @@
-"""Metrics of a slice on held-out examples."""
+"""Metrics of a slice on held-out examples.
+
+loss          what training minimises, on average: cross entropy in nats over all predicted tokens (of responses only, where
+              there are prompts), over tagged words, or over a classifier's examples; over labels, too, of multi-label (binary
+              cross entropy) and of regression (squared error)
+perplexity    exp(loss) of models that write
+exact_match   share of answers generated greedily that equal the expected one, but for white space at the ends
+rouge_l       their mean ROUGE-L;  answers: how many there are
+choice_*      see `choices`, where there are examples of multiple choice
+accuracy      share of examples classified right in every label; of tags, share of words
+macro_f1      mean F1 of the classes that occur, of multi-label of all labels
+tag_f1        of words that are or should be tagged other than "O", where the run has such a tag
+mse, mae, pearson     of regression
+
+Prompts and conversations (their last answer is asked for) are answered. A participant's own metric comes beside them.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from flexlora_client.errors import DivergedError
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
-from flexlora_client.training.data.examples import Chat, Example, Prompted
+from flexlora_client.training.data.examples import Chat, Choice, Example, Instructed, Prompted
 from flexlora_client.training.encoding.batches import collate, predictions
-from flexlora_client.training.encoding.encoder import Encoded, Encoder, Question, shortened
-from flexlora_client.training.evaluation.rouge import rouge_l
+from flexlora_client.training.encoding.encoder import Encoder, Question
+from flexlora_client.training.evaluation import metrics
+from flexlora_client.training.evaluation.choices import choose
+from flexlora_client.training.evaluation.greedy_answers import answer, figures
+from flexlora_client.training.evaluation.own_metric import OwnMetric
+from flexlora_client.training.evaluation.sample import Clock, SampleSize, TimeLimit, in_sample_order
 from flexlora_client.training.loop.standard import check_task
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.slice_files import read_slice
-from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
+WINDOW_BATCHES = 4  # sorted by length and evaluated whole: less padding, and no favour to short examples
+MAX_PERPLEXITY_LOSS = 200.0  # nats: the exponential of more is no number that the protocol takes
 T = TypeVar("T")
-SPARE_TOKENS = 16  # generated beyond a batch's longest answer, so that an answer that does not end counts as wrong
+Kind = Literal["text", "tags", "single-label", "multi-label", "regression"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics by name, and over how many examples they are."""
+
+    metrics: dict[str, float]
+    sample: SampleSize
 
 
 def evaluate(
@@ -36,21 +66,41 @@ def evaluate(
     base_adapter: Path | None = None,
     compute: Compute = DEFAULT_COMPUTE,
 ) -> dict[str, float]:
-    """Metrics of the slice in directory `adapter`, by metric name; no tensor is changed.
+    """The metrics of all of `heldout`, as `measure` gives them; `answers` bounds how many are generated (None: all)."""
+    most = SampleSize(len(heldout), len(heldout), len(heldout) if answers is None else answers)
+    options = {
+        "device": device,
+        "model_path": model_path,
+        "models": models,
+        "base_adapter": base_adapter,
+        "compute": compute,
+    }
+    return measure(spec, adapter, heldout, most=most, **options).metrics  # type: ignore[arg-type]
 
-    loss         cross entropy in nats: mean over all predicted tokens (of responses only, where there are prompts), or
-                 over a classifier's examples
-    accuracy     share of examples classified right, of classifiers
-    exact_match  share of answers generated greedily that equal the expected one, but for white space at the ends
-    rouge_l      their mean ROUGE-L
 
-    The last two exist where `heldout` holds prompts or conversations (their last answer is asked for). Generation takes
-    most of the time: `answers` bounds how many, the first ones, are generated (None: all, 0: none).
-    Give the trainer's `models` and `compute` to share its base model. Where `adapter` holds a fresh adapter, `base_adapter` is
-    the directory of the slice that it was trained on top of: the two act together.
+def measure(
+    spec: RunSpec,
+    adapter: Path,
+    heldout: Sequence[Example],
+    *,
+    most: SampleSize,
+    seconds: float | None = None,
+    device: str = "auto",
+    model_path: str | None = None,
+    models: Models | None = None,
+    base_adapter: Path | None = None,
+    compute: Compute = DEFAULT_COMPUTE,
+    own_metric: OwnMetric | None = None,
+    clock: Clock = time.monotonic,
+) -> Measured:
+    """Metrics of the slice in directory `adapter`, over at most `most` of the examples; no tensor is changed.
+
+    `seconds` bounds the time beside loading the model: loss, choices and answers get equal parts of it, what one leaves is the
+    others', and each ends with the batches begun. Give the trainer's `models` and `compute` to share its base model. Where
+    `adapter` holds a fresh adapter, `base_adapter` is the directory of the slice that it was trained on top of.
 
     Raises:
-        TrainingError: as `StandardTrainer.train` does.
+        TrainingError: as `StandardTrainer.train` does; PluginError where the own metric returns no numbers.
     """
     check_task(heldout, spec.model.task_type == "SEQ_CLS")
     base_slice = read_slice(base_adapter, spec) if base_adapter is not None else None
@@ -58,69 +108,140 @@ def evaluate(
         read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice, compute=compute
     )
     loaded.model.eval()
-    size = min(compute.micro_batch or spec.training.batch_size, spec.training.batch_size)
-    encoder = Encoder(loaded.tokenizer, loaded.max_length)
-    encoded = sorted((encoder.encode(example) for example in heldout), key=lambda example: len(example.ids))
-    metrics = _losses(loaded, encoded, size)
-    questions = [encoder.question(example) for example in heldout if isinstance(example, Prompted | Chat)][:answers]
-    return metrics | _answers(loaded, questions, size) if questions else metrics
+    return _Measuring(loaded, spec, TimeLimit(seconds, clock), own_metric).run(in_sample_order(heldout), most)
 
 
-def generate(loaded: LoadedModel, questions: Sequence[Question]) -> list[str]:
-    """Each question's greedy continuation, without special tokens, generated as one batch.
+@dataclass
+class _Tally:
+    """What the forward passes gave: the summed loss and its weight, and of classifiers the decisions."""
 
-    At most as many tokens as the longest answer has, and a few more. A prompt loses its left where training would cut
-    it, or where the model's positions end.
-    """
-    lengths = [len(loaded.tokenizer(question.answer, add_special_tokens=False).input_ids) for question in questions]
-    new = min(max(lengths) + SPARE_TOKENS, loaded.positions - 1)
-    prompts = []
-    for question, length in zip(questions, lengths, strict=True):
-        room = max(1, min(loaded.max_length - length - 1, loaded.positions - new))
-        prompts.append(shortened(question.ids, room, loaded.tokenizer.bos_token_id))
-    width = max(len(ids) for ids in prompts)
-    ids = [[loaded.pad_id] * (width - len(ids)) + list(ids) for ids in prompts]
-    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=new,
-        do_sample=False,
-        num_beams=1,  # set, because the model's generation_config.json may set others
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=loaded.pad_id,
-        eos_token_id=list(loaded.stop_ids),
-    )
-    with torch.no_grad(), loaded.precision():
-        generated = loaded.model.generate(  # type: ignore[no-untyped-call]
-            input_ids=torch.tensor(ids, device=loaded.device),
-            attention_mask=torch.tensor(mask, device=loaded.device),
-            generation_config=settings,
-        )
-    return [str(loaded.tokenizer.decode(row[width:], skip_special_tokens=True)) for row in generated]
+    loss: float = 0.0
+    weight: int = 0
+    sizes: list[int] = field(default_factory=list)  # predictions of each example
+    predicted: list[torch.Tensor] = field(default_factory=list)
+    expected: list[torch.Tensor] = field(default_factory=list)
 
 
-@torch.no_grad()
-def _losses(loaded: LoadedModel, encoded: Sequence[Encoded], size: int) -> dict[str, float]:
-    loss, right = 0.0, 0
-    for part in _parts(encoded, size):
-        logits, targets = predictions(loaded, collate(part, loaded))
-        loss += cross_entropy(logits, targets, reduction="sum").item()
-        right += int((logits.argmax(-1) == targets).sum())
-    mean = loss / sum(example.weight for example in encoded)
-    if not math.isfinite(mean):
+@dataclass(frozen=True)
+class _Measuring:
+    """One evaluation of a loaded model."""
+
+    loaded: LoadedModel
+    spec: RunSpec
+    limit: TimeLimit
+    own_metric: OwnMetric | None
+
+    @property
+    def _batch_size(self) -> int:
+        size = self.spec.training.batch_size
+        return min(self.loaded.compute.micro_batch or size, size)
+
+    def run(self, examples: Sequence[Example], most: SampleSize) -> Measured:
+        """All metrics, the examples being in the order in which they are taken."""
+        model, size = self.spec.model, self._batch_size
+        encoder = Encoder(self.loaded.tokenizer, self.loaded.max_length)
+        choices = [example for example in examples if isinstance(example, Choice)][: most.choices]
+        asked = [example for example in examples if isinstance(example, Prompted | Instructed | Chat)][: most.answers]
+        parts = 1 + bool(choices) + bool(asked)
+        tally = self._forward(encoder, examples[: most.examples], self.limit.part(parts))
+        found, chosen, answered = _figures(tally, model), 0, 0
+        if choices:
+            more, chosen = choose(self.loaded, encoder, choices, size, self.limit.part(1 + bool(asked)))
+            found |= more
+        if asked:
+            ask: Callable[[Any], Question] = encoder.question
+            questions = [ask(example) for example in asked]
+            texts = answer(self.loaded, questions, size, self.limit.part(1))
+            expected, answered = [question.answer for question in questions[: len(texts)]], len(texts)
+            found |= figures(texts, expected) | self._own(texts, expected)
+        elif tally.predicted:
+            named = (_named(values, tally.sizes, model) for values in (tally.predicted, tally.expected))
+            found |= self._own(*named)
+        return Measured(found, SampleSize(len(tally.sizes), chosen, answered))
+
+    def _own(self, predicted: Sequence[Any], expected: Sequence[Any]) -> dict[str, float]:
+        return self.own_metric(predicted, expected) if self.own_metric is not None and predicted else {}
+
+    @torch.no_grad()
+    def _forward(self, encoder: Encoder, examples: Sequence[Example], over: Callable[[], bool]) -> _Tally:
+        tally, kind = _Tally(), kind_of(self.spec.model)
+        for window in _parts(examples, WINDOW_BATCHES * self.spec.training.batch_size):
+            if tally.sizes and over():
+                break
+            encoded = sorted((encoder.encode(_learned(one)) for one in window), key=lambda one: len(one.ids))
+            for part in _parts(encoded, self._batch_size):
+                logits, targets = predictions(self.loaded, collate(part, self.loaded))
+                tally.loss += summed_loss(kind, logits, targets).item()
+                tally.weight += sum(one.weight for one in part)
+                tally.sizes += [one.weight for one in part]
+                if kind != "text":
+                    tally.predicted.append(_decided(kind, logits).cpu())
+                    tally.expected.append(targets.reshape(tally.predicted[-1].shape).cpu())
+        return tally
+
+
+def kind_of(model: ModelSpec) -> Kind:
+    """What a run's model predicts."""
+    if model.task_type == "SEQ_CLS":
+        return model.problem_type
+    return {"TOKEN_CLS": "tags", "IMAGE_CLASSIFICATION": "single-label"}.get(model.task_type, "text")  # type: ignore[return-value]
+
+
+def summed_loss(kind: Kind, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss, summed over predictions and averaged over the labels of each."""
+    if kind == "multi-label":
+        return binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none").mean(dim=-1).sum()
+    if kind == "regression":
+        return ((logits - targets.reshape(logits.shape).to(logits)) ** 2).mean(dim=-1).sum()
+    return cross_entropy(logits, targets, reduction="sum")
+
+
+def _learned(example: Example) -> Example:
+    """Of multiple choice, the loss is that of the right answer."""
+    return Prompted(example.prompt, example.choices[example.answer]) if isinstance(example, Choice) else example
+
+
+def _decided(kind: Kind, logits: torch.Tensor) -> torch.Tensor:
+    """What the model says: classes (n,), labels (n, labels) bool, or values (n, labels)."""
+    if kind == "regression":
+        return logits
+    return logits > 0 if kind == "multi-label" else logits.argmax(dim=-1)
+
+
+def _figures(tally: _Tally, model: ModelSpec) -> dict[str, float]:
+    loss = tally.loss / tally.weight
+    if not math.isfinite(loss):
         raise DivergedError(
-            f"the held-out loss is {mean}; the adapter has diverged, lower the learning rate of the run."
+            f"the held-out loss is {loss}; the adapter has diverged, lower the learning rate of the run."
         )
-    return {"loss": mean, "accuracy": right / len(encoded)} if loaded.classifies else {"loss": mean}
+    kind, found = kind_of(model), {"loss": loss}
+    if kind == "text":
+        return found | ({"perplexity": math.exp(loss)} if loss < MAX_PERPLEXITY_LOSS else {})
+    predicted, expected = torch.cat(tally.predicted), torch.cat(tally.expected)
+    if kind == "regression":
+        return found | metrics.regression(predicted, expected)
+    if kind == "multi-label":
+        expected = expected.bool()
+        found["macro_f1"] = metrics.macro_f1_of_labels(predicted, expected)
+    elif kind == "single-label":
+        found["macro_f1"] = metrics.macro_f1(predicted, expected)
+    elif "O" in model.labels:
+        found["tag_f1"] = metrics.tag_f1(predicted, expected, model.labels.index("O"))
+    return found | {"accuracy": metrics.accuracy(predicted, expected)}
 
 
-def _answers(loaded: LoadedModel, questions: Sequence[Question], size: int) -> dict[str, float]:
-    exact, rouge = 0, 0.0
-    for part in _parts(sorted(questions, key=lambda question: len(question.ids)), size):
-        for question, text in zip(part, generate(loaded, part), strict=True):
-            exact += text.strip() == question.answer.strip()
-            rouge += rouge_l(text, question.answer)
-    return {"exact_match": exact / len(questions), "rouge_l": rouge / len(questions)}
+def _named(values: Sequence[torch.Tensor], sizes: Sequence[int], model: ModelSpec) -> list[Any]:
+    """Decisions as a participant's own metric reads them; see `own_metric`."""
+    joined, kind = torch.cat(list(values)), kind_of(model)
+    if kind == "regression":
+        return [tuple(row) for row in joined.tolist()]
+    if kind == "multi-label":
+        return [tuple(label for label, on in zip(model.labels, row, strict=True) if on) for row in joined.tolist()]
+    names: list[Any] = [model.labels[index] for index in joined.tolist()]
+    if kind == "single-label":
+        return names
+    rest: Iterator[str] = iter(names)
+    return [[next(rest) for _ in range(size)] for size in sizes]
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
 from flexlora_server.database.schema import Adapter, Assignment, Client, Evaluation, Participation, Round, Run, Slice
 from flexlora_server.database.transactions import Tx
@@ -97,7 +97,13 @@ def save_evaluation(tx: Tx, run: Run, number: int, client: str, message: Evaluat
     )
 
 
-def list_evaluations(tx: Tx, run: str, number: int) -> Sequence[Evaluation]:
-    """Participants' metrics of a round's adapter, in a fixed order."""
-    query = select(Evaluation).where(Evaluation.run == run, Evaluation.number == number)
-    return tx.session.scalars(query.order_by(Evaluation.client_id, Evaluation.ranks_sha256)).all()
+def list_evaluations(tx: Tx, run: str, number: int) -> list[tuple[Evaluation, bool]]:
+    """Metrics of a round's adapter, in a fixed order, and of each whether its client has declared a rank in the run."""
+    taking_part = and_(Participation.run == Evaluation.run, Participation.client_id == Evaluation.client_id)
+    query = (
+        select(Evaluation, Participation.client_id.is_not(None))
+        .outerjoin(Participation, taking_part)
+        .where(Evaluation.run == run, Evaluation.number == number)
+        .order_by(Evaluation.client_id, Evaluation.ranks_sha256)
+    )
+    return [(row, bool(declared)) for row, declared in tx.session.execute(query)]

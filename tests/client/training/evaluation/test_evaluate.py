@@ -7,15 +7,20 @@ import pytest
 import torch
 
 from flexlora_client.errors import DataError, DivergedError
-from flexlora_client.training.data.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.examples import Chat, Choice, Example, Labelled, Plain, Prompted, Turn
 from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
-from flexlora_client.training.evaluation.evaluate import SPARE_TOKENS, evaluate, generate
+from flexlora_client.training.evaluation.evaluate import Kind, evaluate, measure, summed_loss
+from flexlora_client.training.evaluation.greedy_answers import SPARE_TOKENS, generate
+from flexlora_client.training.evaluation.metrics import macro_f1
+from flexlora_client.training.evaluation.own_metric import load_metric
+from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import TrainingSpec
 from tests.support.tiny_models import load_peft, make_job, make_run, make_slice, make_tokenizer, scale_tensors
 
+TEXT = {"loss", "perplexity"}
 QUESTIONS: list[Example] = [
     Prompted("Who sings? ", "The bird."),
     Prompted("Who swims under it, far away? ", "A fish."),
@@ -35,7 +40,7 @@ def test_loss_is_the_mean_over_response_tokens_that_transformers_gives(llama: Pa
         tokens = sum(target != IGNORE_INDEX for target in encoded.targets)
         total, count = total + loss * tokens, count + tokens
     metrics = evaluate(spec, served, QUESTIONS, device="cpu", answers=0)
-    assert metrics == {"loss": pytest.approx(total / count, rel=1e-5)}
+    assert metrics == pytest.approx({"loss": total / count, "perplexity": math.exp(total / count)}, rel=1e-4)
 
 
 def test_answers_generated_in_a_batch_are_those_generated_alone(llama: Path, tmp_path: Path) -> None:
@@ -97,14 +102,14 @@ def test_conversations_are_asked_for_their_last_answer(llama: Path, tmp_path: Pa
     spec = make_run(llama)
     served = make_slice(tmp_path / "served", llama, spec)
     talk = Chat((Turn("user", "hello"), Turn("assistant", "good day")))
-    assert evaluate(spec, served, [talk], device="cpu").keys() == {"loss", "exact_match", "rouge_l"}
+    assert evaluate(spec, served, [talk], device="cpu").keys() == {*TEXT, "exact_match", "rouge_l", "answers"}
 
 
 def test_plain_text_has_no_answers(llama: Path, tmp_path: Path) -> None:
     spec = make_run(llama)
     served = make_slice(tmp_path / "served", llama, spec)
     metrics = evaluate(spec, served, [Plain("The bird sings.")], device="cpu")
-    assert metrics.keys() == {"loss"}
+    assert metrics.keys() == TEXT
     assert metrics["loss"] > math.log(2)
 
 
@@ -127,7 +132,10 @@ def test_accuracy_and_loss_of_a_classifier(bert: Path, tmp_path: Path) -> None:
     wrong = [*classes[:3], (classes[3] + 1) % 3, (classes[4] + 1) % 3]
     metrics = evaluate(spec, served, [Labelled(text, n) for text, n in zip(texts, wrong, strict=True)], device="cpu")
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(wrong)).item()
-    assert metrics == {"loss": pytest.approx(expected, rel=1e-5), "accuracy": 0.6}
+    assert metrics.keys() == {"loss", "accuracy", "macro_f1"}
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["accuracy"] == 0.6
+    assert metrics["macro_f1"] == pytest.approx(macro_f1(torch.tensor(classes), torch.tensor(wrong)))
 
 
 def test_nothing_to_evaluate_on(llama: Path, tmp_path: Path) -> None:
@@ -145,3 +153,95 @@ def test_a_diverged_adapter_has_no_metrics(llama: Path, tmp_path: Path) -> None:
     scale_tensors(served, 1e25)
     with pytest.raises(DivergedError, match="has diverged"):
         evaluate(spec, served, QUESTIONS, device="cpu", answers=0)
+
+
+ALL = SampleSize(100, 100, 100)
+
+
+class Ticking:
+    """A clock that goes on by one second whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def test_time_that_is_over_ends_the_evaluation_after_the_batches_begun(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TrainingSpec(batch_size=1, max_length=64))
+    served = make_slice(tmp_path / "served", llama, spec)
+    models, many = Models(), [Prompted(f"{n}? ", f"{n}.") for n in range(9)]
+
+    def found(seconds: float | None) -> SampleSize:
+        return measure(
+            spec, served, many, most=ALL, seconds=seconds, device="cpu", models=models, clock=Ticking()
+        ).sample
+
+    assert found(None) == SampleSize(9, 0, 9)
+    assert found(0) == SampleSize(4, 0, 0)  # one window of the loss, so that there is a figure; no half answers
+    some = found(100)
+    assert (some.examples, some.choices) == (9, 0)
+    assert 0 < some.answers < 9
+
+
+def test_the_examples_of_a_part_are_the_same_ones_whatever_stands_beside_them(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TrainingSpec(batch_size=2, max_length=64))
+    served = make_slice(tmp_path / "served", llama, spec)
+    models, many = Models(), [Prompted(f"{n}? ", f"{n}.") for n in range(20)]
+    few = SampleSize(5, 0, 2)
+    one = measure(spec, served, many, most=few, device="cpu", models=models)
+    other = measure(spec, served, list(reversed(many)), most=few, device="cpu", models=models)
+    assert one.sample == few
+    assert one == other
+
+
+def test_multiple_choice_by_likelihood(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TrainingSpec(batch_size=2, max_length=64))
+    served = make_slice(tmp_path / "served", llama, spec)
+    texts = ("yes", "no, it does not sing at all", "perhaps")
+    model, tokenizer = load_peft(llama, spec, served), make_tokenizer()
+    prompt, sums = tokenizer("Does it sing? ").input_ids, []
+    for text in texts:
+        own = tokenizer(text, add_special_tokens=False).input_ids
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + own])).logits[0, len(prompt) - 1 : -1]
+        sums.append(logits.log_softmax(-1)[range(len(own)), own].sum().item())
+    plain = max(range(3), key=lambda n: sums[n])
+    norm = max(range(3), key=lambda n: sums[n] / len(texts[n]))
+    assert plain != norm  # long texts are unlikely as wholes
+    asked = [Choice("Does it sing? ", texts, answer) for answer in range(3)]
+    metrics = evaluate(spec, served, asked, device="cpu", answers=0)
+    assert metrics.keys() == {*TEXT, "choice_accuracy", "choice_accuracy_norm"}
+    for example in asked:
+        one = evaluate(spec, served, [example], device="cpu", answers=0)
+        assert one["choice_accuracy"] == (example.answer == plain)
+        assert one["choice_accuracy_norm"] == (example.answer == norm)
+
+
+def test_a_metric_of_ones_own(llama: Path, bert: Path, tmp_path: Path) -> None:
+    spec = make_run(llama)
+    served = make_slice(tmp_path / "served", llama, spec)
+    own = load_metric("tests.support.metrics:same_length")
+    found = measure(spec, served, QUESTIONS, most=ALL, device="cpu", own_metric=own).metrics
+    assert found["same_length"] == 0  # an untrained model never ends
+    spec = make_run(bert, "SEQ_CLS")
+    served = make_slice(tmp_path / "classifier", bert, spec)
+    found = measure(spec, served, [Labelled("sings", 0)], most=ALL, device="cpu", own_metric=own).metrics
+    assert found["same_length"] == 1  # all names of labels have four letters
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits", "targets", "expected"),
+    [
+        ("single-label", [[0.0, 0.0]], [1], math.log(2)),
+        ("multi-label", [[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 1.0]], 2 * math.log(2)),
+        ("regression", [[1.0, 3.0]], [[0.0, 0.0]], 5.0),
+        ("regression", [[1.0], [2.0]], [0.0, 0.0], 5.0),
+    ],
+)
+def test_losses_are_summed_over_examples_and_averaged_over_labels(
+    kind: Kind, logits: list[list[float]], targets: list[float], expected: float
+) -> None:
+    assert summed_loss(kind, torch.tensor(logits), torch.tensor(targets)).item() == pytest.approx(expected)

@@ -1,0 +1,45 @@
+"""Multiple choice by likelihood, as EleutherAI's lm-evaluation-harness counts it.
+
+`choice_accuracy` (its `acc`) takes the choice of the largest log-likelihood after the prompt, summed over its tokens;
+`choice_accuracy_norm` (its `acc_norm`) that of the largest log-likelihood a character of the choice. The end-of-sequence token
+that training puts behind a completion counts in neither.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from flexlora_client.training.data.examples import Choice, Prompted
+from flexlora_client.training.encoding.batches import collate, predictions
+from flexlora_client.training.encoding.encoder import Encoder
+from flexlora_client.training.models.load_model import LoadedModel
+
+
+def choose(
+    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Choice], size: int, over: Callable[[], bool]
+) -> tuple[dict[str, float], int]:
+    """The two accuracies over the first of the examples, as many as there is time for (one batch at least); their number."""
+    plain = norm = done = 0
+    while done < len(examples) and not (done and over()):
+        for example in examples[done : done + size]:
+            sums = _log_likelihoods(loaded, encoder, example, size)
+            lengths = torch.tensor([max(1, len(choice)) for choice in example.choices])
+            plain += int(sums.argmax()) == example.answer
+            norm += int((sums / lengths).argmax()) == example.answer
+            done += 1
+    return {"choice_accuracy": plain / done, "choice_accuracy_norm": norm / done}, done
+
+
+@torch.no_grad()
+def _log_likelihoods(loaded: LoadedModel, encoder: Encoder, example: Choice, size: int) -> torch.Tensor:
+    """Each choice's log-likelihood in nats, (choices,) float64."""
+    rows = [encoder.encode(Prompted(example.prompt, choice)) for choice in example.choices]
+    sums: list[torch.Tensor] = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        logits, targets = predictions(loaded, collate(part, loaded))
+        scores = -cross_entropy(logits, targets, reduction="none")
+        scores[torch.isin(targets, torch.tensor(loaded.stop_ids, device=targets.device))] = 0.0
+        sums += [one.double().sum() for one in torch.split(scores, [row.weight for row in part])]
+    return torch.stack(sums).cpu()

@@ -1,0 +1,113 @@
+"""`generate` and `chat` with an exported folder; the README of one."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from flexlora_client.cli.model_card import model_card
+from flexlora_client.errors import Exit
+from flexlora_shared.messages.runs import RunSpec
+from tests.support.command import Result, call
+from tests.support.kit import spec
+from tests.support.tiny_models import make_llama, make_run, make_slice
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter as `export` leaves it."""
+    base = make_llama(tmp_path_factory.mktemp("llama"))
+    run = make_run(base, target="q_proj")
+    made = make_slice(tmp_path_factory.mktemp("adapter") / "exported", base, run)
+    (made / "run.json").write_text(run.model_dump_json())
+    return made
+
+
+def ask(*arguments: str | Path) -> Result:
+    return call(*arguments, "--max-tokens", "6", "--device", "cpu")
+
+
+def test_prompts_are_arguments_lines_of_a_file_or_standard_input(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = ask("generate", folder, "Who sings?")
+    assert one.code == Exit.OK, one.err
+    assert one.out.strip()
+    assert ask("generate", folder, "Who sings?", "--json").json["completion"].strip() == one.out.strip()
+    other = ask("generate", folder, "Who swims?")
+    both = ask("generate", folder, "Who sings?", "Who swims?")
+    assert both.out == one.out + other.out
+    (tmp_path / "prompts.txt").write_text("Who sings?\n\nWho swims?\n")
+    assert ask("generate", folder, "--file", tmp_path / "prompts.txt").out == both.out
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who sings?\n"))
+    assert ask("generate", folder).out == one.out
+
+
+def test_sampling_depends_on_its_seed(folder: Path) -> None:
+    def sampled(seed: str) -> str:
+        return ask("generate", folder, "Who?", "--temperature", "5", "--top-p", "0.9", "--seed", seed).out
+
+    assert sampled("1") == sampled("1")
+    assert sampled("1") != sampled("2")
+
+
+def test_a_conversation_has_a_memory_until_it_is_too_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def talk(*lines: str) -> Result:
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        return ask("chat", folder, "--system", "Be brief.")
+
+    first = talk("Who sings?")
+    assert first.code == Exit.OK, first.err
+    repeated = talk("Who sings?", "", "Who sings?")
+    assert repeated.out.startswith(first.out)
+    assert repeated.out != first.out * 2  # the second answer knows of the first
+    long = talk("a" * 60, "b" * 60)
+    assert "without the first 2 turns" in long.err
+    refused = talk("a" * 500, "Who sings?")
+    assert "error: the message is too long" in refused.err
+    assert refused.out == first.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["x" * 500], Exit.BAD_INPUT, "the prompt has"),
+        (["x", "--file", "y"], Exit.USAGE, "not both"),
+        ([" "], Exit.USAGE, "no prompt"),
+        (["x", "--from", "own"], Exit.USAGE, "--from chooses among"),
+    ],
+)
+def test_what_cannot_be_asked(folder: Path, arguments: list[str], code: Exit, part: str) -> None:
+    result = ask("generate", folder, *arguments)
+    assert result.code == code
+    assert part in " ".join(result.err.split())
+
+
+def test_what_is_no_adapter_of_text(tmp_path: Path) -> None:
+    nothing = ask("generate", tmp_path, "x")
+    assert nothing.code == Exit.BAD_INPUT
+    assert "holds no run's definition" in nothing.err
+    labels = ["bird", "fish"]
+    classifier = spec(model={"id": "tiny", "task_type": "SEQ_CLS", "labels": labels})
+    (tmp_path / "run.json").write_text(RunSpec.model_validate(classifier, strict=False).model_dump_json())
+    assert "only models of text write" in ask("generate", tmp_path, "x").err
+    stranger = call("generate", "no-such-run", "x", env={"FLEXLORA_HOME": str(tmp_path / "home")})
+    assert "no run's definition" in stranger.err
+
+
+def test_the_card_names_base_labels_and_how_to_load() -> None:
+    model = {"id": "org/base", "revision": "0123abc", "task_type": "SEQ_CLS", "labels": ["bird", 'a "fish"']}
+    run = RunSpec.model_validate(spec(model=model), strict=False)
+    card = model_card(run, 3, 8, {"loss": 0.25}, own=False)
+    assert 'base_model: "org/base"' in card
+    assert "averaged over the participants" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert r'num_labels=2, id2label={0: "bird", 1: "a \"fish\""}' in code
+    assert 'revision="0123abc"' in code
+    assert "| loss | 0.25 |" in card
+    local = model_card(
+        run.model_copy(update={"model": run.model.model_copy(update={"id": "/srv/base"})}), 3, 8, {}, own=True
+    )
+    assert "base_model:" not in local
+    assert "None were reported" in local
