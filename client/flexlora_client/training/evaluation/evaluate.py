@@ -54,8 +54,9 @@ def evaluate(
     base_slice = read_slice(base_adapter, spec) if base_adapter is not None else None
     loaded = (models or Models()).with_slice(read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice)
     loaded.model.eval()
-    encoder = Encoder(loaded.tokenizer, loaded.max_length)
-    encoded = sorted((encoder.encode(example) for example in heldout), key=lambda example: len(example.ids))
+    encoder = Encoder.of(spec, loaded.tokenizer, loaded.max_length)
+    sequences = (sequence for example in heldout for sequence in encoder.encode(example).sequences)
+    encoded = sorted(sequences, key=lambda sequence: len(sequence.ids))
     metrics = _losses(loaded, encoded, spec.training.batch_size)
     questions = [encoder.question(example) for example in heldout if isinstance(example, Prompted | Chat)][:answers]
     return metrics | _answers(loaded, questions, spec.training.batch_size) if questions else metrics

@@ -9,6 +9,7 @@ from flexlora_client.errors import DataError, DeviceError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Example, Labelled
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
+from flexlora_client.training.encoding.packing import Units
 from flexlora_client.training.loop.training_loop import FitResult, fit, plan_steps
 from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.load_model import LoadedModel, Models
@@ -42,16 +43,20 @@ class StandardTrainer:
         """
         check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
         loaded = self._start(job)
-        steps = plan_steps([example.characters for example in job.train], job.spec.training, job.round)
-        used = sorted({index for step in steps for index in step})
-        encoder = Encoder(loaded.tokenizer, loaded.max_length)
-        encoded = {index: encoder.encode(job.train[index]) for index in used}
+        units = Units(Encoder.of(job.spec, loaded.tokenizer, loaded.max_length), job.train)
+        planned = plan_steps(units.lengths, job.spec.training, job.round)
+        used = units.encoded(sorted({index for step in planned for index in step}))
+        steps = [step for step in ([index for index in step if index in used] for step in planned) if step]
+        if not steps:
+            raise DataError("no example has a token to learn; give them more text.")
+        encoded = {index: unit.encoded for index, unit in used.items()}
         began = time.monotonic()
         fitted = _fit_seeded(loaded, encoded, steps, job)
         seconds = time.monotonic() - began
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
         metrics = {"train_loss": fitted.loss, "train_steps": float(len(steps)), "train_seconds": seconds}
-        return Outcome(adapter, len(used), metrics | {"train_predictions": float(fitted.predictions)})
+        examples = {source for unit in used.values() for source in unit.sources}
+        return Outcome(adapter, len(examples), metrics | {"train_predictions": float(fitted.predictions)})
 
     def _start(self, job: Job) -> LoadedModel:
         """The loaded model: trained tensors ready to train, the rest frozen."""

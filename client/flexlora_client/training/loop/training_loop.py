@@ -100,8 +100,9 @@ def _shuffled(lengths: Sequence[int], batch_size: int, rng: random.Random) -> li
 
 def _accumulate(loaded: LoadedModel, examples: Sequence[Encoded], batch_size: int, weight: int) -> float:
     loss = 0.0
-    for start in range(0, len(examples), batch_size):
-        part = summed_loss(loaded, collate(examples[start : start + batch_size], loaded)) / weight
+    rows = [sequence for example in examples for sequence in example.sequences]
+    for start in range(0, len(rows), batch_size):
+        part = summed_loss(loaded, collate(rows[start : start + batch_size], loaded)) / weight
         part.backward()  # type: ignore[no-untyped-call]
         loss += part.item()
     return loss
