@@ -1,10 +1,10 @@
 """Makes a conversation fit `max_length`: whole early turns go first, then the left of a long question.
 
-The system prompt, the end of the last question and the end of its answer stay. An answer may take three quarters of the room
-from a question that is too long as well; what is longer than that is cut at its end by `encoded.of_tokens`.
+The system prompt, the end of the last question and the end of its answer stay. Only an answer that takes more than three
+quarters of what the system prompt and the template leave is cut at its end, by `encoded.of_tokens`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from flexlora_client.training.data.examples import Turn
@@ -12,7 +12,7 @@ from flexlora_client.training.encoding.encoded import NothingToLearn, Tokens
 from flexlora_client.training.encoding.tokenizing import Texts
 
 SYSTEM = ("system", "developer")
-QUESTION_SHARE = 4  # a quarter of max_length is the question's, however long the answer
+QUESTION_SHARE = 4  # a quarter of the room is the question's, however long the answer
 Turns = tuple[Turn, ...]
 
 
@@ -42,21 +42,32 @@ def fit(texts: Texts, render: Callable[[Turns], Tokens], turns: Turns, whole: To
         middle = (least + most) // 2
         least, most = (least, middle) if _fits(render(shorter[middle]), max_length) else (middle + 1, most)
     kept = shorter[least]
-    tokens = render(kept)
-    dropped = len(turns) - len(kept)
-    while not _fits(tokens, max_length):
-        kept = _with_shorter_question(texts, kept, tokens.answer - _room(tokens, max_length), max_length)
+    tokens, dropped = render(kept), len(turns) - len(kept)
+    while (excess := tokens.answer - _room(texts, kept, tokens, max_length)) > 0:
+        kept = _with_shorter_question(texts, kept, excess)
         tokens = render(kept)
     return Fitted(kept, tokens, len(whole.ids) - len(tokens.ids), dropped)
 
 
-def _room(tokens: Tokens, max_length: int) -> int:
-    """How many tokens may stand before the answer."""
-    return max(max_length - (len(tokens.ids) - tokens.answer), max_length // QUESTION_SHARE)
-
-
 def _fits(tokens: Tokens, max_length: int) -> bool:
-    return tokens.answer <= _room(tokens, max_length)
+    return len(tokens.ids) <= max_length
+
+
+def _room(texts: Texts, turns: Turns, tokens: Tokens, max_length: int) -> int:
+    """How many tokens may stand before the answer."""
+    answer = len(tokens.ids) - tokens.answer
+    frame = tokens.answer - sum(len(texts.ids(turns[number].content)) for number in _given(turns))
+    if frame >= max_length:
+        raise NothingToLearn(
+            f"what stands around a question and its answer (a system prompt, tools) leaves no room for them in {max_length} "
+            "tokens; make it shorter, or ask the run's operator for a larger max_length."
+        )
+    return max(max_length - answer, frame + max(1, (max_length - frame) // QUESTION_SHARE))
+
+
+def _given(turns: Turns) -> list[int]:
+    """The turns before the answer that nobody learns: questions, inputs, what tools said."""
+    return [number for number, turn in enumerate(turns[:-1]) if turn.role not in (*SYSTEM, "assistant")]
 
 
 def _without_early_turns(turns: Turns) -> Iterator[Turns]:
@@ -68,18 +79,11 @@ def _without_early_turns(turns: Turns) -> Iterator[Turns]:
             yield turns[:head] + turns[number:]
 
 
-def _with_shorter_question(texts: Texts, turns: Turns, excess: int, max_length: int) -> Turns:
-    """The longest turn that nobody learns without `excess` tokens of its left."""
-    given = [n for n, turn in enumerate(turns[:-1]) if turn.role not in (*SYSTEM, "assistant")]
-    longest = max(given, key=lambda n: len(texts.ids(turns[n].content)), default=None)
-    content = "" if longest is None else texts.without_left(turns[longest].content, excess)
-    if longest is None or content == turns[longest].content:
-        raise NothingToLearn(
-            f"what stands around a question and its answer (a system prompt, tools) leaves no room for them in {max_length} "
-            "tokens; make it shorter, or ask the run's operator for a larger max_length."
-        )
-    return _replaced(turns, longest, content)
-
-
-def _replaced(turns: Sequence[Turn], number: int, content: str) -> Turns:
-    return (*turns[:number], replace(turns[number], content=content), *turns[number + 1 :])
+def _with_shorter_question(texts: Texts, turns: Turns, excess: int) -> Turns:
+    """The longest turn that nobody learns without `excess` tokens of its left, at most half of it at a time."""
+    longest = max(_given(turns), key=lambda number: len(texts.ids(turns[number].content)))
+    content = turns[longest].content
+    shorter = texts.without_left(content, min(excess, max(1, len(texts.ids(content)) // 2)))
+    if shorter == content:  # one letter, or one token
+        raise NothingToLearn("a question cannot be made short enough; ask the run's operator for a larger max_length.")
+    return (*turns[:longest], replace(turns[longest], content=shorter), *turns[longest + 1 :])

@@ -80,7 +80,7 @@ def test_an_answer_that_alone_is_too_long_is_cut_at_its_end() -> None:
     assert text.endswith("www<|im_end|>\n<|im_start|>assistant\n[[" + "c" * text.count("c") + "]]")
     made = encoder.encode(Chat((*EARLY, Turn("user", "w" * 30), Turn("assistant", "c" * 90))))
     assert len(made.ids) == 64
-    assert text.count("c") >= 48  # three quarters
+    assert (text.count("w"), text.count("c")) == (13, 40)  # of the 53 tokens that the template leaves, a quarter
 
 
 def test_alpaca_keeps_its_words_and_shortens_the_longer_of_instruction_and_input() -> None:
