@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client.cli import describe, export, operator, participant, watch
+from flexlora_client.cli import data, describe, export, operator, participant, watch
 from flexlora_client.errors import ClientError, Exit, TrainingError
 from flexlora_shared.versions import version_line
 
@@ -23,6 +23,7 @@ app.command("status")(watch.status)
 app.command("rounds")(watch.rounds)
 app.command("export")(export.export)
 app.command("retry")(operator.retry)
+app.add_typer(data.data, name="data")
 app.add_typer(operator.runs, name="runs")
 app.add_typer(operator.tokens, name="tokens")
 app.add_typer(operator.clients, name="clients")
