@@ -7,7 +7,7 @@ import torch
 
 from flexlora_client.errors import DataError, DeviceError
 from flexlora_client.training.contract import Job, Outcome
-from flexlora_client.training.data.examples import Example, Labelled
+from flexlora_client.training.data.examples import Example, Labelled, Scored
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
 from flexlora_client.training.encoding.packing import Units
 from flexlora_client.training.loop.training_loop import FitResult, fit, plan_steps
@@ -71,7 +71,7 @@ def check_task(examples: Sequence[Example], classifies: bool) -> None:
     """Refuse examples of the other task. Raises: DataError."""
     if not examples:
         raise DataError("there are no examples; give a data file with at least one.")
-    if any(isinstance(example, Labelled) != classifies for example in examples):
+    if any(isinstance(example, Labelled | Scored) != classifies for example in examples):
         expected = "text and label" if classifies else "prompt and completion, messages or text"
         raise DataError(f"the examples are of another task than the run's; it learns from {expected}.")
 

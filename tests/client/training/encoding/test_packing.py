@@ -1,5 +1,6 @@
 """Packed plain texts: nothing lost, nothing doubled, and the examples in them counted."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
 from flexlora_client.training.encoding.packing import Units
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_shared.messages.runs import TrainingSpec
+from tests.support.chat_templates import QWEN3, chat_tokenizer
 from tests.support.encoded_texts import marked, marked_sequence
 from tests.support.tiny_models import make_job, make_run, make_slice, make_tokenizer
 
@@ -64,6 +66,24 @@ def test_training_on_packed_texts_counts_examples_and_predictions(llama: Path, t
     assert outcome.metrics["train_steps"] == 3  # five sequences, two at a time
     # nothing predicts a text's first token, nor a sequence's: 74 tokens are cut behind 16, 32 (where a text begins), 48, 64
     assert outcome.metrics["train_predictions"] == tokens - 4 - 3
+
+
+def test_an_example_of_several_sequences_counts_once_however_batches_are_cut(llama: Path, tmp_path: Path) -> None:
+    base = tmp_path / "model"
+    shutil.copytree(llama, base)
+    chat_tokenizer(QWEN3).save_pretrained(base)
+    turns = [Turn(role, f"{role[0]}{number}") for number in range(3) for role in ("user", "assistant")]
+    examples: list[Example] = [Chat(tuple(turns)), Chat(tuple(turns[:2]))]
+    losses = []
+    for size, steps in ((2, 1), (1, 2)):  # three sequences at a time and one, or each by itself
+        training = TrainingSpec(learning_rate=0.01, batch_size=size, gradient_accumulation_steps=steps, max_length=128)
+        spec = make_run(base, training=training)
+        served = make_slice(tmp_path / f"served{size}", base, spec)
+        outcome = StandardTrainer().train(make_job(spec, served, examples, tmp_path / f"out{size}"))
+        assert (outcome.examples, outcome.metrics["train_steps"]) == (2, 1)
+        losses.append((outcome.metrics["train_loss"], outcome.metrics["train_predictions"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert len(Encoder(chat_tokenizer(QWEN3), 128).encode(examples[0]).sequences) == 3
 
 
 def test_nothing_but_empty_examples_is_told(llama: Path, tmp_path: Path) -> None:
