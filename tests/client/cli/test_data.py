@@ -51,6 +51,12 @@ def test_what_is_learned_stands_in_brackets_and_what_is_lost_is_counted(base: Pa
     ]
 
 
+def test_at_a_terminal_what_is_not_learned_is_dimmed(base: Path, tmp_path: Path, rows: Path) -> None:
+    (tmp_path / "run.json").write_text(define(base).model_dump_json())
+    shown = call("data", "preview", tmp_path / "run.json", "--data", rows, "-n", "1", env={"FORCE_COLOR": "1"})
+    assert shown.out.startswith("\x1b[2m<s>ab\x1b[0m\x1b[1mcd</s>\x1b[0m\n")
+
+
 def test_as_json_of_a_run_on_the_coordinator(site: Served, base: Path, tmp_path: Path, rows: Path) -> None:
     operator = {"FLEXLORA_URL": site.url, "FLEXLORA_OPERATOR_KEY": OPERATOR_KEY}
     spec = define(Path("some/model"))  # stood in for by --model

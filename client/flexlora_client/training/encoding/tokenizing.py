@@ -89,5 +89,8 @@ class Texts:
     @cached_property
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         bare, whole = self.ids("a"), tuple(self.tokenizer("a").input_ids)
-        at = next(n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)  # bare: never empty
-        return whole[:at], whole[at + len(bare) :]
+        places = [n for n in range(len(whole)) if bare and whole[n : n + len(bare)] == bare]
+        if not places:  # a vocabulary without this letter
+            at = int(bool(whole) and whole[0] == self.tokenizer.bos_token_id)
+            return whole[:at], whole[at:] if not bare else ()
+        return whole[: places[0]], whole[places[0] + len(bare) :]

@@ -215,7 +215,7 @@ EXAMPLES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=40, deadline=None, database=None)
 @given(EXAMPLES, st.integers(64, 99), st.sampled_from(["as-is", "chatml"]), st.booleans())
 def test_what_holds_for_every_example(example: Example, max_length: int, form: Any, packing: bool) -> None:
     encoded = Encoder(make_tokenizer(), max_length, form, packing=packing).encode(example)

@@ -141,3 +141,18 @@ def test_a_prompt_by_the_tokenizers_template() -> None:
     expected = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n[[good day<|im_end|>]]"
     assert marked(encoder, Prompted("hello", "good day")) == [expected]
     assert encoder.encode(Prompted("hello", "good day")) == encoder.encode(Chat(HELLO))
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION], ids=["prefixes", "generation mask"])
+def test_a_tokenizer_that_does_not_tell_where_tokens_came_from(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = Encoder(chatml_tokenizer(template), 64)
+    slow = Encoder(chatml_tokenizer(template), 64)
+    monkeypatch.setattr(type(slow.tokenizer), "is_fast", False)
+    expected = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n[[good day<|im_end|>]]"
+    assert marked(slow, Chat(HELLO)) == [expected]
+    long = Chat((Turn("user", "q" * 90 + "?"), HELLO[1]))
+    (text,) = marked(slow, long)
+    assert len(slow.encode(long).ids) <= 64
+    assert text.endswith("qqq?<|im_end|>\n<|im_start|>assistant\n[[good day<|im_end|>]]")
+    monkeypatch.undo()
+    assert [text, text + "\n"][template == GENERATION].replace("q", "") == marked(fast, long)[0].replace("q", "")
