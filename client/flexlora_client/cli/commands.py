@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client.cli import describe, export, operator, participant, text, watch
+from flexlora_client.cli import data, describe, export, operator, participant, text, watch
 from flexlora_client.errors import ClientError, Exit, TrainingError
 from flexlora_shared.versions import version_line
 
@@ -24,6 +24,7 @@ app.command("export")(export.export)
 app.command("generate")(text.generate)
 app.command("chat")(text.chat)
 app.command("retry")(operator.retry)
+app.add_typer(data.data, name="data")
 app.add_typer(operator.runs, name="runs")
 app.add_typer(operator.tokens, name="tokens")
 app.add_typer(operator.clients, name="clients")

@@ -1,155 +1,173 @@
-"""Examples become token ids and targets.
+"""Examples become token ids and targets; docs/training-text.md says how each kind is laid out, masked and cut.
 
-A language model's prompt and completion are tokenised apart and joined, the end-of-sequence token closes what it is to
-learn, and IGNORE_INDEX marks the tokens it is not to learn. Conversations follow the tokenizer's chat template; without one,
-each turn is `role:`, a line break, the content, for the assistant the end-of-sequence token, and a line break.
+IGNORE_INDEX marks the tokens that are not learned. The end-of-sequence token closes what is.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from flexlora_client.errors import DataError, ModelError
-from flexlora_client.training.data.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.examples import (
+    Choice,
+    Example,
+    Labelled,
+    Pictured,
+    Plain,
+    Scored,
+    Tagged,
+)
+from flexlora_client.training.encoding.classification import classified, tagged
+from flexlora_client.training.encoding.encoded import (
+    IGNORE_INDEX,
+    Encoded,
+    NothingToLearn,
+    Question,
+    Tokens,
+    merged,
+    of_tokens,
+    shortened,
+)
+from flexlora_client.training.encoding.images import pictured
+from flexlora_client.training.encoding.layouts import Layout, TemplateLayout
+from flexlora_client.training.encoding.prompt_formats import Asked, Turns, layout_of, turns_of
+from flexlora_client.training.encoding.tokenizing import Texts
+from flexlora_client.training.encoding.truncation import Fitted, fit
+from flexlora_shared.messages.runs import PromptFormat, RunSpec
 
-IGNORE_INDEX = -100  # torch's cross_entropy default for targets that do not count
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example for the model: token ids, and targets of the same length (of classification: the one class)."""
-
-    ids: tuple[int, ...]
-    targets: tuple[int, ...]
-    weight: int  # predictions that count: tokens learned (the first has nothing before it), or 1 class
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a model is asked to continue, and the answer expected."""
-
-    ids: tuple[int, ...]
-    answer: str
+__all__ = ["IGNORE_INDEX", "Encoded", "Encoder", "NothingToLearn", "Question", "shortened"]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes examples for one tokenizer; `max_length` is in tokens."""
+    """Encodes examples for one tokenizer as a run asks for; `max_length` is in tokens."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    prompt_format: PromptFormat = "as-is"
+    learn_all: bool = False
+    packing: bool = False  # a plain text that is too long becomes several sequences
+    seq2seq: bool = False  # the answer is the decoder's
+
+    @classmethod
+    def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "Encoder":
+        """The encoder of a run; `max_length` is the run's, or the model's where that is less."""
+        training = spec.training
+        return cls(
+            tokenizer,
+            max_length,
+            training.prompt_format,
+            learn_all=training.learn == "all",
+            packing=training.packing,
+            seq2seq=spec.model.task_type == "SEQ_2_SEQ_LM",
+        )
 
     def encode(self, example: Example) -> Encoded:
         """The example's ids and targets, at most `max_length` long.
 
-        What is too long loses the left of its prompt first (never a leading beginning-of-sequence token), then its end.
-
         Raises:
-            DataError: nothing of the example is left to learn, or the chat template refuses it.
-            ModelError: the tokenizer has no end-of-sequence token, or its template rewrites earlier turns.
+            NothingToLearn: nothing of the example is left to learn, or `max_length` has no room for it.
+            DataError: the chat template refuses it, or the run's prompt format has no form for it.
+            ModelError: the tokenizer has no end-of-sequence token, or no chat template where the run asks for it.
         """
-        if isinstance(example, Labelled):
-            ids = self.tokenizer(example.text, truncation=True, max_length=self.max_length).input_ids
-            return Encoded(tuple(ids), (example.label,), weight=1)
-        if not isinstance(example, Prompted | Chat | Plain):
-            raise DataError(f"a {type(example).__name__} cannot be encoded yet.")
-        encoded = self._cut([part for part in self._parts(example) if part[0]])
-        if encoded.weight == 0:
-            raise DataError(f"an example has no token to learn ({str(example)[:80]}...); give it more text.")
-        return encoded
+        if isinstance(example, Labelled | Scored):
+            return classified(self.tokenizer, example, self.max_length)
+        if isinstance(example, Tagged):
+            return tagged(self.tokenizer, example, self.max_length)
+        if isinstance(example, Pictured):
+            return pictured(example)
+        made = self._plain(example) if isinstance(example, Plain) else self._answered(example)
+        if made.weight == 0:
+            raise NothingToLearn(f"an example has no token to learn ({str(example)[:80]}...); give it more text.")
+        return made
 
-    def question(self, example: Prompted | Chat) -> Question:
-        """The prompt up to where the (last) completion begins, as generation continues it."""
-        if isinstance(example, Prompted):
-            return Question(tuple(self._opening(example.prompt)), example.completion)
-        last = max(n for n, turn in enumerate(example.turns) if turn.role == "assistant")
-        before, answer = example.turns[:last], example.turns[last].content
-        if self.tokenizer.chat_template is None:
-            parts = [ids for ids, _ in self._plain_turns(before)]
-            parts.append(self._open_or_go_on("assistant:\n", first=not before))
-            return Question(tuple(token for part in parts for token in part), answer)
-        return Question(tuple(self._ids(self._rendered(before, True))), answer)
+    def question(self, example: Asked) -> Question:
+        """The prompt up to where the (last) answer begins, as training sees it and generation continues it."""
+        layout, turns = self._laid_out(example)
+        fitted = self._fitted(layout, turns, last_only=True)
+        answer = turns[-1].content
+        if isinstance(layout, TemplateLayout) and not self.seq2seq:
+            # a template may write more than the content, an empty thought for example, and so will the model
+            learned = list(fitted.tokens.ids[fitted.tokens.answer :])
+            answer = str(self.tokenizer.decode(learned, skip_special_tokens=True))
+        return Question(self._prompt(layout, fitted.turns), answer)
 
-    def _parts(self, example: Prompted | Chat | Plain) -> Iterator[tuple[list[int], bool]]:
-        """Token ids in order, each run with whether it is learned."""
-        if isinstance(example, Prompted):
-            yield self._opening(example.prompt), False
-            yield [*self._ids(example.completion), self._eos], True
-        elif isinstance(example, Plain):
-            yield [*self._opening(example.text), self._eos], True
-        elif self.tokenizer.chat_template is None:
-            yield from self._plain_turns(example.turns)
-        else:
-            yield from self._template_turns(example.turns)
+    def choices(self, example: Choice) -> tuple[Encoded, ...]:
+        """Each choice behind the same prompt, the choice and its end as targets: the likeliest has the least loss."""
+        layout, turns = self._laid_out(example)
+        answers = [replace(turns[-1], content=choice) for choice in example.choices]
+        longest = max(answers, key=lambda turn: len(self._texts.ids(turn.content)))
+        before = self._fitted(layout, (*turns[:-1], longest), last_only=True).turns[:-1]
+        return tuple(self._choice(layout, (*before, answer)) for answer in answers)
 
-    def _plain_turns(self, turns: Sequence[Turn]) -> Iterator[tuple[list[int], bool]]:
-        for number, turn in enumerate(turns):
-            learned = turn.role == "assistant"
-            yield self._open_or_go_on(f"{turn.role}:\n", first=number == 0), False
-            yield [*self._ids(turn.content), *([self._eos] if learned else [])], learned
-            yield self._ids("\n"), False
+    def plain(self, example: Plain) -> tuple[int, ...]:
+        """A text's tokens with those that belong before and behind it."""
+        ids = self._texts.opening(example.text)
+        return ids if ids[-1:] == (self._texts.eos,) and len(ids) > 1 else (*ids, self._texts.eos)
 
-    def _template_turns(self, turns: Sequence[Turn]) -> Iterator[tuple[list[int], bool]]:
-        """The rendered conversation, cut where each assistant's turn begins and ends."""
-        done = ""
-        for number, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            opened, closed = self._rendered(turns[:number], True), self._rendered(turns[: number + 1], False)
-            if not (opened.startswith(done) and closed.startswith(opened)):
-                raise ModelError(
-                    "the tokenizer's chat template rewrites earlier turns, so the assistant's words cannot be told "
-                    "apart; give the data as prompt and completion."
-                )
-            yield self._ids(opened[len(done) :]), False
-            yield self._ids(closed[len(opened) :]), True
-            done = closed
+    def _plain(self, example: Plain) -> Encoded:
+        if self.seq2seq:
+            raise DataError("a plain text has no answer, which this run's model learns; give prompt and completion.")
+        ids = self.plain(example)
+        size = self.max_length if self.packing else len(ids)
+        parts = [ids[start : start + size] for start in range(0, len(ids), size)]
+        return merged([of_tokens(Tokens(part, (True,) * len(part)), self.max_length) for part in parts])
 
-    def _rendered(self, turns: Sequence[Turn], opened: bool) -> str:
-        """The template's text of the turns; `opened` adds what stands before an assistant's answer."""
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
-        except TemplateError as error:
-            raise DataError(
-                f"the tokenizer's chat template refuses a conversation ({error}); change its turns."
-            ) from error
-        return str(text)
+    def _answered(self, example: Asked) -> Encoded:
+        """One sequence, or one for each answer: of an encoder and decoder, and where the template rewrites earlier ones."""
+        layout, turns = self._laid_out(example)
+        if not self.seq2seq:
+            whole = layout.tokens(turns, last_only=self.learn_all)
+            if whole is not None:
+                return self._one(layout, turns, whole, last_only=self.learn_all)
+        ends = [number + 1 for number, turn in enumerate(turns) if turn.role == "assistant"]
+        return merged([self._one(layout, turns[:end], None, last_only=True) for end in ends])
 
-    def _cut(self, parts: list[tuple[list[int], bool]]) -> Encoded:
-        prompt = parts[0][0] if parts and not parts[0][1] else []
-        rest = parts[1:] if prompt else parts
-        room = max(1, self.max_length - sum(len(part) for part, _ in rest))
-        kept = [(shortened(tuple(prompt), room, self.tokenizer.bos_token_id), False), *rest]
-        ids = [token for part, _ in kept for token in part]
-        targets = [token if learned else IGNORE_INDEX for part, learned in kept for token in part][: self.max_length]
-        weight = sum(target != IGNORE_INDEX for target in targets[1:])
-        return Encoded(tuple(ids[: self.max_length]), tuple(targets), weight)
+    def _one(self, layout: Layout, turns: Turns, whole: Tokens | None, last_only: bool) -> Encoded:
+        fitted = self._fitted(layout, turns, last_only, whole)
+        if self.seq2seq:
+            return self._decoded(layout, fitted)
+        lost, dropped = fitted.lost, fitted.dropped
+        return of_tokens(fitted.tokens, self.max_length, learn_all=self.learn_all, lost=lost, dropped=dropped)
 
-    @property
-    def _eos(self) -> int:
-        token = self.tokenizer.eos_token_id
-        if not isinstance(token, int):
-            raise ModelError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
-        return token
+    def _decoded(self, layout: Layout, fitted: Fitted) -> Encoded:
+        """The prompt for the encoder, the answer for the decoder, whose own input the model makes of it."""
+        ids = self._prompt(layout, fitted.turns)
+        labels = tuple(self.tokenizer(text_target=fitted.turns[-1].content, verbose=False).input_ids)
+        labels = labels if labels[-1:] == (self._texts.eos,) else (*labels, self._texts.eos)
+        kept = labels[: self.max_length]
+        return Encoded(ids, kept, len(kept), cut=fitted.lost + len(labels) - len(kept), dropped=fitted.dropped)
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    def _fitted(self, layout: Layout, turns: Turns, last_only: bool, whole: Tokens | None = None) -> Fitted:
+        def render(kept: Turns) -> Tokens:
+            if self.seq2seq:
+                ids = self._prompt(layout, kept)
+                return Tokens(ids, (False,) * len(ids))
+            return _told_apart(layout.tokens(kept, last_only))
 
-    def _opening(self, text: str) -> list[int]:
-        """The text with the tokens its tokenizer puts in front, without an end-of-sequence token it may put behind."""
-        ids = list(self.tokenizer(text, verbose=False).input_ids)  # verbose: it is cut here, not there
-        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+        return fit(self._texts, render, turns, whole or render(turns), self.max_length)
 
-    def _open_or_go_on(self, text: str, first: bool) -> list[int]:
-        return self._opening(text) if first else self._ids(text)
+    def _choice(self, layout: Layout, turns: Turns) -> Encoded:
+        if self.seq2seq:
+            return self._decoded(layout, Fitted(turns, Tokens((), ()), 0, 0))
+        return of_tokens(_told_apart(layout.tokens(turns, last_only=True)), self.max_length)
+
+    def _prompt(self, layout: Layout, turns: Turns) -> tuple[int, ...]:
+        return layout.opening(turns[:-1]) + (self._texts.back if self.seq2seq else ())
+
+    def _laid_out(self, example: Asked) -> tuple[Layout, Turns]:
+        return layout_of(example, self._texts, self.prompt_format), turns_of(example, self.prompt_format)
+
+    @cached_property
+    def _texts(self) -> Texts:
+        return Texts(self.tokenizer)
 
 
-def shortened(ids: tuple[int, ...], room: int, bos: object) -> tuple[int, ...]:
-    """The prompt's last tokens, at most `room` (from 1); a beginning-of-sequence token in front stays there."""
-    if len(ids) <= room:
-        return ids
-    first = ids[:1] if ids[0] == bos else ()
-    return first + ids[len(ids) - room + len(first) :]
+def _told_apart(tokens: Tokens | None) -> Tokens:
+    if tokens is None:
+        raise ModelError(
+            "the tokenizer's chat template rewrites earlier turns in a way that changes with their number; give the data as "
+            "prompt and completion."
+        )
+    return tokens

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from flexlora_client.training.data.examples import Choice, Prompted
+from flexlora_client.training.data.examples import Choice
 from flexlora_client.training.encoding.batches import collate, predictions
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.models.load_model import LoadedModel
@@ -34,7 +34,7 @@ def choose(
 @torch.no_grad()
 def _log_likelihoods(loaded: LoadedModel, encoder: Encoder, example: Choice, size: int) -> torch.Tensor:
     """Each choice's log-likelihood in nats, (choices,) float64."""
-    rows = [encoder.encode(Prompted(example.prompt, choice)) for choice in example.choices]
+    rows = encoder.choices(example)
     sums: list[torch.Tensor] = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from flexlora_client.errors import DivergedError
+from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.examples import Chat, Choice, Example, Instructed, Prompted
-from flexlora_client.training.encoding.batches import collate, predictions
+from flexlora_client.training.encoding.batches import collate, loss_of, predictions
 from flexlora_client.training.encoding.encoder import Encoder, Question
+from flexlora_client.training.encoding.packing import learnable
 from flexlora_client.training.evaluation import metrics
 from flexlora_client.training.evaluation.choices import choose
 from flexlora_client.training.evaluation.greedy_answers import answer, figures
@@ -102,7 +102,7 @@ def measure(
     Raises:
         TrainingError: as `StandardTrainer.train` does; PluginError where the own metric returns no numbers.
     """
-    check_task(heldout, spec.model.task_type == "SEQ_CLS")
+    check_task(heldout, spec.model)
     base_slice = read_slice(base_adapter, spec) if base_adapter is not None else None
     loaded = (models or Models()).with_slice(
         read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice, compute=compute
@@ -139,7 +139,7 @@ class _Measuring:
     def run(self, examples: Sequence[Example], most: SampleSize) -> Measured:
         """All metrics, the examples being in the order in which they are taken."""
         model, size = self.spec.model, self._batch_size
-        encoder = Encoder(self.loaded.tokenizer, self.loaded.max_length)
+        encoder = Encoder.of(self.spec, self.loaded.tokenizer, self.loaded.max_length)
         choices = [example for example in examples if isinstance(example, Choice)][: most.choices]
         asked = [example for example in examples if isinstance(example, Prompted | Instructed | Chat)][: most.answers]
         parts = 1 + bool(choices) + bool(asked)
@@ -168,12 +168,13 @@ class _Measuring:
         for window in _parts(examples, WINDOW_BATCHES * self.spec.training.batch_size):
             if tally.sizes and over():
                 break
-            encoded = sorted((encoder.encode(_learned(one)) for one in window), key=lambda one: len(one.ids))
-            for part in _parts(encoded, self._batch_size):
+            encoded = sorted(learnable(encoder, window), key=lambda one: len(one.ids))
+            tally.sizes += [one.weight for one in encoded]
+            tally.weight += sum(one.weight for one in encoded)
+            rows = [row for one in encoded for row in one.sequences]  # more than examples only where text is learned
+            for part in _parts(rows, self._batch_size):
                 logits, targets = predictions(self.loaded, collate(part, self.loaded))
-                tally.loss += summed_loss(kind, logits, targets).item()
-                tally.weight += sum(one.weight for one in part)
-                tally.sizes += [one.weight for one in part]
+                tally.loss += loss_of(logits, targets, self.spec.model.problem_type).item()
                 if kind != "text":
                     tally.predicted.append(_decided(kind, logits).cpu())
                     tally.expected.append(targets.reshape(tally.predicted[-1].shape).cpu())
@@ -187,20 +188,6 @@ def kind_of(model: ModelSpec) -> Kind:
     return {"TOKEN_CLS": "tags", "IMAGE_CLASSIFICATION": "single-label"}.get(model.task_type, "text")  # type: ignore[return-value]
 
 
-def summed_loss(kind: Kind, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The loss, summed over predictions and averaged over the labels of each."""
-    if kind == "multi-label":
-        return binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none").mean(dim=-1).sum()
-    if kind == "regression":
-        return ((logits - targets.reshape(logits.shape).to(logits)) ** 2).mean(dim=-1).sum()
-    return cross_entropy(logits, targets, reduction="sum")
-
-
-def _learned(example: Example) -> Example:
-    """Of multiple choice, the loss is that of the right answer."""
-    return Prompted(example.prompt, example.choices[example.answer]) if isinstance(example, Choice) else example
-
-
 def _decided(kind: Kind, logits: torch.Tensor) -> torch.Tensor:
     """What the model says: classes (n,), labels (n, labels) bool, or values (n, labels)."""
     if kind == "regression":
@@ -209,6 +196,8 @@ def _decided(kind: Kind, logits: torch.Tensor) -> torch.Tensor:
 
 
 def _figures(tally: _Tally, model: ModelSpec) -> dict[str, float]:
+    if not tally.weight:
+        raise DataError("no held-out example has a token to predict; give them more text.")
     loss = tally.loss / tally.weight
     if not math.isfinite(loss):
         raise DivergedError(

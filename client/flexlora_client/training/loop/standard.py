@@ -6,15 +6,28 @@ import torch
 
 from flexlora_client.errors import DataError
 from flexlora_client.training.contract import Job, Outcome
-from flexlora_client.training.data.examples import Example, Labelled
+from flexlora_client.training.data.examples import (
+    Chat,
+    Choice,
+    Example,
+    Instructed,
+    Labelled,
+    Pictured,
+    Plain,
+    Prompted,
+    Scored,
+    Tagged,
+)
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
+from flexlora_client.training.encoding.packing import Unit, Units, learnable
 from flexlora_client.training.loop.checkpoints import INTERVAL_S, Checkpoints
-from flexlora_client.training.loop.plan import Steps, plan_steps
+from flexlora_client.training.loop.plan import Steps, plan_steps, steps_in_epoch
 from flexlora_client.training.loop.training_loop import FitResult, fit
 from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.placing import trained_tensors
 from flexlora_client.training.models.slice_files import read_slice, write_slice
+from flexlora_shared.messages.runs import ModelSpec
 from flexlora_shared.messages.tasks import Trainable
 
 
@@ -45,17 +58,25 @@ class StandardTrainer:
             DivergedError: a loss or a trained tensor is not finite.
             Stopped: `job.stop` asked for it; a checkpoint lies in `job.checkpoints`.
         """
-        check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
+        check_task(job.train, job.spec.model)
         loaded = self._start(job)
-        steps = plan_steps([example.characters for example in job.train], job.spec.training, job.round)
-        encoder = Encoder(loaded.tokenizer, loaded.max_length)
-        encoded = {index: encoder.encode(job.train[index]) for index in sorted({n for step in steps for n in step})}
+        encoder = Encoder.of(job.spec, loaded.tokenizer, loaded.max_length)
+        units = Units(encoder, job.train)
+        steps, used = _planned(units, job)
         heldout = _heldout_to_select_by(job, encoder)
-        fitted = _fit_seeded(loaded, encoded, heldout, steps, job, Checkpoints(job, self._checkpoint_interval))
+        fitted = _fit_seeded(
+            loaded,
+            {index: unit.encoded for index, unit in used.items()},
+            heldout,
+            steps,
+            job,
+            Checkpoints(job, self._checkpoint_interval),
+            steps_in_epoch(len(units.lengths), job.spec.training),
+        )
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
-        trained_on = len({index for step in steps[: fitted.steps] for index in step})
+        trained_on = {source for step in steps[: fitted.steps] for index in step for source in used[index].sources}
         compute = fitted.compute if fitted.compute != job.compute else None
-        return Outcome(adapter, trained_on, _metrics(fitted, len(steps)), compute)
+        return Outcome(adapter, len(trained_on), _metrics(fitted, len(steps)), compute)
 
     def _start(self, job: Job) -> LoadedModel:
         """The loaded model: trained tensors ready to train, the rest frozen."""
@@ -69,13 +90,37 @@ class StandardTrainer:
         return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=trains_A, compute=job.compute)
 
 
-def check_task(examples: Sequence[Example], classifies: bool) -> None:
-    """Refuse examples of the other task. Raises: DataError."""
+def check_task(examples: Sequence[Example], model: ModelSpec) -> None:
+    """Refuse examples of another task than the run's. Raises: DataError."""
     if not examples:
         raise DataError("there are no examples; give a data file with at least one.")
-    if any(isinstance(example, Labelled) != classifies for example in examples):
-        expected = "text and label" if classifies else "prompt and completion, messages or text"
+    kinds, expected = _learned_from(model)
+    if not all(isinstance(example, kinds) for example in examples):
         raise DataError(f"the examples are of another task than the run's; it learns from {expected}.")
+
+
+def _learned_from(model: ModelSpec) -> tuple[tuple[type, ...], str]:
+    """The kinds of examples that a run's model learns from, and their fields in words."""
+    if model.task_type == "SEQ_CLS":
+        single = model.problem_type == "single-label"
+        return ((Labelled,), "text and label") if single else ((Scored,), "text and labels")
+    answered = (Prompted, Instructed, Chat, Choice)
+    return {
+        "CAUSAL_LM": ((*answered, Plain), "prompt and completion, messages or text"),
+        "SEQ_2_SEQ_LM": (answered, "prompt and completion, or messages"),
+        "TOKEN_CLS": ((Tagged,), "words and tags"),
+        "IMAGE_CLASSIFICATION": ((Pictured,), "images and labels"),
+    }[model.task_type]
+
+
+def _planned(units: Units, job: Job) -> tuple[Steps, dict[int, Unit]]:
+    """The steps over the units that have something to learn, and those units by index."""
+    planned = plan_steps(units.lengths, job.spec.training, job.round)
+    used = units.encoded(sorted({index for step in planned for index in step}))
+    steps = [step for step in ([index for index in step if index in used] for step in planned) if step]
+    if not steps:
+        raise DataError("no example has a token to learn; give them more text.")
+    return steps, used
 
 
 def _metrics(fitted: FitResult, planned: int) -> dict[str, float]:
@@ -95,7 +140,7 @@ def _heldout_to_select_by(job: Job, encoder: Encoder) -> list[Encoded]:
         return []
     if not job.heldout:
         job.notice("the run takes each round's best epoch by held-out loss; without held-out examples it is the last")
-    return [encoder.encode(example) for example in job.heldout]
+    return [sequence for encoded in learnable(encoder, job.heldout) for sequence in encoded.sequences]
 
 
 def _fit_seeded(
@@ -105,10 +150,11 @@ def _fit_seeded(
     steps: Steps,
     job: Job,
     checkpoints: Checkpoints,
+    per_epoch: int,
 ) -> FitResult:
     """Seed the global random generators, which dropout uses, for this round; restore them afterwards."""
     training = job.spec.training
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(training.seed + 1_000_003 * job.round)
-        return fit(loaded, encoded, heldout, steps, job, checkpoints)
+        return fit(loaded, encoded, heldout, steps, job, checkpoints, per_epoch)

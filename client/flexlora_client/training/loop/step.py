@@ -103,8 +103,9 @@ class Stepper:
 
     def _backward(self, examples: Sequence[Encoded], weight: int) -> float:
         loss, size = 0.0, min(self.compute.micro_batch or self._training.batch_size, self._training.batch_size)
-        for start in range(0, len(examples), size):
-            part = summed_loss(self._loaded, collate(examples[start : start + size], self._loaded)) / weight
+        rows = [sequence for example in examples for sequence in example.sequences]
+        for start in range(0, len(rows), size):
+            part = summed_loss(self._loaded, collate(rows[start : start + size], self._loaded)) / weight
             self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
             loss += part.item()
         return loss

@@ -18,7 +18,7 @@ from flexlora_client.training.encoding.encoder import Encoded
 from flexlora_client.training.loop.best_epoch import BestEpoch
 from flexlora_client.training.loop.checkpoints import Checkpoints
 from flexlora_client.training.loop.optimizer_state import restore_optimizer, save_optimizer
-from flexlora_client.training.loop.plan import Steps, steps_in_epoch
+from flexlora_client.training.loop.plan import Steps
 from flexlora_client.training.loop.schedule import learning_rate
 from flexlora_client.training.loop.snapshots import copied, put_back, random_state, set_random_state
 from flexlora_client.training.loop.step import Stepper
@@ -78,8 +78,11 @@ def fit(
     steps: Steps,
     job: Job,
     checkpoints: Checkpoints,
+    per_epoch: int,
 ) -> FitResult:
     """Train the model's trainable tensors in place; `heldout` is empty unless the run selects the best epoch.
+
+    `per_epoch` is the number of steps in an epoch.
 
     Raises:
         DivergedError: a loss is not finite.
@@ -95,7 +98,7 @@ def fit(
         job.notice(f"training goes on after step {under_way.done} of {len(steps)}, where a checkpoint was written")
     loaded.model.train()
     try:
-        _train(under_way, stepper, selection, encoded, steps, job, checkpoints)
+        _train(under_way, stepper, selection, encoded, steps, job, checkpoints, per_epoch)
     finally:
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
@@ -115,8 +118,8 @@ def _train(
     steps: Steps,
     job: Job,
     checkpoints: Checkpoints,
+    per_epoch: int,
 ) -> None:
-    per_epoch = steps_in_epoch(len(job.train), job.spec.training)
     began, before = time.monotonic(), under_way.done
     while under_way.done < len(steps):
         number = under_way.done + 1

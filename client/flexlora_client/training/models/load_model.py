@@ -5,7 +5,7 @@ peak is one model. It is not for several threads at a time.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -25,7 +25,7 @@ from flexlora_client.training.models import devices
 from flexlora_client.training.models.placing import WrappedModel, place_slice
 from flexlora_client.training.models.precision import HALF_DTYPES, check_compute, keep_packing, loading_options
 from flexlora_client.training.models.slice_files import LoadedSlice
-from flexlora_shared.messages.runs import ModelSpec, RunSpec
+from flexlora_shared.messages.runs import ModelSpec, ProblemType, RunSpec, TaskType
 
 NO_LIMIT_TOKENS = 2**31  # for a model that names no limit
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -43,6 +43,9 @@ class LoadedModel:
     classifies: bool
     dtype: torch.dtype  # of the base model
     compute: Compute = DEFAULT_COMPUTE  # how to compute with it
+    task_type: TaskType = "CAUSAL_LM"
+    problem_type: ProblemType = "single-label"
+    processor: Any = None  # of images
 
     def precision(self) -> torch.autocast:
         """The autocast context: needed where the base model is in 16 bits and the adapter in float32."""
@@ -117,9 +120,7 @@ class Models:
         except BaseException:
             self.clear()  # never train a half-loaded slice
             raise
-        positions = min(
-            getattr(base.config, "max_position_embeddings", None) or NO_LIMIT_TOKENS, tokenizer.model_max_length
-        )
+        positions = _positions(base.config, tokenizer)
         return LoadedModel(
             self._placed.model,
             tokenizer,
@@ -129,6 +130,8 @@ class Models:
             classifies=spec.model.task_type == "SEQ_CLS",
             dtype=base.dtype,
             compute=compute,
+            task_type=spec.model.task_type,
+            problem_type=spec.model.problem_type,
         )
 
     def clear(self) -> None:
@@ -142,6 +145,27 @@ class Models:
             self._base = _base_model(key, self._tokenizer)
             self._key = key
         return self._base, self._tokenizer
+
+
+def load_encoding(spec: RunSpec, model_path: str | None) -> tuple[PreTrainedTokenizerBase, int]:
+    """The run's tokenizer, and how many tokens an example may have; loads no weights. Raises: ModelError.
+
+    Of images there is no tokenizer: None, and nothing asks for it.
+    """
+    revision = None if model_path else spec.model.revision
+    key = _Key(model_path or spec.model.id, revision, spec.model, (), torch.device("cpu"), DEFAULT_COMPUTE)
+    if spec.model.task_type == "IMAGE_CLASSIFICATION":
+        return cast(PreTrainedTokenizerBase, None), spec.training.max_length
+    tokenizer = _tokenizer(key)
+    try:
+        config = AutoConfig.from_pretrained(key.path, revision=key.revision or "main")
+    except LOADING_ERRORS as error:
+        raise _not_loaded("configuration", key, error) from error
+    return tokenizer, min(spec.training.max_length, _positions(config, tokenizer))
+
+
+def _positions(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    return min(getattr(config, "max_position_embeddings", None) or NO_LIMIT_TOKENS, tokenizer.model_max_length)
 
 
 def _tokenizer(key: _Key) -> PreTrainedTokenizerBase:

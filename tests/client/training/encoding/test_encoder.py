@@ -55,8 +55,11 @@ def test_a_long_prompt_loses_its_left_but_not_its_beginning_token(tokenizer: Pre
 
 def test_a_completion_longer_than_everything_is_cut_at_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer, 16)
-    assert whole(encoder, Prompted("q" * 40, "z" * 40)) == "<s>" + "z" * 15
+    assert whole(encoder, Prompted("q" * 40, "z" * 40)) == "<s>qqq" + "z" * 12  # a quarter is the prompt's
+    assert encoder.encode(Prompted("q" * 40, "z" * 40)).cut == 37 + 29  # of the completion, its end too
+    assert whole(encoder, Prompted("q", "z" * 40)) == "<s>q" + "z" * 14
     assert whole(encoder, Plain("z" * 40)) == "<s>" + "z" * 15
+    assert encoder.encode(Plain("z" * 40)).cut == 26
 
 
 def test_conversations_without_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -82,7 +85,7 @@ def test_conversations_with_the_tokenizers_template(tokenizer: PreTrainedTokeniz
 def test_an_opening_assistant_and_a_closing_user(tokenizer: PreTrainedTokenizerFast) -> None:
     talk = Chat((Turn("assistant", "welcome"), Turn("user", "thanks")))
     encoder = Encoder(tokenizer, 128)
-    assert whole(encoder, talk) == "<s>assistant:\nwelcome</s>\nuser:\nthanks\n"
+    assert whole(encoder, talk) == "<s>assistant:\nwelcome</s>\n"  # what follows the last answer teaches nothing
     assert learned(encoder, talk) == "welcome</s>"
     assert tokenizer.decode(list(encoder.question(talk).ids)) == "<s>assistant:\n"
 

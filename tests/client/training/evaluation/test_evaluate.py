@@ -8,8 +8,9 @@ import torch
 
 from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.data.examples import Chat, Choice, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.encoding.batches import loss_of
 from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
-from flexlora_client.training.evaluation.evaluate import Kind, evaluate, measure, summed_loss
+from flexlora_client.training.evaluation.evaluate import evaluate, measure
 from flexlora_client.training.evaluation.greedy_answers import SPARE_TOKENS, generate
 from flexlora_client.training.evaluation.metrics import macro_f1
 from flexlora_client.training.evaluation.own_metric import load_metric
@@ -17,7 +18,7 @@ from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.models.slice_files import read_slice
-from flexlora_shared.messages.runs import TrainingSpec
+from flexlora_shared.messages.runs import ProblemType, TrainingSpec
 from tests.support.tiny_models import load_peft, make_job, make_run, make_slice, make_tokenizer, scale_tensors
 
 TEXT = {"loss", "perplexity"}
@@ -233,15 +234,15 @@ def test_a_metric_of_ones_own(llama: Path, bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "logits", "targets", "expected"),
+    ("problem", "logits", "targets", "expected"),
     [
         ("single-label", [[0.0, 0.0]], [1], math.log(2)),
         ("multi-label", [[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 1.0]], 2 * math.log(2)),
         ("regression", [[1.0, 3.0]], [[0.0, 0.0]], 5.0),
-        ("regression", [[1.0], [2.0]], [0.0, 0.0], 5.0),
+        ("regression", [[1.0], [2.0]], [[0.0], [0.0]], 5.0),
     ],
 )
 def test_losses_are_summed_over_examples_and_averaged_over_labels(
-    kind: Kind, logits: list[list[float]], targets: list[float], expected: float
+    problem: ProblemType, logits: list[list[float]], targets: list[float], expected: float
 ) -> None:
-    assert summed_loss(kind, torch.tensor(logits), torch.tensor(targets)).item() == pytest.approx(expected)
+    assert loss_of(torch.tensor(logits), torch.tensor(targets), problem).item() == pytest.approx(expected)
