@@ -21,7 +21,9 @@ from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
-from flexlora_client.training.data.split import Split, load, split
+from flexlora_client.files import make_folder
+from flexlora_client.training.data.data_options import DataOptions
+from flexlora_client.training.data.loading import LoadedData, load_data
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
 from flexlora_client.training.models.load_model import Models
@@ -37,9 +39,7 @@ class RunOptions:
     run: str
     rank: int
     rank_pattern: Mapping[str, int]
-    data: Path
-    heldout: Path | None
-    heldout_fraction: float
+    data: DataOptions
     answers: int
     model_path: str | None
     trainer: str | None
@@ -71,7 +71,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
     spec = api.run(options.run).spec
-    local_trainer = _local_trainer(options, spec, str(device), client_id)
+    data = _load_data(home, options, spec, reporter)
+    local_trainer = _local_trainer(options, data, str(device), client_id)
     declaration = _build_declaration(options, len(local_trainer.train), device)
     work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
@@ -106,22 +107,25 @@ def _build_declaration(options: RunOptions, examples: int, device: torch.device)
         raise UsageError(describe_validation_error(error)) from None
 
 
-def _local_trainer(options: RunOptions, spec: RunSpec, device: str, client_id: str) -> LocalTrainer:
-    if options.model_path is not None and not Path(options.model_path).exists():
-        raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
+def _local_trainer(options: RunOptions, data: LoadedData, device: str, client_id: str) -> LocalTrainer:
     models = Models()
     trainer = load_trainer(options.trainer) if options.trainer else StandardTrainer(models)
-    data = _load_data(options, spec)
     return LocalTrainer(
         trainer, models, data.train, data.heldout, options.answers, device, options.model_path, client_id
     )
 
 
-def _load_data(options: RunOptions, spec: RunSpec) -> Split:
-    examples = load(options.data, spec.model)
-    if options.heldout is not None:
-        return Split(examples, load(options.heldout, spec.model))
-    return split(examples, options.heldout_fraction, spec.seed)
+def _load_data(home: Path, options: RunOptions, spec: RunSpec, reporter: Reporter) -> LoadedData:
+    """Read the data; what memory should not hold goes to a temporary file in the home folder."""
+    if options.model_path is not None and not Path(options.model_path).exists():  # before minutes of reading
+        raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
+    data = load_data(options.data, spec.model, seed=spec.seed, folder=make_folder(home, 0o700))
+    counts = {"examples": len(data.train), "heldout": len(data.heldout), "rows": data.rows, "skipped": data.skipped}
+    first, *notes = data.lines()
+    reporter.step("data", first, **counts, duplicates=data.duplicates, leaked=data.leaked)
+    for note in notes:
+        reporter.step("data-note", note, note=note.strip())
+    return data
 
 
 def describe_hardware(device: torch.device) -> Hardware:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from flexlora_client.training.data.examples import Example, Instructed, Plain, Prompted
 from flexlora_client.training.data.forms.choices import choice_form
-from flexlora_client.training.data.forms.classification import image_forms, tag_forms, text_forms
 from flexlora_client.training.data.forms.conversations import messages_chat, sharegpt_chat
+from flexlora_client.training.data.forms.labelled import image_forms, tag_forms, text_forms
 from flexlora_client.training.data.forms.labels import Labels
 from flexlora_client.training.data.forms.values import Fields, Form, text_of
 from flexlora_client.training.data.rows import RowError

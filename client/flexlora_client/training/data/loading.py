@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexlora_client.errors import DataError
-from flexlora_client.training.data.options import DataOptions
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.reading import Reading
 from flexlora_client.training.data.split import check_fraction, nothing_left
 from flexlora_client.training.data.store import ExampleStore, Selection
@@ -31,15 +31,13 @@ class LoadedData:
         """What a person should be told, a sentence each: counts first, then notes and bad rows."""
         told = [f"{len(self.train):,} examples to train on, {len(self.heldout):,} held out"]
         if self.duplicates:
-            told.append(
-                f"{self.duplicates:,} examples are equal to an earlier one; they count as often as they stand there"
-            )
+            told.append(f"equal to an earlier example, and kept: {self.duplicates:,}")
         if self.leaked:
-            told.append(f"{self.leaked:,} examples of --data are in --heldout too and are left out of training")
+            told.append(f"in --heldout too, and left out of training: {self.leaked:,}")
         told += self.notes
         if self.skipped:
             more = self.skipped - len(self.faults)
-            told.append(f"{self.skipped:,} of {self.rows:,} rows are bad and skipped:")
+            told.append(f"bad rows, skipped: {self.skipped:,} of {self.rows:,}")
             told += [f"  {fault}" for fault in self.faults] + ([f"  and {more:,} more"] if more else [])
         return told
 

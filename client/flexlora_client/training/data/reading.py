@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flexlora_client.errors import DataError
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.data.files.images import image_bytes
+from flexlora_client.training.data.files.image_files import image_bytes
 from flexlora_client.training.data.files.sources import Source, find_sources, read_source
 from flexlora_client.training.data.formats import RowReader
-from flexlora_client.training.data.options import DataOptions
 from flexlora_client.training.data.rows import ReadOptions, Row, RowError
 from flexlora_shared.messages.runs import ModelSpec
 

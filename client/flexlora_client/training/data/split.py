@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexlora_client.errors import DataError
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.data.options import DataOptions
 from flexlora_client.training.data.reading import Reading
 from flexlora_client.training.data.store import key_of
 from flexlora_shared.messages.runs import ModelSpec

@@ -8,6 +8,7 @@ import torch
 from flexlora_client.errors import DataError, DeviceError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Example, Labelled
+from flexlora_client.training.data.store import lengths_of
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
 from flexlora_client.training.loop.training_loop import FitResult, fit, plan_steps
 from flexlora_client.training.models.fresh import fresh_adapter
@@ -42,7 +43,7 @@ class StandardTrainer:
         """
         check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
         loaded = self._start(job)
-        steps = plan_steps([example.characters for example in job.train], job.spec.training, job.round)
+        steps = plan_steps(lengths_of(job.train), job.spec.training, job.round)
         used = sorted({index for step in steps for index in step})
         encoder = Encoder(loaded.tokenizer, loaded.max_length)
         encoded = {index: encoder.encode(job.train[index]) for index in used}

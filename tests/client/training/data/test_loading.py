@@ -1,6 +1,8 @@
 """The two parts of a participant's data: nothing leaks, whatever the kind of file and wherever the examples are kept."""
 
 import gc
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 from flexlora_client.agent.work_folder import compute_basis
 from flexlora_client.errors import DataError
 from flexlora_client.training.data import store
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Chat, Example, Plain, Turn
 from flexlora_client.training.data.loading import LoadedData, load_data
-from flexlora_client.training.data.options import DataOptions
 from flexlora_client.training.data.split import split
 from flexlora_client.training.data.store import ExampleStore, lengths_of
 from flexlora_shared.messages.runs import ModelSpec
@@ -46,7 +48,7 @@ def test_held_out_files_are_not_trained_on(tmp_path: Path) -> None:
     assert [example.text for example in data.heldout if isinstance(example, Plain)] == ["text 1", "text 7", "other"]
     assert set(data.train).isdisjoint(data.heldout)
     assert (len(data.train), data.leaked, data.duplicates, data.rows) == (10, 3, 5, 16)
-    assert "3 examples of --data are in --heldout too and are left out of training" in data.lines()
+    assert "in --heldout too, and left out of training: 3" in data.lines()
     with pytest.raises(DataError, match="every example of --data is in --heldout too"):
         loaded(train[0], heldout=(train[0],))
 
@@ -57,7 +59,7 @@ def test_bad_rows_are_told_with_their_places(tmp_path: Path) -> None:
     data = load_data(DataOptions((path,), (heldout,), bad_rows="skip"), CAUSAL)
     assert (data.rows, data.skipped, len(data.train), len(data.heldout)) == (11, 8, 2, 1)
     lines = data.lines()
-    assert lines[1] == "8 of 11 rows are bad and skipped:"
+    assert lines[1] == "bad rows, skipped: 8 of 11"
     assert lines[2].startswith(f"  {heldout}, line 2: its fields are txt")
     assert lines[-1] == "  and 3 more"
 
@@ -156,3 +158,35 @@ def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tracemalloc.stop()
     assert len(data.train) + len(data.heldout) == 300
     assert peak < 4 << 20
+
+
+IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from flexlora_client.agent.work_folder import compute_basis
+from flexlora_client.training.data.data_options import DataOptions
+from flexlora_client.training.data.loading import load_data
+from flexlora_shared.messages.runs import ModelSpec
+
+resource.setrlimit(resource.RLIMIT_DATA, (600 << 20, 600 << 20))
+data = load_data(DataOptions((Path(sys.argv[1]),)), ModelSpec(id="model"), folder=Path(sys.argv[2]))
+compute_basis("me", data.train)
+print(len(data.train) + len(data.heldout), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_two_gigabytes_are_read_in_little_memory(tmp_path: Path, kind: str) -> None:
+    path, rows = tmp_path / f"data.{kind}", 1 << 18
+    opened, between, closed = ("[", ",\n", "]") if kind == "json" else ("", "\n", "\n")
+    with path.open("w") as file:
+        file.write(opened)
+        for number in range(rows):
+            file.write((between if number else "") + f'{{"prompt": "{number}", "completion": "{"word " * 1640}"}}')
+        file.write(closed)
+    assert path.stat().st_size > 2 << 30
+    command = [sys.executable, "-c", IN_LITTLE_MEMORY, str(path), str(tmp_path)]
+    read, mebibytes = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert read == rows
+    assert mebibytes < 400

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.errors import DataError
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Example, Labelled, Plain
-from flexlora_client.training.data.options import DataOptions
 from flexlora_client.training.data.reading import SHOWN, Reading
 from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.errors import DataError
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Plain
 from flexlora_client.training.data.files.text_files import CHUNK, find_encoding
-from flexlora_client.training.data.options import DataOptions
 from flexlora_client.training.data.reading import Reading
 from flexlora_client.training.data.rows import ReadOptions
 from flexlora_shared.messages.runs import ModelSpec

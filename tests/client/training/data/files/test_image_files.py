@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from flexlora_client.errors import DataError
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Pictured
-from flexlora_client.training.data.options import DataOptions
 from flexlora_client.training.data.reading import Reading
 from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
