@@ -24,7 +24,9 @@ from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
-from flexlora_client.training.data.split import Split, load, split
+from flexlora_client.files import make_folder
+from flexlora_client.training.data.data_options import DataOptions
+from flexlora_client.training.data.loading import LoadedData, load_data
 from flexlora_client.training.evaluation.own_metric import load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
@@ -41,9 +43,7 @@ class RunOptions:
     run: str
     rank: int
     rank_pattern: Mapping[str, int]
-    data: Path
-    heldout: Path | None
-    heldout_fraction: float
+    data: DataOptions
     answers: int
     model_path: str | None
     trainer: str | None
@@ -80,7 +80,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     device = resolve_device(options.device)
     spec = api.run(options.run).spec
     kept_parts = local_parts(options.keep_local, spec)
-    local_trainer = _local_trainer(options, spec, str(device), client_id)
+    data = _load_data(home, options, spec, reporter)
+    local_trainer = _local_trainer(options, data, str(device), client_id)
     work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
     try:
@@ -119,17 +120,14 @@ def _build_declaration(options: RunOptions, examples: int, device: torch.device)
         raise UsageError(describe_validation_error(error)) from None
 
 
-def _local_trainer(options: RunOptions, spec: RunSpec, device: str, client_id: str) -> LocalTrainer:
-    if options.model_path is not None and not Path(options.model_path).exists():
-        raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
+def _local_trainer(options: RunOptions, data: LoadedData, device: str, client_id: str) -> LocalTrainer:
     models = Models()
     trainer = load_trainer(options.trainer) if options.trainer else StandardTrainer(models)
-    data = _load_data(options, spec)
     return LocalTrainer(
         trainer,
         models,
-        data.train,
-        data.heldout,
+        () if options.evaluates_only else data.train,
+        data.train if options.evaluates_only else data.heldout,
         options.answers,
         device,
         options.model_path,
@@ -139,13 +137,17 @@ def _local_trainer(options: RunOptions, spec: RunSpec, device: str, client_id: s
     )
 
 
-def _load_data(options: RunOptions, spec: RunSpec) -> Split:
-    examples = load(options.data, spec.model)
-    if options.evaluates_only:
-        return Split((), examples)
-    if options.heldout is not None:
-        return Split(examples, load(options.heldout, spec.model))
-    return split(examples, options.heldout_fraction, spec.seed)
+def _load_data(home: Path, options: RunOptions, spec: RunSpec, reporter: Reporter) -> LoadedData:
+    """Read the data; what memory should not hold goes to a temporary file in the home folder."""
+    if options.model_path is not None and not Path(options.model_path).exists():  # before minutes of reading
+        raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
+    data = load_data(options.data, spec.model, seed=spec.seed, folder=make_folder(home, 0o700))
+    counts = {"examples": len(data.train), "heldout": len(data.heldout), "rows": data.rows, "skipped": data.skipped}
+    first, *notes = data.lines()
+    reporter.step("data", first, **counts, duplicates=data.duplicates, leaked=data.leaked)
+    for note in notes:
+        reporter.step("data-note", note, note=note.strip())
+    return data
 
 
 def describe_hardware(device: torch.device) -> Hardware:

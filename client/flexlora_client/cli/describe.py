@@ -80,7 +80,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _labels_of_data(path: Path) -> list[str]:
-    from flexlora_client.training.data.rows import read_rows
+    from flexlora_client.training.data.files.sources import read_rows
 
     labels: set[str] = set()
     for row in read_rows(path):

@@ -4,7 +4,6 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -12,6 +11,17 @@ import typer
 
 from flexlora_client import credentials
 from flexlora_client.cli.agent_extra import require_agent_extra
+from flexlora_client.cli.data_arguments import (
+    BadRowsOption,
+    ColumnOption,
+    DataOption,
+    EncodingOption,
+    HeldoutFractionOption,
+    HeldoutOption,
+    LabelOption,
+    SeparatorOption,
+    data_options,
+)
 from flexlora_client.cli.options import (
     CaFileOption,
     ConnectionOptions,
@@ -77,15 +87,15 @@ def rotate(home: HomeOption = None, ca_file: CaFileOption = None) -> None:
 def run(
     run: RunArgument,
     rank: RankOption,
-    data: Annotated[Path, typer.Option("--data", help="Training examples: JSONL, CSV or Parquet.")],
+    data: DataOption,
     rank_pattern_: RankPatternOption = None,
-    heldout: Annotated[
-        Path | None, typer.Option("--heldout", help="Held-out examples, in a file of their own.")
-    ] = None,
-    heldout_fraction: Annotated[
-        float | None,
-        typer.Option("--heldout-fraction", help="Share of --data to hold out; 0: no evaluation. [0.1]"),
-    ] = None,
+    heldout: HeldoutOption = None,
+    heldout_fraction: HeldoutFractionOption = None,
+    column: ColumnOption = None,
+    label: LabelOption = None,
+    encoding: EncodingOption = None,
+    separator: SeparatorOption = None,
+    bad_rows: BadRowsOption = "refuse",
     answers: Annotated[
         int, typer.Option("--answers", min=0, help="Held-out prompts answered by generating text, per evaluation.")
     ] = 50,
@@ -134,8 +144,6 @@ def run(
     ca_file: CaFileOption = None,
 ) -> None:
     """Take part in a run until it completes."""
-    if heldout is not None and heldout_fraction is not None:
-        raise typer.BadParameter("give --heldout or --heldout-fraction, not both")
     if role == "evaluator":
         _refuse_beside_evaluator(
             {
@@ -146,6 +154,8 @@ def run(
                 "--evaluation-share": evaluation_share,
             }
         )
+        heldout_fraction = 0.0
+    files = data_options(data, heldout, heldout_fraction, column, label, encoding, separator, bad_rows)
     require_agent_extra()
     from flexlora_client.agent import assemble  # training libraries take seconds to import
 
@@ -156,9 +166,7 @@ def run(
             run=run,
             rank=rank,
             rank_pattern=parse_rank_pattern(rank_pattern_),
-            data=data,
-            heldout=heldout,
-            heldout_fraction=0.1 if heldout_fraction is None else heldout_fraction,
+            data=files,
             answers=answers,
             model_path=model,
             trainer=trainer,

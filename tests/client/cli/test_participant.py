@@ -121,7 +121,7 @@ def test_taking_part_until_the_end_as_people_and_programs_see_it(
     assert result.code == Exit.OK
     kinds = [event["event"] for event in events(result) if event["event"] != "waiting"]
     one = ["task", "downloaded", "training", "trained", "accepted"]
-    assert kinds == ["declared", *one, *one, "completed"]
+    assert kinds == ["data", "declared", *one, *one, "completed"]
     assert {event["run"] for event in events(result)} == {"run"}
     lines = result.err.splitlines()
     assert len(lines) == len(events(result))

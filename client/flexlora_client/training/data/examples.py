@@ -5,6 +5,7 @@ field that is added later is left out of it at its default.
 """
 
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 
 
 class _Compared:
@@ -35,6 +36,15 @@ class Instructed(_Compared):
     instruction: str
     context: str
     output: str
+
+    @property
+    def prompt(self) -> str:
+        """The instruction and the context, each with a line break: the prompt of the format `as-is`."""
+        return f"{self.instruction}\n" + (f"{self.context}\n" if self.context else "")
+
+    def __repr__(self) -> str:
+        """That of the `Prompted` which releases before 0.3 made of such a row: its side of the split stays the same."""
+        return repr(Prompted(self.prompt, self.output))
 
     @property
     def characters(self) -> int:
@@ -137,6 +147,10 @@ class Pictured(_Compared):
 
     image: bytes
     label: int
+
+    def __repr__(self) -> str:
+        """With the image's SHA-256 in place of its bytes."""
+        return f"Pictured(image={sha256(self.image).hexdigest()}, label={self.label})"
 
     @property
     def characters(self) -> int:

@@ -1,99 +1,114 @@
-"""Converts rows into examples: which fields make which kind of example.
+"""Converts rows into examples, for a run's task; `docs/data.md` shows which columns make which kind of example.
 
-For causal language models, the first of these that a row has (other fields are not read):
-    prompt, completion                  learn the completion
-    instruction, output [, input]       the prompt is the instruction, a line break, the input if any with a line break
-    messages: [{role, content}, ...]    learn the assistant's turns
-    text                                learn all of it
-For sequence classification:
-    text, label (or category)           the label by name, or by its index among the run's labels
+The first form whose columns a row has is taken; other columns are not read. A column without a value (null, or empty in CSV)
+counts as missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from flexlora_client.training.data.examples import Chat, Example, Labelled, Plain, Prompted, Turn
+from flexlora_client.training.data.examples import Example, Instructed, Plain, Prompted
+from flexlora_client.training.data.forms.choices import choice_form
+from flexlora_client.training.data.forms.conversations import messages_chat, sharegpt_chat
+from flexlora_client.training.data.forms.labelled import image_forms, tag_forms, text_forms
+from flexlora_client.training.data.forms.labels import Labels
+from flexlora_client.training.data.forms.values import Fields, Form, text_of
+from flexlora_client.training.data.rows import RowError
 from flexlora_shared.messages.runs import ModelSpec
 
-Fields = Mapping[str, object]
-
-
-class RowError(ValueError):
-    """A row that is no example; a sentence without its place."""
+Names = Mapping[str, str]
+EXPECTED = {
+    "CAUSAL_LM": "a language model learns from prompt and completion, instruction and output, messages, text, "
+    "conversations, or prompt, choices and answer",
+    "SEQ_2_SEQ_LM": "a sequence-to-sequence model learns from prompt and completion, instruction and output, "
+    "source and target, input and output, text and summary, document and summary, or article and highlights",
+    "SEQ_CLS": "a classifier learns from text and label (or category)",
+    "TOKEN_CLS": "a token classifier learns from tokens (or words) and tags (or ner_tags, labels)",
+    "IMAGE_CLASSIFICATION": "an image classifier learns from image (or file_name) and label (or category)",
+}
+SCORED = "a classifier learns from text and label, labels (a list), or a column for each of the run's labels"
 
 
 def example_of(fields: Fields, model: ModelSpec) -> Example:
     """The example a row holds, for the run's task. Raises: RowError."""
-    present = {name: value for name, value in fields.items() if value is not None}
-    if model.task_type == "SEQ_CLS":
-        return _labelled(present, model.labels)
-    if {"prompt", "completion"} <= present.keys():
-        return Prompted(_text(present, "prompt"), _text(present, "completion"))
-    if {"instruction", "output"} <= present.keys():
-        return _instruction(present)
-    if "messages" in present:
-        return _chat(present["messages"])
-    if "text" in present:
-        return Plain(_text(present, "text"))
-    names = ", ".join(sorted(present)) or "none"
-    expected = "prompt and completion, instruction and output, messages, or text"
-    raise RowError(f"its fields are {names}; a language model learns from {expected}.")
+    return RowReader(model).example_of(fields)
 
 
-def _text(fields: Fields, name: str) -> str:
-    value = fields[name]
-    if not isinstance(value, str):
-        raise RowError(f"{name} is a {type(value).__name__}; it must be a text.")
-    if not value.strip():
-        raise RowError(f"{name} is empty; fill it in or delete the row.")
-    return value
+class RowReader:
+    """Makes examples of one run's task.
+
+    Arguments:
+        renamed: by our name of a column, the one in the participant's files; only forms with all of these are tried
+        labels: by a label in the participant's files, the run's
+
+    Raises:
+        RowError: no form of the task has the columns, or the run no such labels.
+    """
+
+    def __init__(self, model: ModelSpec, renamed: Names | None = None, labels: Names | None = None) -> None:
+        self._renamed = dict(renamed or {})
+        forms = _forms(model, Labels(model.labels, labels or {}))
+        known = {name for form in forms for name in (*form.columns, *form.optional)}
+        self._forms = [form for form in forms if self._renamed.keys() <= {*form.columns, *form.optional}]
+        if not self._forms:
+            asked = ", ".join(self._renamed)
+            raise RowError(
+                f"no form of row has the columns {asked} together; those of this run are {', '.join(sorted(known))}."
+            )
+        self.columns = frozenset({*known, *self._renamed.values()})  # the names, in files, of all that is read
+        self.expected = SCORED if model.problem_type != "single-label" else EXPECTED[model.task_type]
+
+    def example_of(self, fields: Fields) -> Example:
+        """The example a row holds. Raises: RowError."""
+        named = {**fields, **{ours: fields[theirs] for ours, theirs in self._renamed.items() if theirs in fields}}
+        present = {name: value for name, value in named.items() if value is not None}
+        for form in self._forms:
+            if all(name in present for name in form.columns):
+                return form.make(present)
+        raise RowError(self._why_none(named, present))
+
+    def _why_none(self, named: Fields, present: Fields) -> str:
+        for form in self._forms:
+            missing = [name for name in form.columns if name not in present]
+            if all(name in named for name in missing):
+                return f"{missing[0]} is empty; fill it in or delete the row."
+        names = ", ".join(sorted(name for name in present)) or "none"
+        for ours, theirs in self._renamed.items():
+            if ours not in named:
+                return f"it has no {theirs}, which --column {ours}={theirs} names; its fields are {names}."
+        return f"its fields are {names}; {self.expected}."
 
 
-def _instruction(fields: Fields) -> Prompted:
-    context = fields.get("input", "")
-    if not isinstance(context, str):
-        raise RowError(f"input is a {type(context).__name__}; it must be a text.")
-    prompt = _text(fields, "instruction") + "\n" + (context + "\n" if context.strip() else "")
-    return Prompted(prompt, _text(fields, "output"))
+def _forms(model: ModelSpec, labels: Labels) -> list[Form]:
+    match model.task_type:
+        case "SEQ_CLS":
+            return text_forms(labels, model.problem_type)
+        case "TOKEN_CLS":
+            return tag_forms(labels)
+        case "IMAGE_CLASSIFICATION":
+            return image_forms(labels)
+        case "SEQ_2_SEQ_LM":
+            return [_prompted("prompt", "completion"), INSTRUCTION, *(_prompted(*names) for names in TRANSLATIONS)]
+    choices = [choice_form(prompt, answer) for prompt in ("prompt", "question") for answer in ("answer", "answerKey")]
+    return [_prompted("prompt", "completion"), INSTRUCTION, MESSAGES, PLAIN, SHAREGPT, *choices]
 
 
-def _chat(messages: object) -> Chat:
-    if not isinstance(messages, list) or not messages:
-        raise RowError("messages must be a list of {role, content} objects with at least one in it.")
-    turns = tuple(_turn(number, message) for number, message in enumerate(messages, 1))
-    if all(turn.role != "assistant" for turn in turns):
-        raise RowError("messages hold no turn of the role assistant, so there is nothing to learn; add one.")
-    if turns[0].role == "assistant":
-        raise RowError("messages begin with the assistant's turn; begin with a user's or system's, which it answers.")
-    return Chat(turns)
+def _prompted(prompt: str, completion: str) -> Form:
+    return Form((prompt, completion), lambda row: Prompted(text_of(row, prompt), text_of(row, completion)))
 
 
-def _turn(number: int, message: object) -> Turn:
-    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-    if not (isinstance(role, str) and role and isinstance(content, str)):
-        raise RowError(f"message {number} must have a role and a content, both texts.")
-    if role == "assistant" and not content.strip():
-        raise RowError(f"message {number} is the assistant's and is empty; fill it in or delete the row.")
-    return Turn(role, content)
+def _instructed(row: Fields) -> Instructed:
+    context = text_of(row, "input", may_be_empty=True)
+    return Instructed(text_of(row, "instruction"), context if context.strip() else "", text_of(row, "output"))
 
 
-def _labelled(fields: Fields, labels: Sequence[str]) -> Labelled:
-    name = next((name for name in ("label", "category") if name in fields), None)
-    if name is None or "text" not in fields:
-        names = ", ".join(sorted(fields)) or "none"
-        raise RowError(f"its fields are {names}; a classifier learns from text and label (or category).")
-    return Labelled(_text(fields, "text"), _label(fields[name], labels))
-
-
-def _label(value: object, labels: Sequence[str]) -> int:
-    named = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(named, str) and named in labels:  # a label that looks like a number is a name in every kind of file
-        return labels.index(named)
-    index = value
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
-        index = int(value)  # CSV cannot tell numbers from texts
-    if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < len(labels):
-        return index
-    some = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
-    raise RowError(
-        f"label {str(value)[:80]!r} is none of the run's {len(labels)} labels; use a name ({some}) or an index from 0."
-    )
+INSTRUCTION = Form(("instruction", "output"), _instructed, ("input",))
+MESSAGES = Form(("messages",), messages_chat, ("tools",))
+PLAIN = Form(("text",), lambda row: Plain(text_of(row, "text")))
+SHAREGPT = Form(("conversations",), sharegpt_chat, ("system", "tools"))
+TRANSLATIONS = (
+    ("source", "target"),
+    ("input", "output"),
+    ("text", "summary"),
+    ("document", "summary"),
+    ("article", "highlights"),
+)

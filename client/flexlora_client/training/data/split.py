@@ -1,14 +1,14 @@
-"""The participant's data: reads examples from a file and splits them into training and held-out parts."""
+"""Splits examples into training and held-out parts."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flexlora_client.errors import DataError
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.data.formats import RowError, example_of
-from flexlora_client.training.data.rows import read_rows
+from flexlora_client.training.data.reading import Reading
+from flexlora_client.training.data.store import key_of
 from flexlora_shared.messages.runs import ModelSpec
 
 
@@ -21,20 +21,12 @@ class Split:
 
 
 def load(path: Path, model: ModelSpec) -> tuple[Example, ...]:
-    """Every example of a JSONL, CSV or Parquet file, in its order; `formats` documents the fields.
+    """Every example of a file or folder, in its order, in memory; `loading.load_data` is for data of any size.
 
     Raises:
-        DataError: the file cannot be read or is empty, or a row (named by its line) is no example for the run's task.
+        DataError: it cannot be read or is empty, or a row (named by its line) is no example for the run's task.
     """
-    examples = []
-    for row in read_rows(path):
-        try:
-            examples.append(example_of(row.fields, model))
-        except RowError as error:
-            raise DataError(f"{row.place}: {error}") from None
-    if not examples:
-        raise DataError(f"{path} holds no examples; give a file with at least one.")
-    return tuple(examples)
+    return tuple(Reading(DataOptions((path,)), model).examples([path]))
 
 
 def split(examples: Sequence[Example], fraction: float, seed: int) -> Split:
@@ -46,20 +38,24 @@ def split(examples: Sequence[Example], fraction: float, seed: int) -> Split:
     Raises:
         DataError: the fraction is out of range, or nothing is left to train on.
     """
-    if not 0 <= fraction < 1:
-        raise DataError(f"the held-out fraction is {fraction}; give a number from 0 to below 1.")
+    check_fraction(fraction)
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
-        parts[_position(example, seed) < fraction].append(example)
+        parts[key_of(example, seed) / 2**64 < fraction].append(example)
     if not parts[0]:
-        raise DataError(
-            f"holding out {fraction} of {len(examples)} examples leaves none to train on; "
-            "add examples, hold out less, or give a held-out file."
-        )
+        raise nothing_left(fraction, len(examples))
     return Split(tuple(parts[0]), tuple(parts[1]))
 
 
-def _position(example: Example, seed: int) -> float:
-    """The example's place in [0, 1): its dataclass representation names every field, so equal means equal content."""
-    digest = hashlib.sha256(f"{seed}\0{example!r}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) / 2**64
+def check_fraction(fraction: float) -> None:
+    """Raises: DataError, where it is not from 0 to below 1."""
+    if not 0 <= fraction < 1:
+        raise DataError(f"the held-out fraction is {fraction}; give a number from 0 to below 1.")
+
+
+def nothing_left(fraction: float, examples: int) -> DataError:
+    """The error that a split leaves nothing to train on."""
+    return DataError(
+        f"holding out {fraction} of {examples} examples leaves none to train on; "
+        "add examples, hold out less, or give a held-out file."
+    )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flexlora_client.training.data.examples import Example, Plain
+from flexlora_client.training.data.store import lengths_of
 from flexlora_client.training.encoding.encoded import Encoded, NothingToLearn, Tokens, of_tokens
 from flexlora_client.training.encoding.encoder import Encoder
 
@@ -32,7 +33,7 @@ class Units:
     def lengths(self) -> list[int]:
         """How long each is, for the plan of the steps: in characters, packed ones in tokens."""
         if self._packed is None:
-            return [example.characters for example in self._examples]
+            return lengths_of(self._examples)
         return [len(unit.encoded.ids) for unit in self._packed]
 
     def encoded(self, indices: Iterable[int]) -> dict[int, Unit]:

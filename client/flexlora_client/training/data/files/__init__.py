@@ -1,0 +1,1 @@
+"""Readers: from what `--data` names to rows."""

@@ -1,0 +1,1 @@
+"""Forms of rows: which columns make which kind of example."""
