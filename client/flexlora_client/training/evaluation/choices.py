@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from flexlora_client.training.data.examples import Choice
 from flexlora_client.training.encoding.batches import collate, predictions
-from flexlora_client.training.encoding.encoder import Encoder
+from flexlora_client.training.encoding.encoder import Encoder, NothingToLearn
 from flexlora_client.training.models.load_model import LoadedModel
 
 
@@ -20,15 +20,20 @@ def choose(
     loaded: LoadedModel, encoder: Encoder, examples: Sequence[Choice], size: int, over: Callable[[], bool]
 ) -> tuple[dict[str, float], int]:
     """The two accuracies over the first of the examples, as many as there is time for (one batch at least); their number."""
-    plain = norm = done = 0
+    plain = norm = measured = done = 0
     while done < len(examples) and not (done and over()):
         for example in examples[done : done + size]:
-            sums = _log_likelihoods(loaded, encoder, example, size)
+            done += 1
+            try:
+                sums = _log_likelihoods(loaded, encoder, example, size)
+            except NothingToLearn:  # the run's max_length has no room for it
+                continue
             lengths = torch.tensor([max(1, len(choice)) for choice in example.choices])
             plain += int(sums.argmax()) == example.answer
             norm += int((sums / lengths).argmax()) == example.answer
-            done += 1
-    return {"choice_accuracy": plain / done, "choice_accuracy_norm": norm / done}, done
+            measured += 1
+    figures = {"choice_accuracy": plain / measured, "choice_accuracy_norm": norm / measured} if measured else {}
+    return figures, done
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ Prompts and conversations (their last answer is asked for) are answered. A parti
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,7 +29,7 @@ from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.examples import Chat, Choice, Example, Instructed, Prompted
 from flexlora_client.training.encoding.batches import collate, loss_of, predictions
-from flexlora_client.training.encoding.encoder import Encoder, Question
+from flexlora_client.training.encoding.encoder import Encoder, NothingToLearn, Question
 from flexlora_client.training.encoding.packing import learnable
 from flexlora_client.training.evaluation import metrics
 from flexlora_client.training.evaluation.choices import choose
@@ -149,8 +150,7 @@ class _Measuring:
             more, chosen = choose(self.loaded, encoder, choices, size, self.limit.part(1 + bool(asked)))
             found |= more
         if asked:
-            ask: Callable[[Any], Question] = encoder.question
-            questions = [ask(example) for example in asked]
+            questions = list(_questions(encoder, asked))
             texts = answer(self.loaded, questions, size, self.limit.part(1))
             expected, answered = [question.answer for question in questions[: len(texts)]], len(texts)
             found |= figures(texts, expected) | self._own(texts, expected)
@@ -186,6 +186,13 @@ def kind_of(model: ModelSpec) -> Kind:
     if model.task_type == "SEQ_CLS":
         return model.problem_type
     return {"TOKEN_CLS": "tags", "IMAGE_CLASSIFICATION": "single-label"}.get(model.task_type, "text")  # type: ignore[return-value]
+
+
+def _questions(encoder: Encoder, examples: Sequence[Prompted | Instructed | Chat]) -> Iterator[Question]:
+    """What is asked, without examples that have no room for an answer."""
+    for example in examples:
+        with suppress(NothingToLearn):
+            yield encoder.question(example)
 
 
 def _decided(kind: Kind, logits: torch.Tensor) -> torch.Tensor:

@@ -40,16 +40,13 @@ def generate(loaded: LoadedModel, questions: Sequence[Question], over: Callable[
     """Each question's greedy continuation, without special tokens, generated as one batch.
 
     At most as many tokens as the longest answer has, and a few more; fewer where `over` is true meanwhile. A prompt loses its
-    left where training would cut it, or where the model's positions end.
+    left where the model's positions end.
     """
     lengths = [len(loaded.tokenizer(question.answer, add_special_tokens=False).input_ids) for question in questions]
     new = min(max(lengths) + SPARE_TOKENS, loaded.positions - 1)
     apart = is_encoder_decoder(loaded)  # the prompt takes no positions of the answer
-    prompts = []
-    for question, length in zip(questions, lengths, strict=True):
-        taken, generated = (0, 0) if apart else (length + 1, new)
-        room = max(1, min(loaded.max_length - taken, loaded.positions - generated))
-        prompts.append(shortened(question.ids, room, loaded.tokenizer.bos_token_id))
+    room = max(1, loaded.positions - (0 if apart else new))
+    prompts = [shortened(question.ids, room, loaded.tokenizer.bos_token_id) for question in questions]
     width = max(len(ids) for ids in prompts)
     padding = [[loaded.pad_id] * (width - len(ids)) for ids in prompts]
     # a decoder goes on at the right end, so that must be the prompt's; an encoder may count its positions from the left
