@@ -3,11 +3,15 @@
 The pattern's meaning is PEFT's (`LoraConfig.rank_pattern`): a key names every module that it equals or that ends with
 `.key`. Keys are literal here, never regular expressions: they come from the network. Of several matching keys the longest
 wins, and `adapter_config.json` lists them longest first, so that PEFT's first-match rule resolves the same way.
+
+No module has a higher rank than its weight: a smaller one is capped, in the slices, the uploads and the global update.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TypeVar
+
+from flexlora_shared.messages.runs import ModuleSpec
 
 T = TypeVar("T")
 
@@ -35,9 +39,26 @@ def by_pattern(module: str, default: T, pattern: Mapping[str, T]) -> T:
     return next((pattern[key] for key in _keys_of(module) if key in pattern), default)
 
 
-def module_ranks(modules: Iterable[str], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
-    """The rank of every module."""
-    return {module: by_pattern(module, rank, pattern) for module in modules}
+def capped(module: ModuleSpec, rank: int) -> int:
+    """`rank`, or the largest that the module's weight can have where that is less."""
+    return min(rank, module.out_features, module.in_features)
+
+
+def module_ranks(modules: Iterable[ModuleSpec], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
+    """The rank of every module by its name, capped."""
+    return {module.name: capped(module, by_pattern(module.name, rank, pattern)) for module in modules}
+
+
+def capped_pattern(modules: Collection[ModuleSpec], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
+    """A pattern that gives every module its capped rank without knowing its shape: what PEFT must be told.
+
+    Equal to `pattern` where no module is capped; else with the full names of those that are, and of modules that such a
+    name would also match.
+    """
+    ranks, whole = module_ranks(modules, rank, pattern), dict(pattern)
+    for _ in range(2):  # first the capped modules, then those whose names end with the name of a capped one
+        whole |= {name: own for name, own in ranks.items() if by_pattern(name, rank, whole) != own}
+    return whole
 
 
 def unmatched_keys(modules: Iterable[str], pattern: Mapping[str, object]) -> list[str]:

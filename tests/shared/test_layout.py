@@ -50,7 +50,7 @@ def test_keys_and_shapes_are_those_of_a_peft_model(pattern: dict[str, int]) -> N
     )
     model = get_peft_model(Classifier(), config)
     saved = {key: tuple(tensor.shape) for key, tensor in get_peft_model_state_dict(model).items()}
-    ranks = module_ranks([module.name for module in MODULES], 4, pattern)
+    ranks = module_ranks(MODULES, 4, pattern)
     assert adapter_shapes(MODULES, EXTRA, ranks) == saved
 
 

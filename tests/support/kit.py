@@ -81,7 +81,7 @@ def spec(name: str = "run", **changes: Any) -> dict[str, Any]:
 def tensors(run: RunSpec, rank: int, pattern: Mapping[str, int] | None = None, seed: int = 0) -> dict[str, Tensor]:
     """Random tensors of exactly the shapes an upload of these ranks must have, float32."""
     generator = Generator().manual_seed(seed)
-    ranks = module_ranks((module.name for module in run.modules), rank, pattern or {})
+    ranks = module_ranks(run.modules, rank, pattern or {})
     shapes = adapter_shapes(run.modules, run.extra, ranks)
     return {key: randn(*shape, generator=generator) for key, shape in shapes.items()}
 

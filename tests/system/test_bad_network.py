@@ -89,7 +89,7 @@ class Assigned:
     def update(self, folder: Path) -> Path:
         """An update it may send, written where it trained."""
         spec, rank = self.task.spec, self.task.rank
-        shapes = adapter_shapes(spec.modules, spec.extra, module_ranks([m.name for m in spec.modules], rank, {}))
+        shapes = adapter_shapes(spec.modules, spec.extra, module_ranks(spec.modules, rank, {}))
         path = folder / f"update-{rank}.safetensors"
         pattern = torch.arange(1, 1 + max(shape[-1] for shape in shapes.values())) * 1e-7
         save_file({key: pattern[: shape[-1]].repeat(shape[0], 1) for key, shape in shapes.items()}, path)

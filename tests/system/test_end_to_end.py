@@ -95,7 +95,7 @@ def test_a_run_from_start_to_exported_adapters(llama: Path, tmp_path: Path) -> N
         config = json.loads((folder / "adapter_config.json").read_text())
         assert (config["r"], config["lora_alpha"], config["peft_type"]) == (rank, 2.0 * rank, "LORA")
         tensors = load_file(folder / "adapter_model.safetensors")
-        ranks = module_ranks([module.name for module in spec.modules], rank, {})
+        ranks = module_ranks(spec.modules, rank, {})
         assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == adapter_shapes(spec.modules, (), ranks)
         before, *_, after = (event["metrics"]["loss"] for event in agent.told("evaluated"))
         assert after < before, "the global adapter answers this participant's held-out questions better than none"

@@ -19,7 +19,7 @@ from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
-from flexlora_shared.ranks import by_pattern, module_ranks
+from flexlora_shared.ranks import by_pattern, capped_pattern, module_ranks
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class SliceRequest:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the file must hold, by key."""
-        names = [module.name for module in self.spec.modules]
-        return adapter_shapes(self.spec.modules, self.spec.extra, module_ranks(names, self.rank, self.rank_pattern))
+        modules = self.spec.modules
+        return adapter_shapes(modules, self.spec.extra, module_ranks(modules, self.rank, self.rank_pattern))
 
     @property
     def alpha(self) -> float:
@@ -47,11 +47,12 @@ class SliceRequest:
 
     @property
     def alpha_pattern(self) -> dict[str, float]:
-        """Alphas of the modules that `rank_pattern` names; empty where one alpha holds for every rank."""
+        """Alphas of the modules that `rank_pattern` names, and of capped ones; empty where one alpha holds for every rank."""
         scaling = self.spec.scaling
         if scaling.alpha is not None:
             return {}
-        return {key: scaling.alpha_of(rank) for key, rank in self.rank_pattern.items()}
+        pattern = capped_pattern(self.spec.modules, self.rank, self.rank_pattern)
+        return {key: scaling.alpha_of(rank) for key, rank in pattern.items()}
 
 
 def request_for_task(task: Task) -> SliceRequest:
@@ -114,10 +115,15 @@ def check_config(config: bytes, request: SliceRequest) -> None:
     """
     try:
         fields = json.loads(config)
+        ranks = module_ranks(request.spec.modules, request.rank, request.rank_pattern)
+        alphas = request.alpha_pattern
         agrees = (
             fields["peft_type"] == "LORA"
             and bool(fields.get("use_rslora", False)) == request.spec.scaling.use_rslora
-            and all(_agrees(fields, request, module.name) for module in request.spec.modules)
+            and all(
+                _agrees(fields, module, rank, by_pattern(module, request.alpha, alphas))
+                for module, rank in ranks.items()
+            )
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Corrupted(f"the coordinator's adapter_config.json is none of LoRA: {error!r}") from None
@@ -125,9 +131,6 @@ def check_config(config: bytes, request: SliceRequest) -> None:
         raise Corrupted("the coordinator's adapter_config.json does not agree with the run's ranks and scaling")
 
 
-def _agrees(fields: dict[str, Any], request: SliceRequest, module: str) -> bool:
-    rank = by_pattern(module, fields["r"], fields.get("rank_pattern") or {})
-    alpha = by_pattern(module, fields["lora_alpha"], fields.get("alpha_pattern") or {})
-    return rank == by_pattern(module, request.rank, request.rank_pattern) and math.isclose(
-        alpha, by_pattern(module, request.alpha, request.alpha_pattern)
-    )
+def _agrees(fields: dict[str, Any], module: str, rank: int, alpha: float) -> bool:
+    told = by_pattern(module, fields["lora_alpha"], fields.get("alpha_pattern") or {})
+    return by_pattern(module, fields["r"], fields.get("rank_pattern") or {}) == rank and math.isclose(told, alpha)

@@ -1,4 +1,5 @@
-"""Writes and reads the stored global update: one safetensors file at the run's largest rank.
+"""Writes and reads the stored global update: one safetensors file at the run's largest rank, or a module's own where
+that is smaller.
 
 Each module has `NAME.Bt`, the transposed B (r_max, out_features) in float32, and `NAME.A` (r_max, in_features) in the dtype
 that the run serves, whose values it holds exactly (float32 where agents train fresh adapters). Strategies that decompose order
@@ -20,6 +21,7 @@ from flexlora_server.adapter_files.safetensors_writer import TensorWriter
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.ranks import capped
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -55,8 +57,9 @@ class GlobalAdapterWriter:
         self._dtype = TORCH_DTYPES[_dtype_of_A(spec)]
         tensors: dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]] = {}
         for module in spec.modules:
-            tensors[f"{module.name}.Bt"] = (float32, (spec.largest_rank, module.out_features))
-            tensors[f"{module.name}.A"] = (dtype_of_A, (spec.largest_rank, module.in_features))
+            rank = capped(module, spec.largest_rank)
+            tensors[f"{module.name}.Bt"] = (float32, (rank, module.out_features))
+            tensors[f"{module.name}.A"] = (dtype_of_A, (rank, module.in_features))
         for extra in spec.extra:
             tensors[f"extra:{extra.name}"] = (float32, extra.shape)
         self._writer = TensorWriter(file, tensors)

@@ -46,7 +46,7 @@ class _Tensors:
     """Reads the tensors of a file one at a time, after its header was checked. A memory-mapped file would stay resident."""
 
     def __init__(self, file: BufferedReader, spec: RunSpec, announced: UploadCreate) -> None:
-        ranks = module_ranks((module.name for module in spec.modules), announced.rank, announced.rank_pattern)
+        ranks = module_ranks(spec.modules, announced.rank, announced.rank_pattern)
         try:
             self._infos = read_header(file, announced.size, adapter_shapes(spec.modules, spec.extra, ranks))
         except HeaderError as error:
@@ -69,7 +69,8 @@ def _check_module(
     tensors: _Tensors, module: str, spec: RunSpec, announced: UploadCreate, previous: NumpyGlobalAdapter
 ) -> None:
     """Check the factors of one module; they are freed before the next ones are read."""
-    A, B, scaling = tensors.read(key_A(module)), tensors.read(key_B(module)), upload_scaling(announced, module)
+    A, B = tensors.read(key_A(module)), tensors.read(key_B(module))
+    scaling = upload_scaling(announced, module, A.shape[0])
     strategy_ = strategy(spec.strategy)
     _check_product(module, A, B, scaling, spec.norm_bound)
     if strategy_.agents_train == "B":
@@ -80,9 +81,8 @@ def _check_module(
         _check_norm(key_B(module), scaling * _norm(key_B(module), B), spec.norm_bound)
 
 
-def upload_scaling(announced: UploadCreate, module: str) -> float:
-    """The scaling that a module of this upload was trained with."""
-    rank = by_pattern(module, announced.rank, announced.rank_pattern)
+def upload_scaling(announced: UploadCreate, module: str, rank: int) -> float:
+    """The scaling that a module of this upload, of this rank, was trained with."""
     return lora_scaling(rank, by_pattern(module, announced.alpha, announced.alpha_pattern), announced.use_rslora)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from flexlora_shared.messages.runs import RunSpec
-from flexlora_shared.ranks import longest_first
+from flexlora_shared.ranks import capped_pattern, longest_first
 
 
 def adapter_config(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> dict[str, Any]:
     """The configuration of the slice of `rank` and `pattern` (peft.LoraConfig, as JSON)."""
-    pattern = longest_first(pattern)
+    pattern = longest_first(capped_pattern(spec.modules, rank, pattern))
     alpha = spec.scaling.alpha_of(rank)
     alphas = {key: spec.scaling.alpha_of(own) for key, own in pattern.items()}
     return {

@@ -17,7 +17,6 @@ from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_shared.layout import key_A, key_B, key_extra
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
-from flexlora_shared.ranks import by_pattern
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,13 @@ class RoundUploads:
     def _updates(self, module: str) -> Iterator[Update]:
         bases = {path: adapter.factors(module) for path, adapter in self._bases.items() if self._measures_against_base}
         for update, file in zip(self.inputs, self._files, strict=True):
-            rank = by_pattern(module, update.announced.rank, update.announced.rank_pattern)
+            A = file.get_tensor(key_A(module))
             yield Update(
-                A=file.get_tensor(key_A(module)),
+                A=A,
                 B=file.get_tensor(key_B(module)),
-                scaling=upload_scaling(update.announced, module),
+                scaling=upload_scaling(update.announced, module, len(A)),
                 weight=update.weight,
-                served_scaling=served_scaling(self._spec, rank),
+                served_scaling=served_scaling(self._spec, len(A)),
                 base=None if update.base is None else bases.get(update.base),
             )
 

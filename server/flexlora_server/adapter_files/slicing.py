@@ -34,7 +34,7 @@ def write_slice(stored: Path, spec: RunSpec, rank: int, pattern: Mapping[str, in
         AggregationError: lora_B does not fit into the run's dtype.
     """
     dtype, adapter = DTYPES[slice_dtype(spec)], NumpyGlobalAdapter(stored)
-    ranks = module_ranks((module.name for module in spec.modules), rank, pattern)
+    ranks = module_ranks(spec.modules, rank, pattern)
     shapes = adapter_shapes(spec.modules, spec.extra, ranks)
     writer = TensorWriter(file, {key: (dtype, shape) for key, shape in shapes.items()})
     for module in spec.modules:

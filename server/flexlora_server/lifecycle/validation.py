@@ -1,7 +1,5 @@
 """Validates run definitions and upload announcements beyond their schemas."""
 
-from collections import Counter
-
 from flexlora_server.adapter_files.slicing import served_scaling
 from flexlora_server.aggregation.filters.plugin import check_filter
 from flexlora_server.aggregation.strategies.registry import strategy
@@ -13,10 +11,10 @@ from flexlora_shared.messages.robust import CustomFilter
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
-from flexlora_shared.ranks import module_ranks
+from flexlora_shared.ranks import capped, module_ranks
+from flexlora_shared.run_checks import faults
 
 FLOAT16_MAX = 65_504.0
-ALPHA_MAX = 1e6  # of UploadCreate.alpha: a slice served with a larger alpha could not be announced
 
 
 def check_spec(spec: RunSpec) -> None:
@@ -37,59 +35,28 @@ def check_spec(spec: RunSpec) -> None:
 
 
 def _faults(spec: RunSpec) -> list[str]:
-    names = [module.name for module in spec.modules]
-    tensors = Counter([*names, *(extra.name for extra in spec.extra)])
-    faults = [f"{name!r} is named {n} times; name each tensor once." for name, n in tensors.items() if n > 1]
-    if len(set(spec.ranks)) < len(spec.ranks):
-        faults.append(f"ranks {list(spec.ranks)} repeats a rank; name every allowed rank once.")
-    for module in spec.modules:
-        if spec.largest_rank > min(module.out_features, module.in_features):
-            faults.append(
-                f"rank {spec.largest_rank} exceeds what {module.name!r} of {module.out_features} by {module.in_features} "
-                "can hold; allow smaller ranks or leave the module out."
-            )
-    for extra in spec.extra:
-        if "." not in extra.name:
-            faults.append(f"extra tensor {extra.name!r} must be named MODULE.PARAMETER, for example classifier.weight.")
-        if extra.name.endswith((".lora_A.weight", ".lora_B.weight")):
-            faults.append(
-                f"extra tensor {extra.name!r} has the name of a LoRA factor; name its module under modules instead."
-            )
-    if not spec.min_updates <= spec.min_clients:
-        faults.append(
-            f"the quorum min_updates {spec.min_updates} exceeds min_clients {spec.min_clients}; it could be missed for ever."
-        )
-    if spec.clients_per_round is not None and spec.clients_per_round < spec.min_clients:
-        faults.append(f"clients_per_round {spec.clients_per_round} is less than min_clients {spec.min_clients}.")
-    if spec.over_selection and spec.clients_per_round is None:
-        faults.append("over_selection counts beyond clients_per_round; name clients_per_round too, or leave it out.")
-    for rank in spec.ranks:
-        if spec.scaling.alpha_of(rank) > ALPHA_MAX:
-            faults.append(
-                f"rank {rank} would be served with alpha {spec.scaling.alpha_of(rank):g}, but no upload may have more than "
-                f"{ALPHA_MAX:g}; lower alpha_per_rank."
-            )
+    """The faults of any run, then those that depend on its strategy."""
+    found = faults(spec)
     counteracted = [rule.kind for rule in spec.robust if rule.kind in {"norm-clip", "geometric-median"}]
     if spec.strategy == "hetlora" and counteracted:
-        faults.append(
+        found.append(
             f"hetlora weighs updates by their norm, which undoes {counteracted[0]}; "
             "use multi-krum or cosine, or another strategy."
         )
     if spec.upload_dtype == "float16" and _largest_served(spec) > FLOAT16_MAX:
-        faults.append(
+        found.append(
             f"an update within norm_bound {spec.norm_bound:g} may not fit into float16 (values up to "
             f"{_largest_served(spec):g}); lower norm_bound, or serve bfloat16 or float32."
         )
-    if (spec.model.task_type == "SEQ_CLS") != bool(spec.model.labels):
-        faults.append("SEQ_CLS needs model.labels, and only SEQ_CLS takes them.")
-    return faults
+    return found
 
 
 def _largest_served(spec: RunSpec) -> float:
     """The largest value in a slice of updates within the norm bound: of B, which is divided by the scaling, or unscaled."""
     rule = strategy(spec.strategy)
     added = spec.rounds if rule.agents_train == "fresh" else 1  # each round's fresh adapters are added to all before
-    B = added * spec.norm_bound / min(served_scaling(spec, rank) for rank in spec.ranks)
+    ranks = {capped(module, rank) for module in spec.modules for rank in spec.ranks}
+    B = added * spec.norm_bound / min(served_scaling(spec, rank) for rank in ranks)
     averages_A = rule.averages_factors and rule.agents_train != "B"  # else A has rows of norm 1, or stays round 0's
     unscaled = bool(spec.extra) or averages_A
     return max(B, spec.norm_bound) if unscaled else B
@@ -111,7 +78,7 @@ def check_announcement(spec: RunSpec, assignment: Assignment, announcement: Uplo
         )
     _check_trained(spec, announcement)
     check_keys(spec, announcement.alpha_pattern)
-    ranks = module_ranks((module.name for module in spec.modules), announcement.rank, announcement.rank_pattern)
+    ranks = module_ranks(spec.modules, announcement.rank, announcement.rank_pattern)
     smallest, largest = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
     if not smallest <= announcement.size <= largest:
         raise Refusal(

@@ -20,6 +20,7 @@ from flexlora_server.worker.executors.base import Executor, ThreadExecutor
 from flexlora_server.worker.metrics import UpdateGeometry
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, CosineRange, ModuleMetrics
+from flexlora_shared.ranks import capped
 
 __all__ = ["RoundWork", "write_aggregate", "write_initial"]
 
@@ -28,8 +29,8 @@ def write_initial(spec: RunSpec, file: BinaryIO) -> None:
     """Write round 0: B = 0 and one seeded A of the largest rank, of which every rank gets a prefix."""
     writer, dtype = GlobalAdapterWriter(file, spec), served_dtype(spec)
     for module in spec.modules:
-        d, k = module.out_features, module.in_features
-        writer.module(module.name, initial_factors(d, k, spec.largest_rank, spec.seed, module.name, dtype))
+        d, k, rank = module.out_features, module.in_features, capped(module, spec.largest_rank)
+        writer.module(module.name, initial_factors(d, k, rank, spec.seed, module.name, dtype))
     for extra in spec.extra:
         writer.extra(extra.name, initial_extra(extra.shape, extra.init, spec.seed, extra.name))
     writer.close()

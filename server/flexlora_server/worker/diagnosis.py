@@ -22,6 +22,7 @@ from flexlora_server.worker.aggregate_module import RoundWork
 from flexlora_server.worker.aggregate_round import write_aggregate
 from flexlora_server.worker.job import Job
 from flexlora_shared.messages.uploads import UploadCreate
+from flexlora_shared.ranks import capped_pattern
 
 
 def explain_failure(job: Job, blobs: BlobStore, settings: Settings, check_alive: Callable[[], None]) -> str:
@@ -122,6 +123,7 @@ def _failure(work: RoundWork, update: InputUpdate, check_alive: Callable[[], Non
 def _unchanged_inputs(work: RoundWork, folder: Path) -> Iterator[InputUpdate]:
     """The served slices themselves as inputs: where the aggregation of one fails, no upload is the cause."""
     spec, rank = work.spec, work.spec.largest_rank
+    pattern = capped_pattern(spec.modules, rank, {})
     for number, base in enumerate(dict.fromkeys((None, *(update.base for update in work.inputs)))):
         path = folder / f"idle-{number}"
         with path.open("w+b") as file:
@@ -129,6 +131,7 @@ def _unchanged_inputs(work: RoundWork, folder: Path) -> Iterator[InputUpdate]:
         announced = UploadCreate(
             rank=rank,
             alpha=spec.scaling.alpha_of(rank),
+            alpha_pattern={key: spec.scaling.alpha_of(own) for key, own in pattern.items()},
             use_rslora=spec.scaling.use_rslora,
             examples=1,
             size=path.stat().st_size,

@@ -23,6 +23,7 @@ from flexlora_shared.messages.status import (
     ModuleMetrics,
     UpdateMetrics,
 )
+from flexlora_shared.ranks import capped
 
 MAX_PAIRWISE_PARTICIPANTS = 32  # participants up to which the cosine of every pair is kept
 
@@ -51,13 +52,14 @@ def module_metrics(
     spec: RunSpec, module: ModuleSpec, aggregate: Aggregate, cosine: CosineRange | None
 ) -> ModuleMetrics:
     """The metrics of one module, without the time and the bytes it took."""
-    kept = energy_kept(aggregate, sorted(spec.ranks))
+    ranks = sorted(spec.ranks)
+    kept = energy_kept(aggregate, [capped(module, rank) for rank in ranks])
     return ModuleMetrics(
         name=module.name,
         singular_values=aggregate.singular_values,
         total_energy=aggregate.total_energy,
         effective_rank=effective_rank(aggregate.singular_values),
-        energy_kept=tuple(EnergyKept(rank=rank, share=share) for rank, share in kept),
+        energy_kept=tuple(EnergyKept(rank=rank, share=share) for rank, (_, share) in zip(ranks, kept, strict=True)),
         pairwise_cosine=cosine,
         route=aggregate.route,
         fell_back=aggregate.fell_back,

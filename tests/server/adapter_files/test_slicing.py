@@ -82,7 +82,7 @@ def store_as_once(path: Path, run: RunSpec, factors: dict[str, GlobalFactors]) -
 def wanted(run: RunSpec, factors: dict[str, GlobalFactors], rank: int, pattern: dict[str, int]) -> bytes:
     """The slice's file by the definition: whole tensors, A rounded again, `B / scaling` in float64, then rounded."""
     dtype, file = served_dtype(run), BytesIO()
-    ranks = module_ranks(factors, rank, pattern)
+    ranks = module_ranks(run.modules, rank, pattern)
     shapes = adapter_shapes(run.modules, run.extra, ranks)
     writer = TensorWriter(file, {key: (DTYPES[slice_dtype(run)], shape) for key, shape in shapes.items()})
     for name, both in factors.items():

@@ -7,9 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from flexlora_server.errors import Refusal
-from flexlora_server.lifecycle.validation import ALPHA_MAX, check_spec
+from flexlora_server.lifecycle.validation import check_spec
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
+from flexlora_shared.run_checks import ALPHA_MAX
 from tests.support.kit import spec
 
 HEAD = {"name": "classifier.weight", "shape": [3, 24]}
@@ -18,7 +19,7 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"ranks": [2, 64]}, "exceeds what 'layers.0.q_proj' of 20 by 24 can hold"),
+        ({"ranks": [2, 64]}, "rank 64 exceeds what any module can hold, which is 24"),
         ({"ranks": [2, 2]}, "repeats a rank"),
         ({"strategy": "fedavg"}, "fedavg"),
         ({"strategy": "ffa"}, "ffa averages the factors and needs one rank for all"),
@@ -31,7 +32,19 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
         ({"min_clients": 3, "clients_per_round": 2}, "clients_per_round 2 is less than min_clients 3"),
         ({"extra": [HEAD | {"name": "weight"}]}, "must be named MODULE.PARAMETER"),
         ({"extra": [HEAD, HEAD]}, "'classifier.weight' is named 2 times"),
-        ({"model": {"id": "m", "task_type": "SEQ_CLS"}}, "SEQ_CLS needs model.labels"),
+        *(
+            ({"model": {"id": "m", "task_type": task}}, f"{task} needs model.labels")
+            for task in ("SEQ_CLS", "TOKEN_CLS", "IMAGE_CLASSIFICATION")
+        ),
+        *(
+            ({"model": {"id": "m", "task_type": task, "labels": ["a"]}}, f"{task} takes no model.labels")
+            for task in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+        ),
+        ({"model": {"id": "m", "task_type": "SEQ_CLS", "labels": ["a", "a"]}}, "names a label twice"),
+        (
+            {"model": {"id": "m", "task_type": "TOKEN_CLS", "labels": ["a"], "problem_type": "multi-label"}},
+            "problem_type multi-label is for SEQ_CLS",
+        ),
         ({"upload_dtype": "float16", "norm_bound": 1e6}, "may not fit into float16"),
         (
             {"upload_dtype": "float16", "norm_bound": 1e5, "extra": [HEAD]},

@@ -96,7 +96,7 @@ def read_config(directory: Path, spec: RunSpec) -> SliceConfig:
 
 def tensor_shapes(config: SliceConfig, spec: RunSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor of the slice by key, with its shape."""
-    ranks = module_ranks([module.name for module in spec.modules], config.r, config.rank_pattern)
+    ranks = module_ranks(spec.modules, config.r, config.rank_pattern)
     return adapter_shapes(spec.modules, spec.extra, ranks)
 
 
