@@ -24,10 +24,11 @@ from flexlora_client.errors import BadInput, ClientError, UsageError, describe_v
 from flexlora_client.training.data.split import Split, load, split
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
+from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.plugin import load_trainer
 from flexlora_shared.messages.clients import Declaration, Hardware
-from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.runs import Fingerprint, RunSpec
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     device = resolve_device(options.device)
     spec = api.run(options.run).spec
     local_trainer = _local_trainer(options, spec, str(device), client_id)
-    declaration = _build_declaration(options, len(local_trainer.train), device)
+    own = check_fingerprint(spec.model, options.model_path)  # before the round counts on this participant
+    declaration = _build_declaration(options, len(local_trainer.train), device, own)
     work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
     try:
@@ -94,13 +96,16 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
-def _build_declaration(options: RunOptions, examples: int, device: torch.device) -> Declaration:
+def _build_declaration(
+    options: RunOptions, examples: int, device: torch.device, fingerprint: Fingerprint | None
+) -> Declaration:
     try:
         return Declaration(
             rank=options.rank,
             rank_pattern=dict(options.rank_pattern),
             examples=examples,
             hardware=describe_hardware(device),
+            fingerprint=fingerprint,
         )
     except ValidationError as error:
         raise UsageError(describe_validation_error(error)) from None
