@@ -24,6 +24,27 @@ from flexlora_client.cli.options import (
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder
+from flexlora_shared.messages.runs import RunSpec
+
+LABELS_FILE = "labels.json"
+CARD = """---
+base_model: {model}
+library_name: peft
+---
+A LoRA adapter of the run {name}, fine-tuned with FlexLoRA. The labels are in {labels}, in the order of the logits.
+
+```python
+import json
+
+from peft import PeftModel
+from transformers import {auto}
+
+labels = dict(enumerate(json.load(open("{labels}", encoding="utf-8"))))
+ids = {{label: number for number, label in labels.items()}}
+base = {auto}.from_pretrained("{model}", id2label=labels, label2id=ids, ignore_mismatched_sizes=True)
+model = PeftModel.from_pretrained(base, ".")
+```
+"""
 
 
 @with_connection
@@ -51,6 +72,20 @@ def export(
         print(f"round {round_number} of {run} at rank {rank} is in {output}")
 
 
+def write_labels(spec: RunSpec, folder: Path) -> None:
+    """Write a classifier's labels beside its adapter, as a list in the order of the logits and as how to load them."""
+    labels = spec.model.labels
+    if not labels:
+        return
+    auto = {"SEQ_CLS": "SequenceClassification", "TOKEN_CLS": "TokenClassification"}.get(
+        spec.model.task_type, "ImageClassification"
+    )
+    (folder / LABELS_FILE).write_text(json.dumps(labels, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    (folder / "README.md").write_text(
+        CARD.format(auto=f"AutoModelFor{auto}", model=spec.model.id, name=spec.name, labels=LABELS_FILE), "utf-8"
+    )
+
+
 def _save(api: Api, request: SliceRequest, output: Path) -> str:
     """Download into a temporary folder beside `output`, then rename it: a cut or a crash leaves no half folder under its name."""
     make_folder(output.parent)
@@ -58,6 +93,7 @@ def _save(api: Api, request: SliceRequest, output: Path) -> str:
     try:
         with Reporter(request.spec.name).bytes_bar("downloading") as on_progress:
             fetched = download(api, SliceCache(temporary), request, on_progress)
+        write_labels(request.spec, fetched.folder)
         fetched.folder.replace(output)
         return fetched.sha256
     finally:
