@@ -6,7 +6,7 @@ PEFT conventions: `lora_A` is (r, in_features), `lora_B` is (out_features, r); t
 import math
 from collections.abc import Iterable, Mapping
 
-from flexlora_shared.messages.runs import ExtraTensor, ModuleSpec
+from flexlora_shared.messages.runs import ExtraTensor, ModuleSpec, TaskType
 
 KEY_PREFIX = "base_model.model."
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -26,6 +26,17 @@ def key_B(module: str) -> str:
 def key_extra(name: str) -> str:
     """The key of a tensor outside LoRA (a classification head; PEFT `modules_to_save`)."""
     return f"{KEY_PREFIX}{name}"
+
+
+def saved_modules(extra: Iterable[ExtraTensor]) -> list[str]:
+    """The modules that PEFT must keep whole for these tensors: it always wraps a head, `classifier` or `score`, as one module."""
+    heads = {tensor.name: tensor.name.partition(".")[0] for tensor in extra}
+    return sorted({h if h in {"classifier", "score"} else name.rpartition(".")[0] for name, h in heads.items()})
+
+
+def peft_task_type(task_type: TaskType) -> TaskType | None:
+    """PEFT's name of the task; it has none for images."""
+    return None if task_type == "IMAGE_CLASSIFICATION" else task_type
 
 
 def adapter_shapes(

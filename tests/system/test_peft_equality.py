@@ -118,6 +118,9 @@ def test_plain_peft_computes_what_the_agent_does(
     done = call("export", RUN, "--rank", str(case.rank), *pattern, "-o", exported, env=env)
     assert done.code == 0, done.err
 
+    card = (exported / "README.md").read_text()
+    assert all(f'{index}: "{label}"' in card for index, label in enumerate(spec.model.labels))
+
     opened = load_peft(base, spec, exported)
     torch.testing.assert_close(logits(opened), expected, rtol=1e-5, atol=1e-5)
     merged = opened.merge_and_unload()

@@ -30,10 +30,11 @@ from flexlora_client.training.data.loading import LoadedData, load_data
 from flexlora_client.training.evaluation.own_metric import load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
+from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.plugin import load_trainer
 from flexlora_shared.messages.clients import Declaration, Hardware
-from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.runs import Fingerprint, RunSpec
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     kept_parts = local_parts(options.keep_local, spec)
     data = _load_data(home, options, spec, reporter)
     local_trainer = _local_trainer(options, data, str(device), client_id)
+    own = check_fingerprint(spec.model, options.model_path)  # before the round counts on this participant
     work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
     try:
@@ -89,7 +91,7 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
             measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
             Evaluator(measuring, options.rank, options.rank_pattern, options.max_rounds).run()
         else:
-            declaration = _build_declaration(options, len(local_trainer.train), device)
+            declaration = _build_declaration(options, len(local_trainer.train), device, own)
             Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds, kept_parts).run()
     finally:
         work.release()
@@ -108,13 +110,16 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
-def _build_declaration(options: RunOptions, examples: int, device: torch.device) -> Declaration:
+def _build_declaration(
+    options: RunOptions, examples: int, device: torch.device, fingerprint: Fingerprint | None
+) -> Declaration:
     try:
         return Declaration(
             rank=options.rank,
             rank_pattern=dict(options.rank_pattern),
             examples=examples,
             hardware=describe_hardware(device),
+            fingerprint=fingerprint,
         )
     except ValidationError as error:
         raise UsageError(describe_validation_error(error)) from None

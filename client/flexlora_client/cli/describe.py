@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ from flexlora_client.cli import rendering
 from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.options import build_message
 from flexlora_client.errors import BadInput
-from flexlora_shared.messages.runs import RunSpec, TaskType
+from flexlora_shared.messages.runs import ProblemType, PromptFormat, RunSpec, TaskType, TrainingSpec
+from flexlora_shared.run_checks import faults
 
 LABEL_COLUMNS = ("label", "category")
 
@@ -22,9 +24,22 @@ def describe(
     target: Annotated[
         list[str] | None, typer.Option("--target", help="Name or ending of a layer to train; repeatable. [all linear]")
     ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Name or ending of a layer to leave out; repeatable.")
+    ] = None,
     labels_from: Annotated[
         Path | None,
-        typer.Option("--labels-from", help="SEQ_CLS: a .txt or .json list of labels, or a data file that holds them."),
+        typer.Option(
+            "--labels-from", help="Classifiers: a .txt or .json list of labels, or a data file that holds them."
+        ),
+    ] = None,
+    problem_type: Annotated[
+        ProblemType,
+        typer.Option("--problem-type", help="SEQ_CLS: what it predicts; of regression, labels name numbers."),
+    ] = "single-label",
+    prompt_format: Annotated[
+        PromptFormat | None,
+        typer.Option("--prompt-format", help="How rows become text. [the tokenizer's chat template where it has one]"),
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Revision of the model on its hub.")] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the run in the definition.")] = "my-run",
@@ -38,23 +53,39 @@ def describe(
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's definition, to be edited.")] = False,
 ) -> None:
-    """Show the layers of a model that a run can train, from its configuration alone."""
+    """Show the layers of a model that a run can train; a trial adapter is placed on them, without loading the model."""
     require_agent_extra()
     labels = _read_labels(labels_from) if labels_from else ()
     from flexlora_client.training.models import describe_model  # takes seconds to import
+    from flexlora_client.training.models.trainable_layers import ALL_LINEAR
 
-    description = describe_model.describe(model, task_type, target or describe_model.ALL_LINEAR, labels, revision)
+    ranks = tuple(rank or (4, 8, 16))
+    description = describe_model.describe(
+        model,
+        task_type,
+        target or ALL_LINEAR,
+        labels,
+        revision,
+        problem_type=problem_type,
+        exclude=exclude or (),
+        smallest_rank=min(ranks),
+    )
     spec = build_message(
         RunSpec,
         name=name,
         model=description.model,
         modules=description.modules,
         extra=description.extra,
-        ranks=tuple(rank or (4, 8, 16)),
+        ranks=ranks,
         rounds=rounds,
         min_clients=min_clients,
         min_updates=min_clients,
+        training=TrainingSpec(prompt_format=prompt_format or description.prompt_format),
     )
+    for fault in faults(spec):
+        raise BadInput(f"this model makes no run: {fault}")
+    for note in description.notes:
+        print(note, file=sys.stderr)
     if as_json:
         print(spec.model_dump_json(indent=2))
     else:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flexlora_shared.layout import peft_task_type, saved_modules
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import capped_pattern, longest_first
 
@@ -14,7 +15,7 @@ def adapter_config(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> dict
     alphas = {key: spec.scaling.alpha_of(own) for key, own in pattern.items()}
     return {
         "peft_type": "LORA",
-        "task_type": spec.model.task_type,
+        "task_type": peft_task_type(spec.model.task_type),
         "base_model_name_or_path": spec.model.id,
         "revision": spec.model.revision,
         "inference_mode": True,
@@ -27,11 +28,5 @@ def adapter_config(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> dict
         "lora_dropout": spec.training.lora_dropout,
         "bias": "none",
         "target_modules": [module.name for module in spec.modules],
-        "modules_to_save": sorted({_saved_module(extra.name) for extra in spec.extra}) or None,
+        "modules_to_save": saved_modules(spec.extra) or None,
     }
-
-
-def _saved_module(name: str) -> str:
-    """The module PEFT must keep whole for this tensor: it always wraps a head, `classifier` or `score`, as one module."""
-    head = name.partition(".")[0]
-    return head if head in {"classifier", "score"} else name.rpartition(".")[0]

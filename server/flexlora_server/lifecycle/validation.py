@@ -8,11 +8,11 @@ from flexlora_server.errors import AggregationError, Refusal, UnsupportedRun
 from flexlora_server.lifecycle.serve_slice import check_keys
 from flexlora_shared.layout import adapter_shapes, size_bounds
 from flexlora_shared.messages.robust import CustomFilter
-from flexlora_shared.messages.run_checks import faults
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
 from flexlora_shared.ranks import capped, module_ranks
+from flexlora_shared.run_checks import faults
 
 FLOAT16_MAX = 65_504.0
 

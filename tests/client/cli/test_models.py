@@ -1,13 +1,17 @@
 """From a model's configuration to a trained adapter with nothing but the command line; and what `describe` shows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from flexlora_client.errors import Exit
 from flexlora_client.training.data.examples import Labelled
 from flexlora_client.training.data.split import load
+from flexlora_server.lifecycle.validation import check_spec
 from flexlora_shared.messages.runs import RunSpec
 from tests.support.command import call
 from tests.support.kit import OPERATOR_KEY, Served
@@ -185,3 +189,50 @@ def test_labels_are_found_where_the_loader_finds_them(llama: Path, tmp_path: Pat
     assert load(path, spec.model) == load(tmp_path / "data.csv", spec.model) == (Labelled("a", 1), Labelled("b", 0))
     path.write_text('{"text": "a", "label": true}\n')
     assert "neither a text nor a whole number" in call(*asked).err
+
+
+def test_another_base_model_is_refused_before_it_declares(site: Served, llama: Path, tmp_path: Path) -> None:
+    operator = {"FLEXLORA_URL": site.url, "FLEXLORA_OPERATOR_KEY": OPERATOR_KEY}
+    (tmp_path / "run.json").write_text(call("describe", llama, "--name", "pinned", "--json").out)
+    assert call("runs", "create", tmp_path / "run.json", env=operator).code == Exit.OK
+    home = {"FLEXLORA_HOME": str(tmp_path / "home")}
+    token = call("tokens", "create", env=operator).out.strip()
+    assert call("enroll", site.url, "--token", token, env=home).code == Exit.OK
+    other = Path(shutil.copytree(llama, tmp_path / "other"))
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(llama)).save_pretrained(other)
+    rows = [json.dumps({"prompt": f"Count {n}", "completion": str(n)}) for n in range(20)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    options: list[str | Path] = ["--rank", "4", "--data", tmp_path / "data.jsonl", "--device", "cpu"]
+    result = call("run", "pinned", *options, "--model", other, env=home)
+    assert result.code == Exit.BAD_INPUT
+    assert "the weights in" in result.err
+    assert "not the run's" in result.err
+    assert site.operator.expect(200, "GET", "/v1/runs/pinned")["status"]["participants"] == 0
+
+
+def test_describe_says_what_it_leaves_out_and_writes_what_can_be_created(llama: Path, tmp_path: Path) -> None:
+    described = call("describe", llama, "--rank", "20", "--rank", "24", "--exclude", "q_proj", "--json")
+    assert described.code == Exit.OK
+    spec = RunSpec.model_validate_json(described.out)
+    check_spec(spec)
+    assert "k_proj" in described.err
+    assert "they are smaller than rank 20" in described.err
+    assert not {"k_proj", "v_proj", "q_proj"} & {module.name.rpartition(".")[2] for module in spec.modules}
+    too_large = call("describe", llama, "--rank", "2", "--rank", "64")
+    assert too_large.code == Exit.BAD_INPUT
+    assert "rank 64 exceeds what any module can hold" in too_large.err
+    assert call("describe", llama, "--exclude", "typo").code == Exit.BAD_INPUT
+
+
+def test_the_kind_of_problem_and_the_prompts_are_in_the_definition(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("calm\nangry\n")
+    asked: list[str | Path] = ["--task-type", "SEQ_CLS", "--labels-from", tmp_path / "labels.txt"]
+    asked += ["--problem-type", "multi-label"]
+    spec = RunSpec.model_validate_json(call("describe", llama, *asked, "--json").out)
+    assert (spec.model.problem_type, spec.model.labels) == ("multi-label", ("calm", "angry"))
+    chosen = RunSpec.model_validate_json(call("describe", llama, "--prompt-format", "alpaca", "--json").out)
+    assert chosen.training.prompt_format == "alpaca"
+    refused = call("describe", llama, "--problem-type", "regression", "--json")
+    assert refused.code == Exit.BAD_INPUT
+    assert "problem_type regression is for SEQ_CLS" in refused.err

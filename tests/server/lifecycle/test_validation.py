@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from flexlora_server.errors import Refusal
 from flexlora_server.lifecycle.validation import check_spec
-from flexlora_shared.messages.run_checks import ALPHA_MAX
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
+from flexlora_shared.run_checks import ALPHA_MAX
 from tests.support.kit import spec
 
 HEAD = {"name": "classifier.weight", "shape": [3, 24]}

@@ -5,8 +5,9 @@ IGNORE_INDEX marks the tokens that are not learned. The end-of-sequence token cl
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from flexlora_client.errors import DataError, ModelError
 from flexlora_client.training.data.examples import (
@@ -51,11 +52,13 @@ class Encoder:
     seq2seq: bool = False  # the answer is the decoder's
 
     @classmethod
-    def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "Encoder":
+    def of(
+        cls, spec: RunSpec, preprocessor: PreTrainedTokenizerBase | BaseImageProcessor, max_length: int
+    ) -> "Encoder":
         """The encoder of a run; `max_length` is the run's, or the model's where that is less."""
         training = spec.training
         return cls(
-            tokenizer,
+            cast(PreTrainedTokenizerBase, preprocessor),  # images need none: their pixels are made batch by batch
             max_length,
             training.prompt_format,
             learn_all=training.learn == "all",

@@ -140,7 +140,7 @@ class _Measuring:
     def run(self, examples: Sequence[Example], most: SampleSize) -> Measured:
         """All metrics, the examples being in the order in which they are taken."""
         model, size = self.spec.model, self._batch_size
-        encoder = Encoder.of(self.spec, self.loaded.tokenizer, self.loaded.max_length)
+        encoder = Encoder.of(self.spec, self.loaded.preprocessor, self.loaded.max_length)
         choices = [example for example in examples if isinstance(example, Choice)][: most.choices]
         asked = [example for example in examples if isinstance(example, Prompted | Instructed | Chat)][: most.answers]
         parts = 1 + bool(choices) + bool(asked)

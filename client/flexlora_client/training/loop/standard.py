@@ -60,7 +60,7 @@ class StandardTrainer:
         """
         check_task(job.train, job.spec.model)
         loaded = self._start(job)
-        encoder = Encoder.of(job.spec, loaded.tokenizer, loaded.max_length)
+        encoder = Encoder.of(job.spec, loaded.preprocessor, loaded.max_length)
         units = Units(encoder, job.train)
         steps, used = _planned(units, job)
         heldout = _heldout_to_select_by(job, encoder)

@@ -1,30 +1,42 @@
-"""What a run can train of a model: its linear layers and its classification head, from the model's configuration alone.
+"""What a run can train of a model: its linear layers and its classification head.
 
-The model is built on PyTorch's meta device, which has shapes and no memory: no weights are downloaded or read.
+The model is built on PyTorch's meta device, which has shapes and no memory. Of weights that are on this machine only the
+names are read, and a few bytes for the fingerprint; none are downloaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from flexlora_client.errors import ModelError
-from flexlora_shared.messages.runs import ExtraTensor, ModelSpec, ModuleSpec, TaskType
-from flexlora_shared.ranks import matches, unmatched_keys
+from flexlora_client.training.models.checkpoint import commit_of, weight_files
+from flexlora_client.training.models.fingerprint import fingerprint
+from flexlora_client.training.models.preprocessing import load_tokenizer
+from flexlora_client.training.models.task_classes import AUTO_CLASSES, class_options, load_config
+from flexlora_client.training.models.trainable_layers import ALL_LINEAR, linear_layers
+from flexlora_client.training.models.trial import placeable
+from flexlora_shared.layout import saved_modules
+from flexlora_shared.messages.runs import ExtraTensor, ModelSpec, ModuleSpec, ProblemType, PromptFormat, TaskType
+from flexlora_shared.run_checks import LABELLED
 
-ALL_LINEAR = "all-linear"
+MAX_NEW_TENSORS = 16  # outside the head that a checkpoint may lack; more is another model's checkpoint
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
 
 
 @dataclass(frozen=True)
 class Description:
-    """The parts of a run's definition that the model decides."""
+    """The parts of a run's definition that the model decides, and a sentence for each thing that they leave out."""
 
     model: ModelSpec
     modules: tuple[ModuleSpec, ...]
     extra: tuple[ExtraTensor, ...]
+    prompt_format: PromptFormat = "as-is"
+    notes: tuple[str, ...] = ()
 
 
 def describe(
@@ -33,27 +45,35 @@ def describe(
     target: str | Sequence[str] = ALL_LINEAR,
     labels: Sequence[str] = (),
     revision: str | None = None,
+    *,
+    problem_type: ProblemType = "single-label",
+    exclude: Sequence[str] = (),
+    smallest_rank: int = 1,
 ) -> Description:
     """The modules and extra tensors of a model (a hub id or a local directory), for the task.
 
     `target` is "all-linear", which takes every linear layer but the output head, or names or name endings of the
-    layers to take (PEFT's `target_modules`, literally). A classifier's head goes to the extra tensors, to be averaged.
+    layers to take (PEFT's `target_modules`, literally). A classifier's head goes to the extra tensors, to be averaged, and
+    so does what the checkpoint lacks. A trial adapter is placed, as an agent will place its slice.
 
     Raises:
         ModelError: the configuration does not load, has no model for the task, or a target names no linear layer;
             a classifier without labels.
     """
-    if task_type == "SEQ_CLS" and not labels:
+    if task_type in LABELLED and not labels:
         raise ModelError("a classifier needs its labels; name them in the order of the logits.")
-    network = _on_meta(model, task_type, len(labels), revision)
-    head = _head(network) if task_type == "SEQ_CLS" else {}
-    layers = _linear_layers(network, set(head))
-    chosen = layers if target == ALL_LINEAR else _targeted(layers, [target] if isinstance(target, str) else target)
-    return Description(
-        ModelSpec(id=model, revision=revision, task_type=task_type, labels=tuple(labels)),
-        tuple(chosen),
-        tuple(ExtraTensor(name=name, shape=tuple(p.shape), init=_init(name, p)) for name, p in head.items()),
-    )
+    spec = ModelSpec(id=model, revision=revision, task_type=task_type, labels=tuple(labels), problem_type=problem_type)
+    config = _config(spec)
+    spec = spec.model_copy(update={"revision": commit_of(model, revision) or revision})
+    build, missing = _builder(spec, config)
+    network = build()
+    trained = _head(network) if labels else {}
+    trained |= _missing(network, spec, missing.difference(trained))
+    extra = tuple(ExtraTensor(name=name, shape=tuple(p.shape), init=_init(name, p)) for name, p in trained.items())
+    layers = linear_layers(network, saved_modules(extra), target, exclude, smallest_rank)
+    layers = placeable(layers, spec, extra, build, smallest_rank, named=target != ALL_LINEAR)
+    identified, prompt_format, notes = _identity(spec)
+    return Description(identified, layers.chosen, extra, prompt_format, (*layers.notes, *notes))
 
 
 def skeleton(description: Description) -> dict[str, Any]:
@@ -65,21 +85,54 @@ def skeleton(description: Description) -> dict[str, Any]:
     }
 
 
-def _on_meta(model: str, task_type: TaskType, labels: int, revision: str | None) -> PreTrainedModel:
-    auto: Any = AutoModelForCausalLM
+def _config(spec: ModelSpec) -> PretrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision or "main")
-        if task_type == "SEQ_CLS":
-            auto, config.num_labels = AutoModelForSequenceClassification, labels
+        return load_config(spec.id, spec.revision, spec)
+    except LOADING_ERRORS as error:
+        raise _unusable(spec, error) from error
+
+
+def _builder(spec: ModelSpec, config: PretrainedConfig) -> tuple[Callable[[], PreTrainedModel], set[str]]:
+    """A function that makes the model on the meta device, and the names of the weights that its checkpoint lacks."""
+    build = partial(_from_config, spec, config)
+    if not weight_files(spec.id, spec.revision, download=False):
+        return build, set()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of what takes no time here
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of weights that are new
+    try:
+        _, report = AUTO_CLASSES[spec.task_type].from_pretrained(
+            spec.id,
+            config=config,
+            revision=spec.revision or "main",
+            device_map="meta",
+            output_loading_info=True,
+            **class_options(spec),
+        )
+    except LOADING_ERRORS as error:
+        raise _unusable(spec, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    return build, set(report["missing_keys"])
+
+
+def _from_config(spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
+    try:
         with torch.device("meta"):
-            network: PreTrainedModel = auto.from_config(config)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"the model {model!r} has no usable configuration for {task_type} ({reason[0] if reason else error!r}); "
-            "give the path of a local directory with its config.json, or make its model hub reachable."
-        ) from error
+            network: PreTrainedModel = AUTO_CLASSES[spec.task_type].from_config(config, trust_remote_code=False)
+    except LOADING_ERRORS as error:
+        raise _unusable(spec, error) from error
     return network
+
+
+def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()
+    return ModelError(
+        f"the model {spec.id!r} has no usable configuration for {spec.task_type} ({reason[0] if reason else error!r}); "
+        "give the path of a local directory with its config.json, or make its model hub reachable."
+    )
 
 
 def _head(network: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
@@ -88,30 +141,30 @@ def _head(network: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in network.named_parameters() if not name.startswith(body)}
 
 
-def _linear_layers(network: PreTrainedModel, head: set[str]) -> list[ModuleSpec]:
-    output: object = network.get_output_embeddings()  # type: ignore[no-untyped-call]
-    layers = []
-    for name, layer in network.named_modules():
-        if layer is output or f"{name}.weight" in head:
-            continue
-        if isinstance(layer, Conv1D):  # GPT-2 stores (in_features, out_features)
-            layers.append(ModuleSpec(name=name, out_features=layer.weight.shape[1], in_features=layer.weight.shape[0]))
-        elif isinstance(layer, torch.nn.Linear):
-            layers.append(ModuleSpec(name=name, out_features=layer.out_features, in_features=layer.in_features))
-    if not layers:
-        raise ModelError(f"a {type(network).__name__} has no linear layers to train.")
-    return layers
+def _missing(network: PreTrainedModel, spec: ModelSpec, names: set[str]) -> dict[str, torch.nn.Parameter]:
+    """Parameters of a classifier that its checkpoint lacks beside the head (a pooler): they start alike for everybody."""
+    lacking = {name: parameter for name, parameter in network.named_parameters() if name in names}
+    if lacking and (not spec.labels or len(lacking) > MAX_NEW_TENSORS):
+        shown = ", ".join(sorted(lacking)[:5]) + (" and more" if lacking.keys() - sorted(lacking)[:5] else "")
+        raise ModelError(f"{spec.id} holds no weights for {shown}; use a model that has them.")
+    return lacking
 
 
-def _targeted(layers: Sequence[ModuleSpec], targets: Sequence[str]) -> list[ModuleSpec]:
-    names = [layer.name for layer in layers]
-    unknown = unmatched_keys(names, dict.fromkeys(targets))
-    if unknown or not targets:
-        endings = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-        raise ModelError(
-            f"the target {', '.join(unknown) or '(none)'} names no linear layer; this model has {endings}."
-        )
-    return [layer for layer in layers if any(matches(layer.name, target) for target in targets)]
+def _identity(spec: ModelSpec) -> tuple[ModelSpec, PromptFormat, list[str]]:
+    """The model with its fingerprint, and the prompt format that fits it; with what could not be found out."""
+    notes: list[str] = []
+    prompt_format: PromptFormat = "as-is"
+    try:
+        if spec.task_type == "CAUSAL_LM" and load_tokenizer(spec.id, spec.revision).chat_template:
+            prompt_format = "chat-template"
+    except ModelError as error:
+        notes.append(f"prompts are joined as they are: {error}")
+    try:
+        own = fingerprint(spec.id, spec.revision, spec.task_type)
+        spec = spec.model_copy(update={"fingerprint": own})
+    except ModelError as error:
+        notes.append(f"the run will not check that participants have the same base model: {error}")
+    return spec, prompt_format, notes
 
 
 def _init(name: str, parameter: torch.nn.Parameter) -> Any:

@@ -5,47 +5,61 @@ peak is one model. It is not for several threads at a time.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexlora_client.errors import ModelError, OutOfMemory
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.models import devices
 from flexlora_client.training.models.placing import WrappedModel, place_slice
 from flexlora_client.training.models.precision import HALF_DTYPES, check_compute, keep_packing, loading_options
+from flexlora_client.training.models.preprocessing import load_image_processor, load_tokenizer, not_loaded
 from flexlora_client.training.models.slice_files import LoadedSlice
+from flexlora_client.training.models.task_classes import AUTO_CLASSES, class_options, load_config
 from flexlora_shared.messages.runs import ModelSpec, ProblemType, RunSpec, TaskType
 
 NO_LIMIT_TOKENS = 2**31  # for a model that names no limit
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+Preprocessor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to train or evaluate, with its tokenizer and limits."""
+    """A model ready to train or evaluate, with its tokenizer or image processor and its limits.
+
+    What it predicts: `task_type`, and for SEQ_CLS `problem_type`.
+    """
 
     model: PeftModel
-    tokenizer: PreTrainedTokenizerBase
+    preprocessor: Preprocessor
     device: torch.device
     max_length: int  # tokens an example may have: the run's bound, or the model's own where that is less
     positions: int  # tokens the model itself takes
-    classifies: bool
+    task_type: TaskType
     dtype: torch.dtype  # of the base model
-    compute: Compute = DEFAULT_COMPUTE  # how to compute with it
-    task_type: TaskType = "CAUSAL_LM"
     problem_type: ProblemType = "single-label"
-    processor: Any = None  # of images
+    compute: Compute = DEFAULT_COMPUTE  # how to compute with it
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of a model that reads text."""
+        assert isinstance(self.preprocessor, PreTrainedTokenizerBase)  # by Models
+        return self.preprocessor
+
+    @property
+    def processor(self) -> BaseImageProcessor:
+        """The image processor of a model that classifies images."""
+        assert isinstance(self.preprocessor, BaseImageProcessor)  # by Models
+        return self.preprocessor
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it gives one prediction for a text."""
+        return self.task_type == "SEQ_CLS"
 
     def precision(self) -> torch.autocast:
         """The autocast context: needed where the base model is in 16 bits and the adapter in float32."""
@@ -63,7 +77,7 @@ class LoadedModel:
     def pad_id(self) -> int:
         """The token that fills batches up; always masked."""
         token = self.tokenizer.pad_token_id
-        assert isinstance(token, int)  # by _tokenizer
+        assert isinstance(token, int)  # by _preprocessor
         return token
 
 
@@ -85,7 +99,7 @@ class Models:
     def __init__(self) -> None:
         self._key: _Key | None = None
         self._base: PreTrainedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._preprocessor: Preprocessor | None = None
         self._placed: WrappedModel | None = None
 
     def with_slice(
@@ -115,64 +129,41 @@ class Models:
         loading = Compute(dtype=compute.dtype, quantization=compute.quantization, offload=compute.offload)
         key = _Key(model_path or spec.model.id, revision, spec.model, names, target, loading)
         try:
-            base, tokenizer = self._loaded(key)
+            base, preprocessor = self._loaded(key)
             self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
         except BaseException:
             self.clear()  # never train a half-loaded slice
             raise
-        positions = _positions(base.config, tokenizer)
+        positions = _positions(base, preprocessor)
         return LoadedModel(
             self._placed.model,
-            tokenizer,
+            preprocessor,
             target,
             max_length=min(spec.training.max_length, positions),
             positions=positions,
-            classifies=spec.model.task_type == "SEQ_CLS",
-            dtype=base.dtype,
-            compute=compute,
             task_type=spec.model.task_type,
+            dtype=base.dtype,
             problem_type=spec.model.problem_type,
+            compute=compute,
         )
 
     def clear(self) -> None:
         """Forget the base model and free its memory."""
-        self._key = self._base = self._tokenizer = self._placed = None
+        self._key = self._base = self._preprocessor = self._placed = None
 
-    def _loaded(self, key: _Key) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        if self._key != key or self._base is None or self._tokenizer is None:
+    def _loaded(self, key: _Key) -> tuple[PreTrainedModel, Preprocessor]:
+        if self._key != key or self._base is None or self._preprocessor is None:
             self.clear()
-            self._tokenizer = _tokenizer(key)
-            self._base = _base_model(key, self._tokenizer)
+            self._preprocessor = _preprocessor(key)
+            self._base = _base_model(key, self._preprocessor)
             self._key = key
-        return self._base, self._tokenizer
+        return self._base, self._preprocessor
 
 
-def load_encoding(spec: RunSpec, model_path: str | None) -> tuple[PreTrainedTokenizerBase, int]:
-    """The run's tokenizer, and how many tokens an example may have; loads no weights. Raises: ModelError.
-
-    Of images there is no tokenizer: None, and nothing asks for it.
-    """
-    revision = None if model_path else spec.model.revision
-    key = _Key(model_path or spec.model.id, revision, spec.model, (), torch.device("cpu"), DEFAULT_COMPUTE)
-    if spec.model.task_type == "IMAGE_CLASSIFICATION":
-        return cast(PreTrainedTokenizerBase, None), spec.training.max_length
-    tokenizer = _tokenizer(key)
-    try:
-        config = AutoConfig.from_pretrained(key.path, revision=key.revision or "main")
-    except LOADING_ERRORS as error:
-        raise _not_loaded("configuration", key, error) from error
-    return tokenizer, min(spec.training.max_length, _positions(config, tokenizer))
-
-
-def _positions(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    return min(getattr(config, "max_position_embeddings", None) or NO_LIMIT_TOKENS, tokenizer.model_max_length)
-
-
-def _tokenizer(key: _Key) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(key.path, revision=key.revision or "main")
-    except LOADING_ERRORS as error:
-        raise _not_loaded("tokenizer", key, error) from error
+def _preprocessor(key: _Key) -> Preprocessor:
+    if key.model.task_type == "IMAGE_CLASSIFICATION":
+        return load_image_processor(key.path, key.revision)
+    tokenizer = load_tokenizer(key.path, key.revision)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {key.path} has neither a padding nor an end token; set pad_token.")
@@ -180,42 +171,72 @@ def _tokenizer(key: _Key) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _base_model(key: _Key, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    options: dict[str, Any] = {}
-    auto: Any = AutoModelForCausalLM
-    if key.model.task_type == "SEQ_CLS":
-        if not key.model.labels:
-            raise ModelError("the run classifies but has no labels; its operator must define them.")
-        auto = AutoModelForSequenceClassification
-        options = {"num_labels": len(key.model.labels), "ignore_mismatched_sizes": True}
+def _base_model(key: _Key, preprocessor: Preprocessor) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(key.path, revision=key.revision or "main")
-        whole = sorted({name.rpartition(".")[0] for name in key.extra})
-        options |= loading_options(key.compute, key.device, getattr(config, "dtype", None), whole)
-        model, report = auto.from_pretrained(
-            key.path, revision=key.revision or "main", output_loading_info=True, **options
-        )
+        config = load_config(key.path, key.revision, key.model)
+        model, report = _from_pretrained(key, config)
     except (*LOADING_ERRORS, MemoryError) as error:
         if devices.is_out_of_memory(error):
             raise OutOfMemory(
                 f"the base model {key.path!r} does not fit into the memory of {key.device}; load it smaller with "
                 "--dtype bfloat16 or --quantization nf4, or end what else uses memory."
             ) from error
-        raise _not_loaded("base model", key, error) from error
+        raise not_loaded("base model", key.path, error) from error
     _check_weights(key, report)
-    _check_vocabulary(key, model, tokenizer)
     keep_packing(model)
-    model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's classification head looks for the last real token
-    loaded: PreTrainedModel = model if "device_map" in options else model.to(key.device)
-    return loaded
+    if isinstance(preprocessor, PreTrainedTokenizerBase):
+        _check_vocabulary(key, model, preprocessor)
+        for part in (model.config, model.config.get_text_config()):
+            # a decoder's classification head looks for the last real token
+            part.pad_token_id = preprocessor.pad_token_id
+    return model
 
 
-def _not_loaded(what: str, key: _Key, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()
-    return ModelError(
-        f"the {what} {key.path!r} does not load ({type(error).__name__}: {reason[0] if reason else 'no reason'}); "
-        "give the local path of a directory that holds it, or make its model hub reachable."
+def _from_pretrained(key: _Key, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The base model on its device, and transformers' report of what its files lacked."""
+    whole = sorted({name.rpartition(".")[0] for name in key.extra})
+    options = loading_options(key.compute, key.device, getattr(config, "dtype", None), whole)
+    model, report = AUTO_CLASSES[key.model.task_type].from_pretrained(
+        key.path,
+        config=config,
+        revision=key.revision or "main",
+        output_loading_info=True,
+        **class_options(key.model),
+        **options,
     )
+    return (model if "device_map" in options else model.to(key.device)), report
+
+
+def load_encoding(spec: RunSpec, model_path: str | None) -> tuple[Preprocessor, int]:
+    """The run's tokenizer or image processor, and how many tokens an example may have; loads no weights.
+
+    Raises:
+        ModelError: a file is missing, or the model does not suit the run's task.
+    """
+    revision = None if model_path else spec.model.revision
+    key = _Key(model_path or spec.model.id, revision, spec.model, (), torch.device("cpu"), DEFAULT_COMPUTE)
+    preprocessor = _preprocessor(key)
+    try:
+        config = load_config(key.path, key.revision, key.model)
+        with torch.device("meta"):
+            model = AUTO_CLASSES[key.model.task_type].from_config(config)
+    except LOADING_ERRORS as error:
+        raise not_loaded("configuration", key.path, error) from error
+    return preprocessor, min(spec.training.max_length, _positions(model, preprocessor))
+
+
+def _positions(base: PreTrainedModel, preprocessor: Preprocessor) -> int:
+    """Tokens that the model takes: its configuration's, or a table's less the rows that RoBERTa and its kin never use."""
+    if not isinstance(preprocessor, PreTrainedTokenizerBase):
+        return NO_LIMIT_TOKENS
+    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT_TOKENS
+    if limit < 0:  # XLNet's, which names none
+        limit = NO_LIMIT_TOKENS
+    for name, table in base.named_modules():
+        offset = getattr(table, "padding_idx", None)
+        if name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding) and offset is not None:
+            limit = min(limit, table.num_embeddings - offset - 1)
+    return int(min(limit, preprocessor.model_max_length))
 
 
 def _check_weights(key: _Key, report: dict[str, Any]) -> None:

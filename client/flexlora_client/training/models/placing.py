@@ -8,6 +8,7 @@ module's rank and scaling are those the protocol's rules give.
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -26,7 +27,10 @@ from flexlora_client.training.models.layers import (
     reset_layers,
 )
 from flexlora_client.training.models.slice_files import LoadedSlice, SliceConfig
+from flexlora_shared.layout import peft_task_type
 from flexlora_shared.messages.runs import RunSpec
+
+REFUSED_BY_PEFT = "PEFT cannot put an adapter on this base model: "
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,16 @@ def place_slice(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     try:
-        set_peft_model_state_dict(previous.model, dict(adapter.tensors), TRAINED_ADAPTER)
+        result: Any = set_peft_model_state_dict(previous.model, dict(adapter.tensors), TRAINED_ADAPTER)
     except (KeyError, RuntimeError) as error:
         raise AdapterError(
             f"PEFT cannot put the slice into the base model ({str(error)[:200]}); the run's extra tensors must be those "
             "of the modules that the slice's modules_to_save names, and of classifier and score, which PEFT saves whole."
         ) from error
+    if result.unexpected_keys:
+        raise AdapterError(
+            f"the base model has no place for the slice's {result.unexpected_keys[0]}; use the run's model."
+        )
     if base_slice is not None:
         add_frozen_slice(previous.model, base_slice)
     if not trains_A:
@@ -88,7 +96,7 @@ def trained_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
 def _wrap(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftModel:
     targets = [base.get_submodule(name) for name in config.target_modules]
     options = LoraConfig(
-        task_type=spec.model.task_type,
+        task_type=peft_task_type(spec.model.task_type),
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # annotated int; PEFT divides, so a float is as good
         rank_pattern=dict(config.rank_pattern),
@@ -102,7 +110,11 @@ def _wrap(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftMode
     with warnings.catch_warnings():
         # PEFT reads the attribute's former name; a participant cannot change that
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        model = get_peft_model(base, options, TRAINED_ADAPTER)
+        try:
+            model = get_peft_model(base, options, TRAINED_ADAPTER)
+        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+            raise AdapterError(f"{REFUSED_BY_PEFT}{reason}.") from error
     assert isinstance(model, PeftModel)  # a mixed model only where asked for
     return model
 
@@ -138,7 +150,9 @@ def _check_placed(placed: WrappedModel, adapter: LoadedSlice, trains_A: bool) ->
             f"the base model and the slice do not hold the same tensors ({odd[0]}); use the run's model."
         )
     for name, tensor in adapter.tensors.items():
-        if not torch.equal(state[name].cpu(), tensor.float()):
+        if state[name].shape != tensor.shape or not (
+            tensor.is_meta or torch.equal(state[name].cpu(), tensor.float())  # a trial has no values
+        ):
             raise AdapterError(
                 f"PEFT did not take over tensor {name!r}; use the versions this agent was released with."
             )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from flexlora_client.errors import AdapterError, DivergedError
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.header import HeaderError, TensorError, read_header
-from flexlora_shared.layout import adapter_shapes, key_extra
+from flexlora_shared.layout import adapter_shapes, key_extra, peft_task_type
 from flexlora_shared.messages.base import Alpha, AlphaPattern, Message, Rank, RankPattern, TensorName, Tuple
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import by_pattern, lora_scaling, module_ranks, unmatched_keys
@@ -76,7 +76,11 @@ def read_config(directory: Path, spec: RunSpec) -> SliceConfig:
     """
     path = directory / CONFIG_FILE
     fields = _json(path)
-    for name, expected in (("peft_type", "LORA"), ("task_type", spec.model.task_type), ("bias", "none")):
+    for name, expected in (
+        ("peft_type", "LORA"),
+        ("task_type", peft_task_type(spec.model.task_type)),
+        ("bias", "none"),
+    ):
         if fields.pop(name, expected) != expected:
             raise AdapterError(f"{path}: {name} is not {expected!r}; fetch the slice that the coordinator serves.")
     known = {name: fields.pop(name) for name in SliceConfig.model_fields if name in fields}
