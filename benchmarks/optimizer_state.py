@@ -1,4 +1,5 @@
-"""The optimizer's state from round to round: AdamW's moments fresh, kept, or projected onto the factors served next.
+"""The optimizer's state from round to round: AdamW's moments fresh, kept, or projected onto the factors served next
+(which no run offers: see decision 21).
 
 The demo's model and its four tasks, no network: agents' own training loop, the coordinator's own strategies. `one`: a single
 participant of rank 8 with the rows of all tasks; `four`: one task each, of ranks 2, 4, 8 and 16 (`fedavg`: 8). Held-out
@@ -9,7 +10,6 @@ state that only makes steps larger or smaller gains nothing at the best of them.
 import argparse
 import itertools
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.lib.moments import projected
 from benchmarks.lib.progress import clock
 from demo.run import MODEL
 from demo.tasks import TASKS, mix_rows, train_rows
@@ -56,7 +57,7 @@ def definition(name: str, ranks: Sequence[int], state: str, seed: int, rounds: i
         "max_steps": steps,
         "epochs": 1000,
         "seed": seed,
-        "optimizer_state": state,
+        "optimizer_state": "fresh" if state == "fresh" else "keep",
     }
     fields = {
         "name": "bench",
@@ -72,7 +73,12 @@ def definition(name: str, ranks: Sequence[int], state: str, seed: int, rounds: i
 
 
 def losses(
-    spec: RunSpec, ranks: Sequence[int], data: Sequence[Sequence[Example]], mix: Sequence[Example], shown: Sequence[int]
+    spec: RunSpec,
+    ranks: Sequence[int],
+    data: Sequence[Sequence[Example]],
+    mix: Sequence[Example],
+    shown: Sequence[int],
+    project: bool,
 ) -> list[float]:
     """The held-out loss after each of the rounds `shown`."""
     models, largest = Models(), max(ranks)
@@ -88,7 +94,7 @@ def losses(
         folder = Path(made)
         for number in range(1, spec.rounds + 1):
             trained = [
-                _train(trainer, spec, factors, number, who, rank, examples, folder)
+                _train(trainer, spec, factors, number, who, rank, examples, folder, project)
                 for who, (rank, examples) in enumerate(zip(ranks, data, strict=True))
             ]
             factors = _aggregated(spec, factors, ranks, trained)
@@ -107,8 +113,12 @@ def _train(
     rank: int,
     examples: Sequence[Example],
     folder: Path,
+    project: bool,
 ) -> dict[str, Tensor]:
     start, output = write_slice(factors, spec, rank, folder / "served"), folder / "trained"
+    kept = folder / f"state-{who}"
+    if project and number > 1:
+        _project(spec, kept / f"round-{number - 1:06}.pt", kept / ADAPTER_FILE, start / ADAPTER_FILE)
     job = Job(
         spec=spec,
         round=number,
@@ -120,12 +130,24 @@ def _train(
         model_path=None,
         progress=lambda step, total, loss: None,
         participant=str(who),
-        state=folder / f"state-{who}",
+        state=kept,
         notice=_refuse,
     )
-    tensors = load_file(trainer.train(job).adapter)
-    shutil.rmtree(output)
-    return tensors
+    adapter = trainer.train(job).adapter
+    kept.mkdir(exist_ok=True)
+    return load_file(adapter.replace(kept / ADAPTER_FILE))
+
+
+def _project(spec: RunSpec, state: Path, trained: Path, served: Path) -> None:
+    """Replace the kept moments by those projected from what was trained onto what is served."""
+    content, old, new = torch.load(state, weights_only=True), load_file(trained), load_file(served)
+    moments = content["state"]["optimizer"]["state"]
+    for index, module in enumerate(spec.modules):  # in the model's order, each A before its B
+        a, b = 2 * index, 2 * index + 1
+        before, after = ((each[key_A(module.name)], each[key_B(module.name)]) for each in (old, new))
+        assert moments[a]["exp_avg"].shape == before[0].shape
+        moments[a], moments[b] = projected(moments[a], moments[b], before, after)
+    torch.save(content, state)
 
 
 def _refuse(sentence: str) -> None:
@@ -164,7 +186,7 @@ def measured(case: str, state: str, rate: float, seeds: int, shown: Sequence[int
         data = by_task if len(ranks) > 1 else [[row for rows in by_task for row in rows]]
         mix = [Prompted(row.prompt, row.completion) for row in mix_rows(world, seed)]
         spec = definition(name, ranks, state, seed, shown[-1], steps, rate)
-        found.append(losses(spec, ranks, data, mix, shown))
+        found.append(losses(spec, ranks, data, mix, shown, state == "project"))
     return found
 
 

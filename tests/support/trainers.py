@@ -11,6 +11,7 @@ from flexlora_client import credentials
 from flexlora_client.cli.options import ConnectionOptions, as_participant
 from flexlora_client.errors import DivergedError
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
+from flexlora_client.training.loop.standard import StandardTrainer
 
 
 class Nudge:
@@ -54,6 +55,15 @@ class Killed:
             for _ in range(int(os.environ.get("KILLED_TIMES", "1"))):
                 signal.raise_signal(getattr(signal, os.environ.get("KILLED_SIGNAL", "SIGKILL")))
         return Nudge().train(job)
+
+
+class OftenSaved(StandardTrainer):
+    """The agent's own loop, with a checkpoint as often as writing one leaves time to train."""
+
+    supports = StandardTrainer.supports
+
+    def __init__(self) -> None:
+        super().__init__(checkpoint_interval=0.0)
 
 
 class Elsewhere:

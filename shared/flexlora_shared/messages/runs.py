@@ -143,9 +143,9 @@ class TrainingSpec(Message):
         ),
     ] = 0.0
     optimizer_state: Annotated[
-        Literal["fresh", "keep", "project"],
+        Literal["fresh", "keep"],
         Field(
-            description="AdamW's moments at a round's start: zero, the round before's, or those projected onto the new factors",
+            description="The optimizer's state at a round's start: fresh, or as the participant ended the round before",
             exclude_if=omitted_if_default("fresh"),
         ),
     ] = "fresh"

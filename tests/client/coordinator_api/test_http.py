@@ -5,6 +5,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -253,3 +254,16 @@ def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.parametrize("date", ["Fri, 01 Jan 2100 00:00:00 GMT", "tomorrow"])
+def test_the_coordinators_clock_is_known_from_its_answers(date: str) -> None:
+    def dated(handler: BaseHTTPRequestHandler, asked: Asked) -> None:
+        handler.send_response_only(204)
+        handler.send_header("Date", date)
+        handler.end_headers()
+
+    with misbehaving(dated) as server, Http(server.url) as http:
+        http.request("GET", "/v1/runs")
+        ahead = datetime(2100, 1, 1, tzinfo=UTC).timestamp() - time.time() if date != "tomorrow" else 0.0
+        assert http.clock_ahead == pytest.approx(ahead, abs=60)

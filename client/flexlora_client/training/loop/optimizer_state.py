@@ -1,4 +1,4 @@
-"""The optimizer's state from round to round (`training.optimizer_state`): fresh, kept as it is, or projected.
+"""The optimizer's state from round to round (`training.optimizer_state`): fresh, or kept as it is.
 
 A file for each round beside the round before's: a round that is trained again, in another attempt, starts from the same
 state. It counts only in the round that follows its own, in the same run, for the same participant, ranks and optimizer;
@@ -8,11 +8,9 @@ elsewhere the state is fresh, and the participant is told. A fresh adapter in ea
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from flexlora_client.training.contract import CONFIG_FILE, Job
 from flexlora_client.training.loop import snapshots
-from flexlora_client.training.loop.moments import CannotProject, projected
 from flexlora_client.training.loop.step import Stepper
 
 
@@ -22,12 +20,10 @@ def restore_optimizer(stepper: Stepper, job: Job) -> None:
         return
     path = _path(job.state, job.round - 1)
     found = snapshots.load(path) if path.exists() else None
-    try:
-        if found is None or found.get("identity") != _identity(job):
-            raise CannotProject(f"there is none of round {job.round - 1} that fits")
-        stepper.load_state_dict(_fitted(found, stepper, job))
-    except (CannotProject, KeyError, ValueError) as error:
-        job.notice(f"the optimizer's state starts fresh: {error}")
+    if found is None or found.get("identity") != _identity(job):
+        job.notice(f"the optimizer's state starts fresh: none of round {job.round - 1} is there that fits")
+        return
+    stepper.load_state_dict(found["state"])
 
 
 def save_optimizer(stepper: Stepper, job: Job) -> None:
@@ -35,8 +31,6 @@ def save_optimizer(stepper: Stepper, job: Job) -> None:
     if job.state is None or not _is_carried(job):
         return
     content = {"identity": _identity(job), "state": snapshots.copied(stepper.state_dict())}
-    if job.spec.training.optimizer_state == "project":
-        content["factors"] = snapshots.copied(stepper.parameters)
     try:
         snapshots.save_whole(content, _path(job.state, job.round))
     except (OSError, RuntimeError) as error:
@@ -47,14 +41,7 @@ def save_optimizer(stepper: Stepper, job: Job) -> None:
 
 
 def _is_carried(job: Job) -> bool:
-    return job.spec.training.optimizer_state != "fresh" and job.trainable != "fresh"
-
-
-def _fitted(found: dict[str, Any], stepper: Stepper, job: Job) -> dict[str, Any]:
-    state: dict[str, Any] = found["state"]
-    if job.spec.training.optimizer_state == "project":
-        return projected(state, found["factors"], stepper.parameters)
-    return state
+    return job.spec.training.optimizer_state == "keep" and job.trainable != "fresh"
 
 
 def _identity(job: Job) -> str:

@@ -1,16 +1,14 @@
-"""AdamW's moments from round to round: kept, projected, or fresh with a word."""
+"""AdamW's moments from round to round: kept, or fresh with a word."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from flexlora_client.training.contract import Compute, Job
 from flexlora_client.training.data.examples import Example, Prompted
 from flexlora_client.training.loop import optimizer_state
-from flexlora_client.training.loop.moments import projected
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.load_model import Models
@@ -88,32 +86,3 @@ def test_nothing_is_said_where_no_state_can_be(job: Job, models: Models, changes
     told: list[str] = []
     StandardTrainer(models).train(replace(job, **changes, notice=told.append))
     assert told == []
-
-
-def test_moments_in_other_factors_of_the_same_product_are_those_of_its_gradients() -> None:
-    """A weighted sum of the gradients in the new factors is what projecting that of the old ones gives."""
-    generator = torch.Generator().manual_seed(0)
-    A, B = torch.randn(3, 7, generator=generator).double(), torch.randn(5, 3, generator=generator).double()
-    mixed = torch.randn(3, 3, generator=generator).double()
-    gradients = torch.randn(4, 5, 7, generator=generator).double()
-    new = {"q.lora_A.w": mixed @ A, "q.lora_B.w": B @ torch.linalg.inv(mixed), "head": torch.ones(2)}
-    old = {"q.lora_A.w": A, "q.lora_B.w": B, "head": torch.ones(2)}
-
-    def moments(factors: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
-        first = {
-            0: sum(0.9**n * (factors["q.lora_B.w"].mT @ G) for n, G in enumerate(gradients)),
-            1: sum(0.9**n * (G @ factors["q.lora_A.w"].mT) for n, G in enumerate(gradients)),
-        }
-        return {
-            number: {"exp_avg": torch.as_tensor(each), "exp_avg_sq": torch.ones_like(torch.as_tensor(each))}
-            for number, each in first.items()
-        }
-
-    head = {"exp_avg": torch.tensor([1.0, 2.0]), "exp_avg_sq": torch.ones(2)}
-    state = {"optimizer": {"state": {**moments(old), 2: head}, "param_groups": []}}
-    found = projected(state, old, new)["optimizer"]["state"]
-    for number, expected in moments(new).items():
-        torch.testing.assert_close(found[number]["exp_avg"], expected["exp_avg"], rtol=1e-9, atol=1e-9)
-    inverse = torch.linalg.inv(mixed)
-    torch.testing.assert_close(found[0]["exp_avg_sq"], inverse.mT.square() @ torch.ones(3, 7).double())
-    assert found[2] is head
