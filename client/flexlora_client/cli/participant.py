@@ -3,6 +3,7 @@
 import platform
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -11,12 +12,12 @@ import typer
 
 from flexlora_client import credentials
 from flexlora_client.cli.agent_extra import require_agent_extra
+from flexlora_client.cli.compute import AutoRankOption, ComputeOptions, parse_rank, with_compute
 from flexlora_client.cli.options import (
     CaFileOption,
     ConnectionOptions,
     HomeOption,
     JsonOption,
-    RankOption,
     RankPatternOption,
     RunArgument,
     as_participant,
@@ -73,9 +74,10 @@ def rotate(home: HomeOption = None, ca_file: CaFileOption = None) -> None:
     print(f"new key for {issued.name} in {path}")
 
 
+@with_compute
 def run(
     run: RunArgument,
-    rank: RankOption,
+    rank: AutoRankOption,
     data: Annotated[Path, typer.Option("--data", help="Training examples: JSONL, CSV or Parquet.")],
     rank_pattern_: RankPatternOption = None,
     heldout: Annotated[
@@ -99,6 +101,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of training.")] = None,
+    compute: ComputeOptions = ComputeOptions(),
     max_rounds: Annotated[
         int | None, typer.Option("--max-rounds", min=1, help="Stop after this many accepted updates.")
     ] = None,
@@ -117,7 +120,7 @@ def run(
         ca_file,
         assemble.RunOptions(
             run=run,
-            rank=rank,
+            rank=parse_rank(rank),
             rank_pattern=parse_rank_pattern(rank_pattern_),
             data=data,
             heldout=heldout,
@@ -127,6 +130,7 @@ def run(
             trainer=trainer,
             device=device,
             threads=threads,
+            compute=assemble.Compute(**asdict(compute)),
             max_rounds=max_rounds,
         ),
         as_json=as_json,
