@@ -1,7 +1,7 @@
 """What `--rank auto` chooses under limits of memory and processor time, and its predictions beside a measured round.
 
-A Llama of random weights (55 million parameters, or --model) is measured and then trained for one round in a process under each limit.
-Needs Linux and root, for control groups.
+A Llama of random weights (55 million parameters, or --model) is measured and then trained for one round, in a process under
+each limit. Needs Linux and root, for control groups.
 """
 
 import argparse
@@ -173,11 +173,11 @@ def show(found: Figures) -> str:
     text = f"{head}: measured for {found['measuring_seconds']:.0f} s\n{found['table']}"
     if "chosen" not in found:
         return f"{text}\nno rank fits"
-    chosen = found["chosen"]
-    peak, seconds = found["peak_bytes"], found["seconds"]
+    chosen, peak, seconds = found["chosen"], found["peak_bytes"], found["seconds"]
+    predicted = chosen["seconds"] - chosen["transfer_seconds"]  # nothing is transferred here
     return (
         f"{text}\npeak {peak / GIB:.2f} GiB, predicted {chosen['peak_bytes'] / peak - 1:+.0%}; "
-        f"round {seconds:.1f} s, predicted {chosen['seconds'] / seconds - 1:+.0%}; changed: {found['changed']}"
+        f"round {seconds:.1f} s, predicted {predicted / seconds - 1:+.0%}; changed: {found['changed']}"
     )
 
 

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from flexlora_client import credentials
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
+from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
@@ -21,6 +22,7 @@ from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
+from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.split import Split, load, split
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
@@ -35,7 +37,7 @@ class RunOptions:
     """The options of `flexlora-client run`."""
 
     run: str
-    rank: int
+    rank: int | None  # None: the largest that fits here
     rank_pattern: Mapping[str, int]
     data: Path
     heldout: Path | None
@@ -45,6 +47,7 @@ class RunOptions:
     trainer: str | None
     device: str
     threads: int | None
+    compute: Compute
     max_rounds: int | None
 
 
@@ -72,11 +75,23 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     device = resolve_device(options.device)
     spec = api.run(options.run).spec
     local_trainer = _local_trainer(options, spec, str(device), client_id)
-    declaration = _build_declaration(options, len(local_trainer.train), device)
     work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
     try:
-        Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds).run()
+        choice = _rank_choice(options, spec, local_trainer, reporter)
+        rank = choice.choose() if choice is not None else options.rank
+        assert rank is not None  # by _rank_choice
+        declaration = _build_declaration(options, rank, local_trainer, device)
+        Agent(
+            api,
+            spec,
+            work,
+            local_trainer,
+            declaration,
+            reporter,
+            options.max_rounds,
+            choice,
+        ).run()
     finally:
         work.release()
 
@@ -94,13 +109,28 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
-def _build_declaration(options: RunOptions, examples: int, device: torch.device) -> Declaration:
+def _rank_choice(
+    options: RunOptions, spec: RunSpec, local_trainer: LocalTrainer, reporter: Reporter
+) -> RankChoice | None:
+    """What chooses the rank; None where the participant gave it."""
+    if options.rank is not None:
+        return None
+    if options.trainer is not None:
+        raise UsageError("--rank auto measures the agent's own training loop; give a rank beside --trainer")
+    if options.rank_pattern:
+        raise UsageError("--rank auto chooses one rank for all modules; give a rank beside --rank-pattern")
+    return RankChoice(spec, local_trainer, options.compute, reporter)
+
+
+def _build_declaration(
+    options: RunOptions, rank: int, local_trainer: LocalTrainer, device: torch.device
+) -> Declaration:
     try:
         return Declaration(
-            rank=options.rank,
+            rank=rank,
             rank_pattern=dict(options.rank_pattern),
-            examples=examples,
-            hardware=describe_hardware(device),
+            examples=len(local_trainer.train),
+            hardware=describe_hardware(device, local_trainer.compute),
         )
     except ValidationError as error:
         raise UsageError(describe_validation_error(error)) from None
@@ -113,7 +143,15 @@ def _local_trainer(options: RunOptions, spec: RunSpec, device: str, client_id: s
     trainer = load_trainer(options.trainer) if options.trainer else StandardTrainer(models)
     data = _load_data(options, spec)
     return LocalTrainer(
-        trainer, models, data.train, data.heldout, options.answers, device, options.model_path, client_id
+        trainer,
+        models,
+        data.train,
+        data.heldout,
+        options.answers,
+        device,
+        options.model_path,
+        client_id,
+        options.compute,
     )
 
 
@@ -124,14 +162,18 @@ def _load_data(options: RunOptions, spec: RunSpec) -> Split:
     return split(examples, options.heldout_fraction, spec.seed)
 
 
-def describe_hardware(device: torch.device) -> Hardware:
-    """The device, its memory and the library versions, as the operator sees them."""
+def describe_hardware(device: torch.device, compute: Compute = DEFAULT_COMPUTE) -> Hardware:
+    """The device and how it computes, its memory and the library versions, as the operator sees them."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
     else:
         name, memory = f"{device.type}, {torch.get_num_threads()} threads", _memory()
     software = ", ".join(f"{part} {importlib.metadata.version(part)}" for part in ("torch", "transformers", "peft"))
+    settings = [
+        f"{field} {value}" for field, value in asdict(compute).items() if value != getattr(DEFAULT_COMPUTE, field)
+    ]
+    name = ", ".join([name, *settings])
     return Hardware(device=name[:100], memory_bytes=memory, software=software[:200])
 
 

@@ -4,17 +4,20 @@ An error is retried (the coordinator does not answer), loses this round's update
 agent with a sentence.
 """
 
+import time
 from dataclasses import dataclass
 
 from flexlora_client.agent.deliver_update import Sender
 from flexlora_client.agent.download import download
 from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
+from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter, format_metrics
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest, request_for_round, request_for_task
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api, NoTask
-from flexlora_client.errors import ClientError, Refused, RunEnded, TrainingError
+from flexlora_client.errors import ClientError, OutOfMemory, Refused, RunEnded, TrainingError
 from flexlora_client.files import sha256_of
+from flexlora_client.training.contract import Compute
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
@@ -27,9 +30,9 @@ LONG_POLL_RANGE_S = 45, 55  # each wait is drawn from it, so that thousands of a
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 8.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Agent:
-    """One participant in one run."""
+    """One participant in one run. With `rank_choice`, the declaration changes when a round shows that it was wrong."""
 
     api: Api
     spec: RunSpec
@@ -38,6 +41,7 @@ class Agent:
     declaration: Declaration
     reporter: Reporter
     max_rounds: int | None = None  # stop after this many accepted updates
+    rank_choice: RankChoice | None = None  # None: the participant gave the rank
 
     @property
     def _sender(self) -> Sender:
@@ -99,7 +103,7 @@ class Agent:
 
     def _round(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted."""
-        step, number = self.reporter.step, task.round
+        step, number, began = self.reporter.step, task.round, time.monotonic()
         step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
         self.local_trainer.check(task.trainable)  # before a useless download and evaluation
         request = request_for_task(task)
@@ -108,7 +112,25 @@ class Agent:
         trained = self.work_folder.find_trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
-        return self._sender.send(trained or self._train(task, request, start))
+        try:
+            accepted = self._sender.send(trained or self._train(task, request, start))
+        except OutOfMemory as error:
+            if self.rank_choice is None:
+                raise
+            step("out-of-memory", f"round {number}: {error}", round=number, rank=task.rank)
+            self._choose_anew(below=task.rank)
+            return False
+        if self.rank_choice is not None and self.rank_choice.is_outdated(time.monotonic() - began):
+            self._choose_anew()
+        return accepted
+
+    def _choose_anew(self, below: int | None = None) -> None:
+        """Measure again and declare the rank; it holds from the next round on."""
+        assert self.rank_choice is not None
+        rank = self.rank_choice.choose(below)
+        if rank != self.declaration.rank:
+            self.declaration = self.declaration.model_copy(update={"rank": rank})
+            self._declare()
 
     def _download(self, request: SliceRequest, number: int) -> CachedSlice:
         if request.sha256 is not None:
@@ -155,6 +177,9 @@ class Agent:
                 task.trainable,
             )
         metrics = outcome.metrics
+        if outcome.compute is not None:
+            self._report_saving(number, outcome.compute)
+            metrics = {**metrics, **_settings(outcome.compute)}
         if self.local_trainer.heldout:
             base_adapter = start.folder if task.trainable == "fresh" else None
             after = self.local_trainer.evaluate(
@@ -186,6 +211,12 @@ class Agent:
         self.work_folder.save_trained(trained)
         return trained
 
+    def _report_saving(self, number: int, compute: Compute) -> None:
+        """Tell that training went on with settings that take less memory."""
+        settings = _settings(compute)
+        sentence = f"round {number}: memory ended; training went on with {format_metrics(settings)}"
+        self.reporter.step("memory-saved", sentence, round=number, settings=settings)
+
     def _finish(self) -> None:
         """Evaluate the final adapter after the end of the run.
 
@@ -204,3 +235,11 @@ class Agent:
                 sentence = f"the final adapter was not evaluated: {error}"
                 self.reporter.step("evaluation-failed", sentence, round=last)
         self.reporter.step("completed", f"the run is complete after {last} rounds", rounds=last)
+
+
+def _settings(compute: Compute) -> dict[str, float]:
+    """What memory forced, as metrics of the update."""
+    return {
+        "micro_batch": float(compute.micro_batch or 0),
+        "gradient_checkpointing": float(compute.gradient_checkpointing),
+    }

@@ -27,6 +27,7 @@ from flexlora_client.cli.options import (
 )
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput
+from flexlora_client.training.contract import Compute
 from flexlora_shared.messages.clients import Enrollment
 
 keys = typer.Typer(help="The participant's own API key.", no_args_is_help=True)
@@ -130,7 +131,7 @@ def run(
             trainer=trainer,
             device=device,
             threads=threads,
-            compute=assemble.Compute(**asdict(compute)),
+            compute=Compute(**asdict(compute)),
             max_rounds=max_rounds,
         ),
         as_json=as_json,

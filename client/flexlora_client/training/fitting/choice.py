@@ -20,7 +20,8 @@ class Option:
     micro_batch: int
     gradient_checkpointing: bool
     peak_bytes: int
-    seconds: float  # of a round
+    seconds: float  # of a round, transfers included
+    transfer_seconds: float
     verdict: Verdict
 
 
@@ -74,8 +75,8 @@ class Costs:
         seconds += len(work.steps) * estimate.update(parameters) + PLACINGS * self.placing
         held = work.evaluation(micro_batch)
         seconds += 2 * held.count * estimate.forward(parameters, held.mean) + self._answers(work.answers, micro_batch)
-        seconds += 2 * 4 * parameters / TRANSFER_BYTES_PER_S
-        return Option(rank, micro_batch, checkpointing, round(peak), seconds, "fits")
+        transfer = 2 * work.bytes_per_number * parameters / TRANSFER_BYTES_PER_S
+        return Option(rank, micro_batch, checkpointing, round(peak), seconds + transfer, transfer, "fits")
 
     def _answers(self, answers: int, micro_batch: int) -> float:
         if not (answers and self.answering):

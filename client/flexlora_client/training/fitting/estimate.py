@@ -39,7 +39,9 @@ class Estimate:
         """Seconds of clipping and of the optimizer."""
         return self._at(parameters, self.measured[0].probes[0].tokens, lambda probe: probe.update)
 
-    def _at(self, parameters: int, tokens: int, quantity: Callable[[Probe], float], slope_alone: float = 0.0) -> float:
+    def _at(
+        self, parameters: int, tokens: float, quantity: Callable[[Probe], float], slope_alone: float = 0.0
+    ) -> float:
         sizes = [rank.parameters for rank in self.measured]
         values = [line([(p.tokens, quantity(p)) for p in rank.probes], tokens) for rank in self.measured]
         if len(sizes) == 1:

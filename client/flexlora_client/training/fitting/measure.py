@@ -127,7 +127,7 @@ class _Measurement:
 
     def _workload(self, encoder: Encoder) -> Workload:
         own = self._participant
-        return plan_workload(encoder, own.train, own.heldout, own.answers, self._spec.training)
+        return plan_workload(encoder, own.train, own.heldout, own.answers, self._spec)
 
     def _examples(self, encoder: Encoder) -> tuple[Encoded, list[Encoded]]:
         """One of middle length, and the longest."""

@@ -33,7 +33,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    return max(0, min([psutil.virtual_memory().available, *_cgroup_room(), *_process_room()]))
+    available: int = psutil.virtual_memory().available
+    return max(0, min([available, *_cgroup_room(), *_process_room()]))
 
 
 def reset_peak(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from flexlora_client.training.data.examples import Chat, Example, Prompted
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.loop.training_loop import plan_steps
-from flexlora_shared.messages.runs import TrainingSpec
+from flexlora_shared.messages.runs import RunSpec
 
 ENCODED_AT_MOST = 1000  # of more examples, the lengths of the others are estimated from their characters
 
@@ -34,6 +34,7 @@ class Workload:
     batch_size: int
     heldout: tuple[int, ...]  # ascending
     answers: int  # held-out questions answered by generating text
+    bytes_per_number: int  # of the slices that are transferred
 
     @lru_cache(maxsize=64)  # noqa: B019  # lives as long as the choice
     def training(self, micro_batch: int) -> Batches:
@@ -56,17 +57,18 @@ class Workload:
 
 
 def plan_workload(
-    encoder: Encoder, train: Sequence[Example], heldout: Sequence[Example], answers: int, training: TrainingSpec
+    encoder: Encoder, train: Sequence[Example], heldout: Sequence[Example], answers: int, spec: RunSpec
 ) -> Workload:
     """The work of round 1; other rounds shuffle anew and take as long."""
     lengths = token_lengths(encoder, train)
-    steps = plan_steps([example.characters for example in train], training, 1)
+    steps = plan_steps([example.characters for example in train], spec.training, 1)
     questions = sum(isinstance(example, Prompted | Chat) for example in heldout)
     return Workload(
         tuple(tuple(lengths[index] for index in step) for step in steps),
-        training.batch_size,
+        spec.training.batch_size,
         tuple(sorted(token_lengths(encoder, heldout))),
         min(answers, questions),
+        4 if spec.upload_dtype == "float32" else 2,
     )
 
 
