@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from flexlora_client.agent.local_parts import Part, local_parts
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.measure_slice import SliceMeasuring
+from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
@@ -25,6 +26,7 @@ from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
 from flexlora_client.files import make_folder
+from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.loading import LoadedData, load_data
 from flexlora_client.training.evaluation.own_metric import load_metric
@@ -42,7 +44,7 @@ class RunOptions:
     """The options of `flexlora-client run`."""
 
     run: str
-    rank: int
+    rank: int | None  # None: the largest that fits here
     rank_pattern: Mapping[str, int]
     data: DataOptions
     answers: int
@@ -50,6 +52,7 @@ class RunOptions:
     trainer: str | None
     device: str
     threads: int | None
+    compute: Compute
     max_rounds: int | None
     metric: str | None = None
     evaluation_share: float = 0.25
@@ -89,10 +92,24 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     try:
         if options.evaluates_only:
             measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
+            assert options.rank is not None  # by the command line
             Evaluator(measuring, options.rank, options.rank_pattern, options.max_rounds).run()
-        else:
-            declaration = _build_declaration(options, len(local_trainer.train), device, own)
-            Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds, kept_parts).run()
+            return
+        choice = _rank_choice(options, spec, local_trainer, reporter)
+        rank = choice.choose() if choice is not None else options.rank
+        assert rank is not None  # by _rank_choice
+        declaration = _build_declaration(options, rank, local_trainer, device, own)
+        Agent(
+            api,
+            spec,
+            work,
+            local_trainer,
+            declaration,
+            reporter,
+            options.max_rounds,
+            kept_parts,
+            rank_choice=choice,
+        ).run()
     finally:
         work.release()
 
@@ -110,15 +127,32 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
+def _rank_choice(
+    options: RunOptions, spec: RunSpec, local_trainer: LocalTrainer, reporter: Reporter
+) -> RankChoice | None:
+    """What chooses the rank; None where the participant gave it."""
+    if options.rank is not None:
+        return None
+    if options.trainer is not None:
+        raise UsageError("--rank auto measures the agent's own training loop; give a rank beside --trainer")
+    if options.rank_pattern:
+        raise UsageError("--rank auto chooses one rank for all modules; give a rank beside --rank-pattern")
+    return RankChoice(spec, local_trainer, options.compute, reporter)
+
+
 def _build_declaration(
-    options: RunOptions, examples: int, device: torch.device, fingerprint: Fingerprint | None
+    options: RunOptions,
+    rank: int,
+    local_trainer: LocalTrainer,
+    device: torch.device,
+    fingerprint: Fingerprint | None,
 ) -> Declaration:
     try:
         return Declaration(
-            rank=options.rank,
+            rank=rank,
             rank_pattern=dict(options.rank_pattern),
-            examples=examples,
-            hardware=describe_hardware(device),
+            examples=len(local_trainer.train),
+            hardware=describe_hardware(device, local_trainer.compute),
             fingerprint=fingerprint,
         )
     except ValidationError as error:
@@ -137,8 +171,9 @@ def _local_trainer(options: RunOptions, data: LoadedData, device: str, client_id
         device,
         options.model_path,
         client_id,
-        own_metric=load_metric(options.metric) if options.metric else None,
-        evaluation_share=options.evaluation_share,
+        options.compute,
+        load_metric(options.metric) if options.metric else None,
+        options.evaluation_share,
     )
 
 
@@ -155,14 +190,18 @@ def _load_data(home: Path, options: RunOptions, spec: RunSpec, reporter: Reporte
     return data
 
 
-def describe_hardware(device: torch.device) -> Hardware:
-    """The device, its memory and the library versions, as the operator sees them."""
+def describe_hardware(device: torch.device, compute: Compute = DEFAULT_COMPUTE) -> Hardware:
+    """The device and how it computes, its memory and the library versions, as the operator sees them."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
     else:
         name, memory = f"{device.type}, {torch.get_num_threads()} threads", _memory()
     software = ", ".join(f"{part} {importlib.metadata.version(part)}" for part in ("torch", "transformers", "peft"))
+    settings = [
+        f"{field} {value}" for field, value in asdict(compute).items() if value != getattr(DEFAULT_COMPUTE, field)
+    ]
+    name = ", ".join([name, *settings])
     return Hardware(device=name[:100], memory_bytes=memory, software=software[:200])
 
 

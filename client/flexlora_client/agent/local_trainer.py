@@ -107,6 +107,7 @@ class LocalTrainer:
         with _translate_errors("training"):
             returned = self.trainer.train(job)
         outcome = _check_outcome(returned, request, output)
+        self.compute = outcome.compute or self.compute  # what memory forced holds for the next rounds too
         if not (outcome.adapter.parent / CONFIG_FILE).exists():
             shutil.copyfile(adapter / CONFIG_FILE, outcome.adapter.parent / CONFIG_FILE)
         return outcome

@@ -12,6 +12,7 @@ from flexlora_client.agent.deliver_update import Sender
 from flexlora_client.agent.local_parts import EVERYTHING_SHARED, LocalParts
 from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
 from flexlora_client.agent.measure_slice import SliceMeasuring
+from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter, format_metrics
 from flexlora_client.agent.results import own_adapter
 from flexlora_client.agent.round_time import RoundTime
@@ -19,9 +20,9 @@ from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest, request
 from flexlora_client.agent.stop_signals import stop_signals
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api, NoTask
-from flexlora_client.errors import BadInput, ClientError, Refused, RunEnded, Stopped, TrainingError
+from flexlora_client.errors import BadInput, ClientError, OutOfMemory, Refused, RunEnded, Stopped, TrainingError
 from flexlora_client.files import sha256_of
-from flexlora_client.training.contract import ADAPTER_FILE, Outcome
+from flexlora_client.training.contract import ADAPTER_FILE, Compute, Outcome
 from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
@@ -36,9 +37,9 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 8.0
 HELDOUT_PREFIX = "heldout_"  # of the metrics of what was trained, among those of training
 
 
-@dataclass(frozen=True)
+@dataclass
 class Agent:
-    """One participant in one run."""
+    """One participant in one run. With `rank_choice`, the declaration changes when a round shows that it was wrong."""
 
     api: Api
     spec: RunSpec
@@ -49,6 +50,7 @@ class Agent:
     max_rounds: int | None = None  # stop after this many accepted updates
     local_parts: LocalParts = EVERYTHING_SHARED  # what the participant keeps to itself
     round_time: RoundTime = field(default_factory=RoundTime)
+    rank_choice: RankChoice | None = None  # None: the participant gave the rank
 
     @property
     def _sender(self) -> Sender:
@@ -116,7 +118,7 @@ class Agent:
 
     def _round(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted."""
-        step, number = self.reporter.step, task.round
+        step, number, began = self.reporter.step, task.round, time.monotonic()
         step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
         self.local_trainer.check(task.trainable)  # before a useless download and evaluation
         request = request_for_task(task)
@@ -125,10 +127,28 @@ class Agent:
         trained = self.work_folder.find_trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
-        trained = trained or self._train(task, request, start)
+        try:
+            trained = trained or self._train(task, request, start)
+        except OutOfMemory as error:
+            if self.rank_choice is None:
+                raise
+            step("out-of-memory", f"round {number}: {error}", round=number, rank=task.rank)
+            self._choose_anew(below=task.rank)
+            return False
         self._keep_own(trained)
         with self.round_time.uploading():
-            return self._sender.send(trained)
+            accepted = self._sender.send(trained)
+        if self.rank_choice is not None and self.rank_choice.is_outdated(time.monotonic() - began):
+            self._choose_anew()
+        return accepted
+
+    def _choose_anew(self, below: int | None = None) -> None:
+        """Measure again and declare the rank; it holds from the next round on."""
+        assert self.rank_choice is not None
+        rank = self.rank_choice.choose(below)
+        if rank != self.declaration.rank:
+            self.declaration = self.declaration.model_copy(update={"rank": rank})
+            self._declare()
 
     def _report(self, served: CachedSlice, published: int, request: SliceRequest) -> None:
         seconds = self.local_trainer.evaluation_seconds(self.work_folder.state.training_seconds)
@@ -193,6 +213,8 @@ class Agent:
             raise KeyboardInterrupt from stopped
         seconds = time.monotonic() - began
         work.set_training_seconds(outcome.metrics.get("train_seconds", seconds))  # its own is without loading
+        if outcome.compute is not None:
+            self._report_saving(number, outcome.compute)
         steps, planned = (outcome.metrics.get(name, 0.0) for name in ("train_steps", "train_steps_planned"))
         if steps < planned:
             sentence = f"round {number}: its deadline ended training after {steps:.0f} of {planned:.0f} steps"
@@ -221,7 +243,9 @@ class Agent:
                 examples=outcome.examples,
                 size=adapter.stat().st_size,
                 sha256=sha256_of(adapter),
-                metrics=sendable_metrics(outcome.metrics),
+                metrics=sendable_metrics(
+                    {**outcome.metrics, **(_settings(outcome.compute) if outcome.compute else {})}
+                ),
             ),
         )
         self.work_folder.save_trained(trained)
@@ -245,6 +269,12 @@ class Agent:
         )
         return {f"{HELDOUT_PREFIX}{name}": value for name, value in after.metrics.items()}
 
+    def _report_saving(self, number: int, compute: Compute) -> None:
+        """Tell that training went on with settings that take less memory."""
+        settings = _settings(compute)
+        sentence = f"round {number}: memory ended; training went on with {format_metrics(settings)}"
+        self.reporter.step("memory-saved", sentence, round=number, settings=settings)
+
     def _finish(self) -> None:
         """Evaluate the final adapter after the end of the run.
 
@@ -263,3 +293,11 @@ class Agent:
                 sentence = f"the final adapter was not evaluated: {error}"
                 self.reporter.step("evaluation-failed", sentence, round=last)
         self.reporter.step("completed", f"the run is complete after {last} rounds", rounds=last)
+
+
+def _settings(compute: Compute) -> dict[str, float]:
+    """What memory forced, as metrics of the update."""
+    return {
+        "micro_batch": float(compute.micro_batch or 0),
+        "gradient_checkpointing": float(compute.gradient_checkpointing),
+    }

@@ -1,7 +1,7 @@
 """Output of the agent: one line a step and progress bars on stderr, JSON events on stdout."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from flexlora_client.coordinator_api.upload_parts import ProgressCallback
 
-EventField = str | int | float | bool | None | Mapping[str, float]
+EventField = str | int | float | bool | None | Mapping[str, float] | Sequence[Mapping[str, object]]
 
 
 class Reporter:

@@ -4,6 +4,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ import typer
 
 from flexlora_client import credentials
 from flexlora_client.cli.agent_extra import require_agent_extra
+from flexlora_client.cli.compute import AutoRankOption, ComputeOptions, parse_rank, with_compute
 from flexlora_client.cli.data_arguments import (
     BadRowsOption,
     ColumnOption,
@@ -27,7 +29,6 @@ from flexlora_client.cli.options import (
     ConnectionOptions,
     HomeOption,
     JsonOption,
-    RankOption,
     RankPatternOption,
     RunArgument,
     as_participant,
@@ -37,6 +38,7 @@ from flexlora_client.cli.options import (
 )
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput
+from flexlora_client.training.contract import Compute
 from flexlora_shared.messages.clients import Enrollment
 
 keys = typer.Typer(help="The participant's own API key.", no_args_is_help=True)
@@ -84,9 +86,10 @@ def rotate(home: HomeOption = None, ca_file: CaFileOption = None) -> None:
     print(f"new key for {issued.name} in {path}")
 
 
+@with_compute
 def run(
     run: RunArgument,
-    rank: RankOption,
+    rank: AutoRankOption,
     data: DataOption,
     rank_pattern_: RankPatternOption = None,
     heldout: HeldoutOption = None,
@@ -135,6 +138,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of training.")] = None,
+    compute: ComputeOptions = ComputeOptions(),
     max_rounds: Annotated[
         int | None,
         typer.Option("--max-rounds", min=1, help="Stop after this many accepted updates; of an evaluator, adapters."),
@@ -164,7 +168,7 @@ def run(
         ca_file,
         assemble.RunOptions(
             run=run,
-            rank=rank,
+            rank=parse_rank(rank),
             rank_pattern=parse_rank_pattern(rank_pattern_),
             data=files,
             answers=answers,
@@ -172,6 +176,7 @@ def run(
             trainer=trainer,
             device=device,
             threads=threads,
+            compute=Compute(**asdict(compute)),
             max_rounds=max_rounds,
             metric=metric,
             evaluation_share=0.25 if evaluation_share is None else evaluation_share,

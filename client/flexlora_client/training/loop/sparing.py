@@ -23,6 +23,7 @@ def set_checkpointing(model: PeftModel, on: bool) -> None:
     base: Any = model.get_base_model()
     if on:
         base.activation_checkpointing_enable({"use_reentrant": False})
+        base.config.use_cache = False  # of keys and values, while training; generating asks for it by itself
     elif base.is_activation_checkpointing:
         base.activation_checkpointing_disable()
         base.disable_input_require_grads()

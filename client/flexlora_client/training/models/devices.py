@@ -1,6 +1,8 @@
 """Choosing the device to train on, the number format of the base model there, and what tells that its memory is full."""
 
+import ctypes
 import gc
+from contextlib import suppress
 
 import torch
 
@@ -42,9 +44,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(words in text for words in OUT_OF_MEMORY_WORDS)
 
 
+def trim_heap() -> None:
+    """Give freed main memory back to the system: glibc keeps holes of freed tensors, which count against a limit."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def release_memory(device: torch.device) -> None:
     """Give freed memory back to the device, after an allocation failed."""
     gc.collect()
+    trim_heap()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

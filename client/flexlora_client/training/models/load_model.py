@@ -129,6 +129,7 @@ class Models:
         loading = Compute(dtype=compute.dtype, quantization=compute.quantization, offload=compute.offload)
         key = _Key(model_path or spec.model.id, revision, spec.model, names, target, loading)
         try:
+            devices.trim_heap()
             base, preprocessor = self._loaded(key)
             self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
         except BaseException:

@@ -1,0 +1,193 @@
+"""Measures the real model on the participant's own examples, and chooses a rank by it: what `--rank auto` and `doctor` call."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flexlora_client.errors import DeviceError, OutOfMemory
+from flexlora_client.training.contract import Compute
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.encoding.encoder import Encoded, Encoder
+from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.fitting.choice import Bounds, Choice, Costs, choose
+from flexlora_client.training.fitting.estimate import BYTES_PER_PARAMETER, Estimate, Measured
+from flexlora_client.training.fitting.memory import free_memory, used_memory
+from flexlora_client.training.fitting.probes import Probe, padded_tokens, probe
+from flexlora_client.training.fitting.trial_slice import adapter_parameters, trial_slice, write_trial_slice
+from flexlora_client.training.fitting.workload import Workload, plan_workload
+from flexlora_client.training.loop.sparing import can_checkpoint
+from flexlora_client.training.models.devices import release_memory, resolve_device
+from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_shared.messages.runs import RunSpec
+
+MEMORY_SHARE = 0.9  # of the free memory that a round may be predicted to take
+GIB = 2**30
+TIME_SHARE = 0.8  # of the round's time
+LARGEST_PROBE = 4  # examples in the larger micro-batch that is measured
+
+
+@dataclass(frozen=True)
+class Participant:
+    """What decides on memory and time beside the run: data, model and machine."""
+
+    train: Sequence[Example]
+    heldout: Sequence[Example]
+    answers: int  # held-out questions answered by generating text
+    device: str
+    model_path: str | None
+    compute: Compute  # a micro-batch and checkpointing that it asks for are kept
+
+
+def choose_rank(spec: RunSpec, participant: Participant, models: Models, below: int | None = None) -> Choice:
+    """The largest rank of the run (below `below`) whose round fits free memory and the round's time.
+
+    Loads the base model into `models`, where the first round finds it, and trains a trial adapter for some seconds.
+
+    Raises:
+        OutOfMemory: not even the model, or one example of the lowest rank, fits.
+        DeviceError: the deadline leaves no rank, or none is below `below`.
+    """
+    ranks = sorted(rank for rank in set(spec.ranks) if below is None or rank < below)
+    if not ranks:
+        raise OutOfMemory(f"the run has no rank below {below}; {REMEDY}.")
+    return _Measurement(spec, participant, models, ranks).choice()
+
+
+REMEDY = "load the base model smaller with --quantization nf4 or --dtype bfloat16, or take part on a larger machine"
+
+
+def refused(choice: Choice) -> DeviceError:
+    """Why a choice in which no rank fits is none."""
+    least = choice.options[-1]
+    memory, minutes = choice.bounds.memory / GIB, choice.bounds.seconds / 60
+    if least.verdict == "too large":
+        return OutOfMemory(
+            f"the lowest rank, {least.rank}, would take {least.peak_bytes / GIB:.2f} GiB of {memory:.2f}; {REMEDY}."
+        )
+    return DeviceError(
+        f"a round of the lowest rank, {least.rank}, would take {least.seconds / 60:.1f} minutes of {minutes:.1f}; give fewer "
+        "examples or --answers, take part on a faster machine, or ask the operator for a longer round_timeout."
+    )
+
+
+class _Measurement:
+    """The probes of one choice."""
+
+    def __init__(self, spec: RunSpec, participant: Participant, models: Models, ranks: Sequence[int]) -> None:
+        self._spec, self._participant, self._models = spec, participant, models
+        self._device = resolve_device(participant.device)
+        self._sizes = {rank: adapter_parameters(spec, rank) for rank in ranks}
+        self._placing = 0.0
+        models.clear()
+        release_memory(self._device)
+        share = MEMORY_SHARE * free_memory(self._device)
+        self._bounds = Bounds(used_memory(self._device) + share, TIME_SHARE * spec.round_timeout)
+
+    def choice(self) -> Choice:
+        self._check_weights()
+        loaded = self._place(min(self._sizes))
+        encoder = Encoder(loaded.tokenizer, loaded.max_length)
+        work = self._workload(encoder)
+        few, many = self._examples(encoder)
+        own = self._participant.compute
+        micro_batches = [min(own.micro_batch, work.batch_size)] if own.micro_batch else work.micro_batches
+        estimates = {own.gradient_checkpointing: self._estimate(loaded, few, many, own)}
+        answering = self._answering(work)
+        costs = Costs(estimates, answering, self._placing)
+        choice = choose(self._sizes, micro_batches, costs, work, self._bounds)
+        too_large = any(option.verdict == "too large" for option in choice.options)
+        if too_large and not own.gradient_checkpointing and can_checkpoint(loaded):
+            sparing = replace(own, gradient_checkpointing=True)
+            loaded = self._place(min(self._sizes))
+            costs = replace(costs, estimates=estimates | {True: self._estimate(loaded, few, many, sparing)})
+            choice = choose(self._sizes, micro_batches, costs, work, self._bounds)
+        return choice
+
+    def _check_weights(self) -> None:
+        """Refuse a model whose adapted layers alone do not fit, before it is loaded."""
+        compute = self._participant.compute
+        size = {"int8": 1.0, "nf4": 0.5}.get(compute.quantization, 4.0 if compute.dtype in ("auto", "float32") else 2.0)
+        weights = size * sum(module.in_features * module.out_features for module in self._spec.modules)
+        memory = self._bounds.memory - used_memory(self._device)
+        if self._device.type == "cpu" and weights > memory:
+            raise OutOfMemory(
+                f"the base model takes at least {weights / GIB:.2f} GiB, of {memory / GIB:.2f} free; {REMEDY}."
+            )
+
+    def _place(self, rank: int) -> LoadedModel:
+        own = self._participant
+        trial = trial_slice(self._spec, rank)
+        self._models.with_slice(trial, self._spec, own.device, own.model_path, compute=own.compute)
+        began = time.perf_counter()  # the model is loaded by now
+        loaded = self._models.with_slice(trial, self._spec, own.device, own.model_path, compute=own.compute)
+        self._placing = time.perf_counter() - began
+        return loaded
+
+    def _workload(self, encoder: Encoder) -> Workload:
+        own = self._participant
+        return plan_workload(encoder, own.train, own.heldout, own.answers, self._spec)
+
+    def _examples(self, encoder: Encoder) -> tuple[Encoded, list[Encoded]]:
+        """One of middle length, and the longest."""
+        ordered = sorted(self._participant.train, key=lambda example: example.characters)
+        size = min(LARGEST_PROBE, self._participant.compute.micro_batch or self._spec.training.batch_size)
+        return encoder.encode(ordered[len(ordered) // 2]), [encoder.encode(example) for example in ordered[-size:]]
+
+    def _estimate(self, loaded: LoadedModel, few: Encoded, many: Sequence[Encoded], compute: Compute) -> Estimate:
+        lowest = min(self._sizes)
+        measured = [Measured(self._sizes[lowest], self._probes(loaded, few, many, compute))]
+        peak = Estimate(measured).peak(self._sizes[lowest], padded_tokens(many))
+        spare = (self._bounds.memory - peak) / BYTES_PER_PARAMETER
+        further = [r for r, size in self._sizes.items() if lowest < r and size - self._sizes[lowest] <= spare]
+        if further:
+            highest = max(further)
+            probes = self._probes(self._place(highest), few, many, compute)
+            measured.append(Measured(self._sizes[highest], probes))
+        return Estimate(measured)
+
+    def _probes(self, loaded: LoadedModel, few: Encoded, many: Sequence[Encoded], compute: Compute) -> list[Probe]:
+        release_memory(self._device)
+        before = used_memory(self._device)
+        spare = max(0.0, self._bounds.memory - before) / MEMORY_SHARE
+        small = probe(loaded, [few], self._spec.training, compute, spare)
+        if small is None:
+            return [Probe(len(few.ids), 0.0, 0.0, 0.0, 2 * round(self._bounds.memory))]
+        growth = max(1, small.peak - before) / small.tokens
+        affordable = (self._bounds.memory - before) / growth
+        while len(many) > 1 and padded_tokens(many) > affordable:
+            many = many[len(many) // 2 :]
+        fits = padded_tokens(many) <= affordable
+        large = probe(loaded, many, self._spec.training, compute, spare) if fits else None
+        return [small, large or _in_proportion(small, padded_tokens(many), before)]
+
+    def _answering(self, work: Workload) -> list[tuple[int, float]]:
+        """Seconds to answer one held-out question, and a batch of them."""
+        if not work.answers:
+            return []
+        size = min(work.answers, self._participant.compute.micro_batch or work.batch_size)
+        with tempfile.TemporaryDirectory() as name:
+            trial = write_trial_slice(trial_slice(self._spec, min(self._sizes)), self._spec, Path(name) / "trial")
+            return [(count, self._seconds_to_answer(trial, count)) for count in sorted({1, size})]
+
+    def _seconds_to_answer(self, trial: Path, count: int) -> float:
+        own, began = self._participant, time.perf_counter()
+        evaluate(
+            self._spec,
+            trial,
+            own.heldout[:count],
+            device=own.device,
+            model_path=own.model_path,
+            models=self._models,
+            answers=count,
+            compute=replace(own.compute, micro_batch=count),
+        )
+        return time.perf_counter() - began
+
+
+def _in_proportion(small: Probe, tokens: int, before: int) -> Probe:
+    """A larger micro-batch that was not measured, because memory would not hold it."""
+    times = tokens / small.tokens
+    peak = before + round(times * (small.peak - before))
+    return Probe(tokens, times * small.backward, times * small.forward, small.update, peak)

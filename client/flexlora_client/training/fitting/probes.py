@@ -1,0 +1,92 @@
+"""Timed steps on the real model: what one micro-batch of one rank takes of memory and time."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from flexlora_client.errors import OutOfMemory
+from flexlora_client.training.contract import Compute
+from flexlora_client.training.encoding.batches import collate, summed_loss
+from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.fitting.memory import at_most, peak_memory, reset_peak
+from flexlora_client.training.loop.step import Stepper
+from flexlora_client.training.models.devices import release_memory
+from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_shared.messages.runs import TrainingSpec
+
+REPEATS = 3  # timed steps of a probe, after one that is not timed
+PATIENCE_S = 6.0  # no further repeat after so long
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured with one micro-batch."""
+
+    tokens: int  # padded
+    backward: float  # seconds of a forward and a backward pass
+    forward: float  # seconds of a forward pass without gradients
+    update: float  # seconds of clipping and of the optimizer
+    peak: int  # bytes
+
+
+def padded_tokens(examples: Sequence[Encoded]) -> int:
+    """Tokens of the batch that these make."""
+    return len(examples) * max(len(example.ids) for example in examples)
+
+
+def probe(
+    loaded: LoadedModel, examples: Sequence[Encoded], training: TrainingSpec, compute: Compute, growth: float
+) -> Probe | None:
+    """Steps on the examples as one micro-batch, in `growth` bytes; None: they do not suffice. Changes the trainable tensors."""
+    settings = replace(compute, micro_batch=len(examples))
+    one_batch = training.model_copy(update={"batch_size": len(examples)})
+    release_memory(loaded.device)
+    reset_peak(loaded.device)
+    try:
+        with at_most(growth, loaded.device):
+            stepper = Stepper(replace(loaded, compute=settings), one_batch)
+            loaded.model.train()
+            backward, update = _timed_steps(stepper, examples, loaded.device)
+            loaded.model.eval()
+            forward = _timed_forward(loaded, examples)
+    except OutOfMemory:
+        return None
+    finally:
+        loaded.model.zero_grad(set_to_none=True)
+        loaded.model.eval()
+    if stepper.compute != settings:  # memory ended, and the stepper went on with less
+        return None
+    return Probe(padded_tokens(examples), backward, forward, update, peak_memory(loaded.device))
+
+
+def _timed_steps(stepper: Stepper, examples: Sequence[Encoded], device: torch.device) -> tuple[float, float]:
+    backward: list[float] = []
+    update: list[float] = []
+    weight, settings = sum(example.weight for example in examples), stepper.compute
+    while len(backward) <= REPEATS and sum(backward) < PATIENCE_S:
+        began = _now(device)
+        stepper.accumulate(examples, weight)
+        between = _now(device)
+        stepper.update()
+        backward.append(between - began)
+        update.append(_now(device) - between)
+        stepper.optimizer.zero_grad(set_to_none=True)
+        if stepper.compute != settings:
+            break
+    return statistics.median(backward[1:] or backward), statistics.median(update[1:] or update)
+
+
+def _timed_forward(loaded: LoadedModel, examples: Sequence[Encoded]) -> float:
+    began = _now(loaded.device)
+    with torch.no_grad():
+        summed_loss(loaded, collate(examples, loaded)).item()
+    return _now(loaded.device) - began
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

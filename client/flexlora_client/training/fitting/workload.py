@@ -1,0 +1,91 @@
+"""What one round of this participant computes: its micro-batches and evaluations, counted in padded tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from flexlora_client.training.data.examples import Chat, Example, Prompted
+from flexlora_client.training.encoding.encoder import Encoder
+from flexlora_client.training.loop.plan import plan_steps
+from flexlora_shared.messages.runs import RunSpec
+
+ENCODED_AT_MOST = 1000  # of more examples, the lengths of the others are estimated from their characters
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of examples: how many, their padded tokens together, and those of the largest."""
+
+    count: int
+    tokens: int
+    largest: int
+
+    @property
+    def mean(self) -> float:
+        """Padded tokens of a batch."""
+        return self.tokens / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One round; lengths are in tokens."""
+
+    steps: tuple[tuple[int, ...], ...]  # of the examples of each optimizer step, in their order
+    batch_size: int
+    heldout: tuple[int, ...]  # ascending
+    answers: int  # held-out questions answered by generating text
+    bytes_per_number: int  # of the slices that are transferred
+
+    @lru_cache(maxsize=64)  # noqa: B019  # lives as long as the choice
+    def training(self, micro_batch: int) -> Batches:
+        """The micro-batches of training."""
+        parts = [step[at : at + micro_batch] for step in self.steps for at in range(0, len(step), micro_batch)]
+        return _batches(parts)
+
+    def evaluation(self, micro_batch: int) -> Batches:
+        """The batches of one evaluation of the held-out loss."""
+        starts = range(0, len(self.heldout), micro_batch)
+        return _batches([self.heldout[at : at + micro_batch] for at in starts])
+
+    @property
+    def micro_batches(self) -> list[int]:
+        """Sizes to choose from, the run's batch size first, then its halves."""
+        sizes = [self.batch_size]
+        while sizes[-1] > 1:
+            sizes.append(sizes[-1] // 2)
+        return sizes
+
+
+def plan_workload(
+    encoder: Encoder, train: Sequence[Example], heldout: Sequence[Example], answers: int, spec: RunSpec
+) -> Workload:
+    """The work of round 1; other rounds shuffle anew and take as long."""
+    lengths = token_lengths(encoder, train)
+    steps = plan_steps([example.characters for example in train], spec.training, 1)
+    questions = sum(isinstance(example, Prompted | Chat) for example in heldout)
+    return Workload(
+        tuple(tuple(lengths[index] for index in step) for step in steps),
+        spec.training.batch_size,
+        tuple(sorted(token_lengths(encoder, heldout))),
+        min(answers, questions),
+        4 if spec.upload_dtype == "float32" else 2,
+    )
+
+
+def token_lengths(encoder: Encoder, examples: Sequence[Example]) -> list[int]:
+    """Tokens of each example."""
+    stride = -(-len(examples) // ENCODED_AT_MOST) or 1
+    known = {index: len(encoder.encode(examples[index]).ids) for index in range(0, len(examples), stride)}
+    if stride == 1:
+        return list(known.values())
+    longest = max(known.values())
+    ratio = sum(known.values()) / max(1, sum(examples[index].characters for index in known))
+    return [
+        known[index] if index in known else min(longest, max(1, round(ratio * example.characters)))
+        for index, example in enumerate(examples)
+    ]
+
+
+def _batches(parts: Sequence[Sequence[int]]) -> Batches:
+    sizes = [len(part) * max(part) for part in parts]
+    return Batches(len(sizes), sum(sizes), max(sizes, default=0))
