@@ -27,6 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from flexlora_client.errors import DivergedError
 from flexlora_client.training.data.examples import Chat, Choice, Example, Instructed, Prompted
+from flexlora_client.training.data.of_task import check_task
 from flexlora_client.training.encoding.batches import collate, predictions
 from flexlora_client.training.encoding.encoder import Encoder, Question
 from flexlora_client.training.evaluation import metrics
@@ -34,7 +35,6 @@ from flexlora_client.training.evaluation.choices import choose
 from flexlora_client.training.evaluation.greedy_answers import answer, figures
 from flexlora_client.training.evaluation.own_metric import OwnMetric
 from flexlora_client.training.evaluation.sample import Clock, SampleSize, TimeLimit, in_sample_order
-from flexlora_client.training.loop.standard import check_task
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
@@ -93,7 +93,7 @@ def measure(
     Raises:
         TrainingError: as `StandardTrainer.train` does; PluginError where the own metric returns no numbers.
     """
-    check_task(heldout, spec.model.task_type == "SEQ_CLS")
+    check_task(heldout, spec.model)
     base_slice = read_slice(base_adapter, spec) if base_adapter is not None else None
     loaded = (models or Models()).with_slice(read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice)
     loaded.model.eval()

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from flexlora_client.errors import DataError, DeviceError
+from flexlora_client.errors import DeviceError
 from flexlora_client.training.contract import Job, Outcome
-from flexlora_client.training.data.examples import Example, Labelled
+from flexlora_client.training.data.of_task import check_task
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
 from flexlora_client.training.loop.training_loop import FitResult, fit, plan_steps
 from flexlora_client.training.models.fresh import fresh_adapter
@@ -40,7 +40,7 @@ class StandardTrainer:
             ModelError, AdapterError, DeviceError: see `Models.with_slice`.
             DivergedError: a loss or a trained tensor is not finite.
         """
-        check_task(job.train, job.spec.model.task_type == "SEQ_CLS")
+        check_task(job.train, job.spec.model)
         loaded = self._start(job)
         steps = plan_steps([example.characters for example in job.train], job.spec.training, job.round)
         used = sorted({index for step in steps for index in step})
@@ -60,15 +60,6 @@ class StandardTrainer:
             start = fresh_adapter(served, spec, job.round, job.participant)
             return self._models.with_slice(start, spec, job.device, job.model_path, base_slice=served)
         return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=job.trainable == "slice")
-
-
-def check_task(examples: Sequence[Example], classifies: bool) -> None:
-    """Refuse examples of the other task. Raises: DataError."""
-    if not examples:
-        raise DataError("there are no examples; give a data file with at least one.")
-    if any(isinstance(example, Labelled) != classifies for example in examples):
-        expected = "text and label" if classifies else "prompt and completion, messages or text"
-        raise DataError(f"the examples are of another task than the run's; it learns from {expected}.")
 
 
 def _fit_seeded(
