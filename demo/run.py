@@ -89,8 +89,9 @@ def start(coordinator: Cluster, participant: Participant) -> Agent:
         if participant.heldout
         else ["--heldout-fraction", str(HELDOUT_FRACTION)]
     )
-    rank, data = str(participant.rank), str(participant.data)
-    return coordinator.agent(participant.name, RUN, "--rank", rank, "--data", data, *heldout, "--threads", "1")
+    given = ["--rank", str(participant.rank), "--data", str(participant.data), *heldout, "--threads", "1"]
+    # rounds of seconds, whose figures are to be over all examples on every machine
+    return coordinator.agent(participant.name, RUN, *given, "--evaluation-share", "1000")
 
 
 def watch(started: Sequence[Agent], ranks: dict[str, int]) -> dict[str, Record]:

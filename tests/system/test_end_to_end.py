@@ -51,7 +51,7 @@ def taking_part(made: Cluster, folder: Path) -> Iterator[list[Watched]]:
         made.enroll(name)
         data = write_questions(folder / f"{name}.jsonl", word)
         given = ("--rank", str(rank), "--data", str(data), "--heldout-fraction", "0.25", "--answers", "2")
-        started.append(made.agent(name, RUN, *given))
+        started.append(made.agent(name, RUN, *given, "--evaluation-share", "1000"))
     with watching(started) as watched:
         yield watched
 

@@ -72,7 +72,8 @@ class Federation:
     def _start(self, made: Cluster, person: Participant) -> Agent:
         heldout = ["--heldout", str(person.heldout)] if person.heldout else ["--heldout-fraction", "0.1"]
         given = ["--rank", str(person.rank), "--data", str(person.train), *heldout, "--device", "cpu", "--threads", "1"]
-        return made.agent(person.name, self._run, *given, *self.options)
+        whole = ["--evaluation-share", "1000"]  # figures that do not depend on this machine's speed
+        return made.agent(person.name, self._run, *given, *whole, *self.options)
 
     def _follow(self, made: Cluster, started: Sequence[Agent]) -> dict[str, Any]:
         failed = _end_together(started)

@@ -28,6 +28,7 @@ import torch
 from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.examples import Chat, Choice, Example, Instructed, Prompted
+from flexlora_client.training.data.of_task import check_task
 from flexlora_client.training.encoding.batches import collate, loss_of, predictions
 from flexlora_client.training.encoding.encoder import Encoder, NothingToLearn, Question
 from flexlora_client.training.encoding.packing import learnable
@@ -36,7 +37,6 @@ from flexlora_client.training.evaluation.choices import choose
 from flexlora_client.training.evaluation.greedy_answers import answer, figures
 from flexlora_client.training.evaluation.own_metric import OwnMetric
 from flexlora_client.training.evaluation.sample import Clock, SampleSize, TimeLimit, in_sample_order
-from flexlora_client.training.loop.standard import check_task
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec

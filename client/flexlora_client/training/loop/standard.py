@@ -6,18 +6,7 @@ import torch
 
 from flexlora_client.errors import DataError
 from flexlora_client.training.contract import Job, Outcome
-from flexlora_client.training.data.examples import (
-    Chat,
-    Choice,
-    Example,
-    Instructed,
-    Labelled,
-    Pictured,
-    Plain,
-    Prompted,
-    Scored,
-    Tagged,
-)
+from flexlora_client.training.data.of_task import check_task
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
 from flexlora_client.training.encoding.packing import Unit, Units, learnable
 from flexlora_client.training.loop.checkpoints import INTERVAL_S, Checkpoints
@@ -27,7 +16,6 @@ from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.placing import trained_tensors
 from flexlora_client.training.models.slice_files import read_slice, write_slice
-from flexlora_shared.messages.runs import ModelSpec
 from flexlora_shared.messages.tasks import Trainable
 
 
@@ -88,29 +76,6 @@ class StandardTrainer:
             )
         trains_A = job.trainable == "slice"
         return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=trains_A, compute=job.compute)
-
-
-def check_task(examples: Sequence[Example], model: ModelSpec) -> None:
-    """Refuse examples of another task than the run's. Raises: DataError."""
-    if not examples:
-        raise DataError("there are no examples; give a data file with at least one.")
-    kinds, expected = _learned_from(model)
-    if not all(isinstance(example, kinds) for example in examples):
-        raise DataError(f"the examples are of another task than the run's; it learns from {expected}.")
-
-
-def _learned_from(model: ModelSpec) -> tuple[tuple[type, ...], str]:
-    """The kinds of examples that a run's model learns from, and their fields in words."""
-    if model.task_type == "SEQ_CLS":
-        single = model.problem_type == "single-label"
-        return ((Labelled,), "text and label") if single else ((Scored,), "text and labels")
-    answered = (Prompted, Instructed, Chat, Choice)
-    return {
-        "CAUSAL_LM": ((*answered, Plain), "prompt and completion, messages or text"),
-        "SEQ_2_SEQ_LM": (answered, "prompt and completion, or messages"),
-        "TOKEN_CLS": ((Tagged,), "words and tags"),
-        "IMAGE_CLASSIFICATION": ((Pictured,), "images and labels"),
-    }[model.task_type]
 
 
 def _planned(units: Units, job: Job) -> tuple[Steps, dict[int, Unit]]:
