@@ -18,6 +18,7 @@ from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.rate import RateLimit
 from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
 from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
@@ -46,6 +47,7 @@ class RunOptions:
     device: str
     threads: int | None
     max_rounds: int | None
+    max_rate: float | None = None  # bytes a second, each way
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -59,7 +61,7 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
     reporter = Reporter(options.run, as_json=as_json)
     try:
         identity = credentials.load(home)
-        with _connect(home, ca_file, identity, reporter) as api:
+        with _connect(home, ca_file, identity, reporter, options.max_rate) as api:
             _run_agent(home, options, api, reporter, identity.client_id)
     except KeyboardInterrupt:
         reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
@@ -81,7 +83,7 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
         work.release()
 
 
-def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter) -> Api:
+def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter, max_rate: float | None) -> Api:
     def on_wait(error: ClientError, delay: float) -> None:
         reporter.step("retrying", f"{error}; trying again in {delay:.1f} s", seconds=round(delay, 1))
 
@@ -90,7 +92,7 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
         same = (current.url, current.client_id) == (identity.url, identity.client_id)
         return current.api_key if same else identity.api_key
 
-    http = Http(identity.url, identity.api_key, ca_file, reload_key)
+    http = Http(identity.url, identity.api_key, identity.tls(ca_file), reload_key, rate=RateLimit(max_rate))
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 

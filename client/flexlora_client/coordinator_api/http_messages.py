@@ -1,6 +1,5 @@
 """Common parts of HTTP exchanges: time-outs, responses, and descriptions of transport errors."""
 
-import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,10 +31,15 @@ class Stream:
 
 def describe_error(error: Exception) -> str:
     """The reason of a transport error, without a full stop."""
-    reason = str(error).rstrip(".") or type(error).__name__
-    certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
-    advice = "; check the certificate, or name its authority with --ca-file" if certificate else ""
-    return f"{reason}{advice}"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def describe_proxy_error(error: Exception) -> str:
+    """Why the proxy of this machine (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) made no connection, without a full stop."""
+    return (
+        f"the proxy that this machine's settings name answered {describe_error(error)}; give what it asks for in "
+        "HTTPS_PROXY (http://user:password@proxy:port), or name the coordinator's host in NO_PROXY"
+    )
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:

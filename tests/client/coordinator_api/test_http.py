@@ -1,14 +1,10 @@
 """One exchange: refusals, transport faults, and answers of something that is no coordinator."""
 
 import json
-import shutil
-import ssl
-import subprocess
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -202,54 +198,3 @@ def test_what_is_no_address(url: str) -> None:
 def test_a_key_that_is_none(key: str) -> None:
     with pytest.raises(BadInput, match="API key"):
         Http("http://localhost", key)
-
-
-def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot read certificates"):
-        Http("https://localhost", ca_file=tmp_path / "missing.pem")
-    (tmp_path / "empty.pem").write_text("nothing\n")
-    with pytest.raises(BadInput, match="cannot read certificates"):
-        Http("https://localhost", ca_file=tmp_path / "empty.pem")
-
-
-def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([openssl, *new.split(), *names], check=True, capture_output=True)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep the tests' output clean."""
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    url = f"https://localhost:{server.server_address[1]}"
-    try:
-        with Http(url, ca_file=certificate) as trusting:
-            assert trusting.request("GET", "/").status == 204
-            with trusting.stream_presigned(f"{url}/link", 0) as response:
-                assert response.status == 204
-        with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"):
-            doubting.request("GET", "/")
-        with (
-            Http(url) as doubting,
-            pytest.raises(Unreachable, match="--ca-file"),
-            doubting.stream_presigned(f"{url}/link", 0),
-        ):
-            pass
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
