@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from flexlora_client import credentials
+from flexlora_client.agent.checks.before_declaring import check_before_declaring
+from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
@@ -69,11 +72,12 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
 
 
 def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, client_id: str) -> None:
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
     spec = api.run(options.run).spec
-    local_trainer = _local_trainer(options, spec, str(device), client_id)
+    local_trainer, device = prepare(options, spec, client_id)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
+        subject.api, subject.spec, subject.local_trainer, subject.device = api, spec, local_trainer, device
+        check_before_declaring(subject, reporter)
     declaration = _build_declaration(options, len(local_trainer.train), device)
     work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
     work.lock()
@@ -81,6 +85,14 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
         Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds).run()
     finally:
         work.release()
+
+
+def prepare(options: RunOptions, spec: RunSpec, client_id: str) -> tuple[LocalTrainer, torch.device]:
+    """The training loop with its data read, and the device it trains on. Raises: ClientError, TrainingError."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    return _local_trainer(options, spec, str(device), client_id), device
 
 
 def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter, max_rate: float | None) -> Api:

@@ -20,7 +20,8 @@ from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingE
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Job, Outcome, Progress, Trainer
 from flexlora_client.training.data.examples import Example
 from flexlora_client.training.evaluation.evaluate import evaluate
-from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_client.training.trainer_support import check_supported
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.messages.runs import RunSpec
@@ -42,6 +43,11 @@ class LocalTrainer:
     device: str
     model_path: str | None
     participant: str = ""  # its client id; seeds what must differ between participants
+
+    def place(self, spec: RunSpec, adapter: Path) -> LoadedModel:
+        """The base model, loaded once, with the slice in folder `adapter`. Raises: TrainingError, BadInput."""
+        with _translate_errors("loading the base model"):
+            return self.models.with_slice(read_slice(adapter, spec), spec, self.device, self.model_path)
 
     def check(self, trainable: Trainable) -> None:
         """Check that the training loop supports this kind of training. Raises: BadInput."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client.cli import describe, export, operator, participant, watch
+from flexlora_client.cli import describe, doctor, export, operator, participant, watch
 from flexlora_client.errors import ClientError, Exit, TrainingError
 from flexlora_shared.versions import version_line
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("enroll")(participant.enroll)
 app.command("describe")(describe.describe)
 app.command("run")(participant.run)
+app.command("doctor")(doctor.as_doctor(participant.run))
 app.command("status")(watch.status)
 app.command("rounds")(watch.rounds)
 app.command("export")(export.export)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import typer
 
 from flexlora_client import credentials
+from flexlora_client.cli import doctor
 from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.options import (
     CaFileOption,
@@ -119,6 +120,7 @@ def run(
         int | None,
         typer.Option("--max-rate", min=1, help="Most kB a second that slices and updates take of the line, each way."),
     ] = None,
+    check: Annotated[bool, typer.Option("--check", hidden=True, help="Do what `doctor` does.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     ca_file: CaFileOption = None,
@@ -129,7 +131,8 @@ def run(
     require_agent_extra()
     from flexlora_client.agent import assemble  # training libraries take seconds to import
 
-    assemble.take_part(
+    act = doctor.diagnose if check else assemble.take_part
+    act(
         home or credentials.default_home(),
         ca_file,
         assemble.RunOptions(

@@ -1,5 +1,6 @@
 """Common parts of HTTP exchanges: time-outs, responses, and descriptions of transport errors."""
 
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,9 +30,34 @@ class Stream:
     chunks: Iterator[bytes]
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What one answer shows of the way to the coordinator."""
+
+    version: str | None  # of its program
+    certificate_ends: float | None  # Unix time at which its certificate expires; None without TLS
+
+
 def describe_error(error: Exception) -> str:
     """The reason of a transport error, without a full stop."""
-    return str(error).rstrip(".") or type(error).__name__
+    reason = str(error).rstrip(".") or type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return f"{reason}; check how the host's name is written, and this machine's network"
+        if isinstance(cause, ConnectionRefusedError):
+            return f"{reason}; check the address and its port, or ask the operator whether it runs"
+        cause = cause.__cause__ or cause.__context__
+    return reason
+
+
+def clock_ahead(headers: Mapping[str, str], began: float, ended: float) -> float | None:
+    """Seconds by which this clock, between `began` and `ended`, is ahead of the `Date` of the answer."""
+    try:
+        told = parsedate_to_datetime(headers["date"]).timestamp() + 0.5  # the header has whole seconds
+    except (KeyError, ValueError, TypeError):
+        return None
+    return max(0.0, began - told) - max(0.0, told - ended)
 
 
 def describe_proxy_error(error: Exception) -> str:
