@@ -104,7 +104,8 @@ class Repeat:
 class RoundView:
     """The fields of a round that decisions depend on.
 
-    A client that was revoked before its update was accepted counts in neither `assigned` nor `declared`.
+    A client that was revoked, or failed in this round, before its update was accepted counts in neither `assigned` nor
+    `declared`. One that failed comes back with a new declaration.
     """
 
     run_state: RunState
@@ -117,7 +118,8 @@ class RoundView:
     accepted: int = 0
     uploading: int = 0  # open uploads that were announced before the deadline
     declared: int = 0
-    failures: int = 0
+    failed: int = 0  # participants that failed in this attempt or an earlier one, and have not come back
+    failures: int = 0  # of its aggregation
     reason: str | None = None  # of its last failure
     leased: bool = False  # a worker aggregates it
     lease_until: datetime | None = None  # when the lease ends, or the next attempt may begin
@@ -148,9 +150,13 @@ def gather(
     )
     gather_until = round_.opened_at + timedelta(seconds=spec.gather_timeout)
     if available < spec.min_clients:
-        return Wait(f"Waiting for participants: {available} of at least {spec.min_clients} are present.")
+        return Wait(
+            f"Waiting for participants: {available} of at least {spec.min_clients} are present{_without_failed(round_)}."
+        )
     if available < target and now < gather_until:
-        return Wait(f"Waiting for participants: {available} of {target} are present.", gather_until)
+        return Wait(
+            f"Waiting for participants: {available} of {target} are present{_without_failed(round_)}.", gather_until
+        )
     uncarried = sorted({*present} - {*carried})
     free_places = max(0, target - len(set(carried))) if spec.clients_per_round else len(uncarried)
     selected = sample(uncarried, free_places, f"{spec.seed}:{round_.number}:{round_.attempt}")
@@ -172,19 +178,30 @@ def judge(spec: RunSpec, round_: RoundView, now: datetime) -> Aggregate | Abando
     """Whether a COLLECTING round ends."""
     deadline = round_.deadline
     assert deadline is not None, "a collecting round has a deadline"
+    if round_.assigned < spec.min_updates:  # the next attempt takes over what is accepted, on its way or being trained
+        failed = _without_failed(round_)
+        return Abandon(f"Only {round_.assigned} updates can still come{failed}; the quorum is {spec.min_updates}.")
     quorum = round_.accepted >= spec.min_updates
-    if round_.accepted >= updates_needed(spec, round_):
-        return Aggregate() if quorum else Abandon(_too_few(spec, round_, "can still come"))
+    needed = updates_needed(spec, round_)
+    if quorum and round_.accepted >= needed:
+        return Aggregate()
     if now < deadline:
-        return Wait(f"Waiting for updates: {round_.accepted} of {updates_needed(spec, round_)} are accepted.", deadline)
+        failed = _without_failed(round_)
+        return Wait(f"Waiting for updates: {round_.accepted} of {needed} are accepted{failed}.", deadline)
     grace = deadline + timedelta(seconds=spec.grace)
     if round_.uploading and now < grace:
         return Wait(f"The deadline has passed; {round_.uploading} updates on their way are waited for.", grace)
-    return Aggregate() if quorum else Abandon(_too_few(spec, round_, "came before the deadline"))
+    if quorum:
+        return Aggregate()
+    came = f"Only {round_.accepted} of {round_.assigned} updates came before the deadline"
+    return Abandon(f"{came}{_without_failed(round_)}; the quorum is {spec.min_updates}.")
 
 
-def _too_few(spec: RunSpec, round_: RoundView, what: str) -> str:
-    return f"Only {round_.accepted} of {round_.assigned} updates {what}; the quorum is {spec.min_updates}."
+def _without_failed(round_: RoundView) -> str:
+    """The part of a sentence that says how many participants failed; empty where none did."""
+    if not round_.failed:
+        return ""
+    return f", {round_.failed} participant{'s' if round_.failed > 1 else ''} failed"
 
 
 @dataclass(frozen=True)
@@ -237,6 +254,16 @@ def _unassigned(round_: RoundView) -> Refuse:
         Code.NOT_ASSIGNED,
         f"You have no assignment in round {round_.number}, attempt {round_.attempt}; ask for a task first.",
     )
+
+
+def counts_as_failed(round_: RoundView, *, assigned: bool, accepted: bool) -> bool | Refuse:
+    """Whether a participant that reports a failure is no longer waited for in this round, until it declares anew.
+
+    `assigned`: it has a place in the attempt that it names; `accepted`: its update counts already, and wins.
+    """
+    if not assigned:
+        return _unassigned(round_)
+    return round_.state in {"OPEN", "COLLECTING"} and round_.run_state not in FINAL_STATES and not accepted
 
 
 def _in_time(spec: RunSpec, round_: RoundView, candidate: Candidate, now: datetime) -> bool:

@@ -50,10 +50,19 @@ class TestJudge:
         assert judge(kind, under_way, seconds(65)) == Aggregate()
 
     def test_a_round_that_lost_its_participants_does_not_wait(self) -> None:
-        """All that are left, after revocations, are in: fewer than the quorum."""
-        decision = judge(defined(min_updates=2), replace(COLLECTING, assigned=1, accepted=1), NOW)
-        assert decision == Abandon("Only 1 of 1 updates can still come; the quorum is 2.")
+        """Those that are left, after revocations and failures, are fewer than the quorum."""
+        for accepted in (0, 1):
+            decision = judge(defined(min_updates=2), replace(COLLECTING, assigned=1, accepted=accepted), NOW)
+            assert decision == Abandon("Only 1 updates can still come; the quorum is 2.")
+        decision = judge(defined(min_updates=3), replace(COLLECTING, assigned=1, failed=2), NOW)
+        assert decision == Abandon("Only 1 updates can still come, 2 participants failed; the quorum is 3.")
         assert isinstance(judge(defined(), replace(COLLECTING, assigned=0, accepted=0), NOW), Abandon)
+
+    def test_who_failed_is_not_waited_for(self) -> None:
+        left = replace(COLLECTING, assigned=2, accepted=1, failed=1)
+        waiting = Wait("Waiting for updates: 1 of 2 are accepted, 1 participant failed.", seconds(60))
+        assert judge(defined(min_updates=2), left, NOW) == waiting
+        assert judge(defined(min_updates=2), replace(left, accepted=2), NOW) == Aggregate()
 
     def test_a_paused_run_finishes_its_round(self) -> None:
         assert judge(defined(), replace(COLLECTING, run_state="PAUSED", accepted=3), NOW) == Aggregate()

@@ -21,7 +21,7 @@ from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrollment, Token, TokenRequest
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
 from flexlora_shared.messages.status import RetryRequest, RoundDetail, RoundList, RoundSummary
-from flexlora_shared.messages.tasks import Task
+from flexlora_shared.messages.tasks import Failure, Task
 from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Evaluation, Receipt, UploadCreate, UploadStatus
 from flexlora_shared.ranks import longest_first
 
@@ -94,6 +94,10 @@ class Api:
             retry_after = parse_retry_after(answer.headers)
             return NoTask(1.0 if retry_after is None else retry_after)
         return parse_message(Task, answer)
+
+    def report_failure(self, run: str, number: int, failure: Failure) -> None:
+        """Report that this participant cannot finish its task; a declaration takes it back."""
+        self._send("PUT", f"{_run(run)}/rounds/{number}/failure", failure)
 
     def adapter_config(self, path: str) -> bytes:
         """A slice's PEFT `adapter_config.json`."""

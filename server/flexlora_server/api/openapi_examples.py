@@ -14,6 +14,7 @@ RUN_SPEC = {
     "training": {"learning_rate": 0.0002, "epochs": 1, "batch_size": 8},
 }
 DECLARATION = {"rank": 8, "examples": 1200, "rank_pattern": {"self_attn.q_proj": 16}}
+FAILURE = {"attempt": 1, "kind": "memory", "reason": "A batch of 8 examples does not fit into 8 GB at rank 32."}
 UPLOAD = {
     "rank": 8,
     "alpha": 16.0,

@@ -60,7 +60,7 @@ def _run_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window
 
 def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
     """The clients present for an OPEN round; not queried for a round in another state, where nothing depends on it."""
-    return rounds.present_clients(tx, round_.run, window) if round_.state == "OPEN" else ()
+    return rounds.present_clients(tx, round_, window) if round_.state == "OPEN" else ()
 
 
 def _round_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:

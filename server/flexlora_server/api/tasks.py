@@ -13,15 +13,15 @@ from fastapi import Body, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from flexlora_server.api.auth import ClientId, authenticate, bearer, confirm_client, require_client
-from flexlora_server.api.openapi_examples import DECLARATION
+from flexlora_server.api.openapi_examples import DECLARATION, FAILURE
 from flexlora_server.api.services import Services, get_services
-from flexlora_server.api.strict_json import RunPath, StrictRoute, problems, router
+from flexlora_server.api.strict_json import RoundPath, RunPath, StrictRoute, problems, router
 from flexlora_server.database.queries import rounds, runs
-from flexlora_server.lifecycle import find_task
+from flexlora_server.lifecycle import find_task, transitions
 from flexlora_server.lifecycle.serve_slice import check_ranks
 from flexlora_server.long_polling.key_cache import CachedKey
 from flexlora_shared.messages.clients import Declaration
-from flexlora_shared.messages.tasks import Task
+from flexlora_shared.messages.tasks import Failure, Task
 from flexlora_shared.problems import Code
 
 routes = router("participating")
@@ -130,6 +130,29 @@ async def next_task(
         await services.run_blocking(services.poll_lookup_threads, require_declared, services.store, name, client)
         services.waiting_room.remember_declared(name, client)
     return await wait_for_task(request, name, secret, client, wait)
+
+
+@routes.put(
+    "/v1/runs/{run}/rounds/{number}/failure",
+    status_code=204,
+    response_class=Response,
+    responses=problems(
+        Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ROUND_NOT_FOUND, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING
+    ),
+)
+def report_failure(
+    request: Request,
+    name: RunPath,
+    number: RoundPath,
+    failure: Annotated[Failure, Body(examples=[FAILURE])],
+    client: ClientId,
+) -> None:
+    """Report that the task cannot be finished: the round goes on without this participant until it declares anew."""
+    services = get_services(request)
+    with services.store.transaction() as tx:
+        run = runs.lock(tx, name)
+        round_, window = rounds.latest(tx, name, number), services.settings.presence_window
+        transitions.record_failed_participant(tx, run, round_, client, failure, window)
 
 
 routes.add_api_route(

@@ -136,16 +136,23 @@ class Participation(Table):
     declaration: Mapped[dict[str, Any]]
     declared_at: Mapped[datetime]
     last_seen_at: Mapped[datetime | None]
+    instance: Mapped[str | None] = mapped_column(String(64))  # of the agent that declared; None: it named none
 
 
 class Assignment(Table):
-    """A participant's place in a round, at the rank it had declared when the round began."""
+    """A participant's place in a round, at the rank it had declared when the round began.
+
+    One that failed is not waited for, until it declares anew or announces an update: then its failure is deleted.
+    """
 
     __tablename__ = "assignments"
     round_id: Mapped[int] = mapped_column(ForeignKey("rounds.id"), primary_key=True)
     client_id: Mapped[str] = mapped_column(ForeignKey("clients.id"), primary_key=True)
     rank: Mapped[int]
     rank_pattern: Mapped[dict[str, Any]]
+    given: Mapped[int] = mapped_column(default=1)  # how many times: once more with each declaration after a failure
+    failed_at: Mapped[datetime | None]
+    failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # Failure
 
 
 class Upload(Table):

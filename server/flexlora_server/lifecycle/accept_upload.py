@@ -41,6 +41,7 @@ def announce(
         assignment = rounds.find_assignment(tx, round_, client)
         assert assignment is not None, "admitted uploads are assigned"
         check_announcement(runs.spec_of(run), assignment, announcement)
+        rounds.clear_failure(tx, run, round_, client)
         row, replaced = uploads.announce(tx, round_, client, announcement)
         return uploads.status(row, round_), None if replaced is None else replaced.id
 
@@ -166,6 +167,7 @@ def _accept(store: Store, settings: Settings, upload: str, client: str) -> Recei
         assert isinstance(decision, machine.Accept), "another accepted upload of this round refuses this one"
         if round_.state == "COLLECTING":  # trained for an attempt that was abandoned, maybe
             rounds.carry_assignment(tx, round_, client)
+        rounds.clear_failure(tx, run, round_, client)  # it failed after it had announced this
         uploads.accept(tx, row, decision.counts_in)
         transitions.record_accepted_update(tx, run, round_, decision.counts_in, settings.presence_window)
         return uploads.receipt(row, round_)

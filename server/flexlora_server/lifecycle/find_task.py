@@ -58,6 +58,8 @@ def find_task(store: Store, blobs: BlobStore, name: str, client: str) -> tuple[T
         assignment = rounds.find_assignment(tx, round_, client)
         if assignment is None or assignment.round_id != round_.id:  # that of an earlier attempt is for uploads alone
             return None, run.version
+        if assignment.failed_at is not None:
+            return None, run.version
         if uploads.find_accepted(tx, round_, client) is not None:
             return None, run.version
         uploading = uploads.find_open(tx, round_, client) is not None  # it may still arrive within the grace period

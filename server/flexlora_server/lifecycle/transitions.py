@@ -11,6 +11,7 @@ from flexlora_server.database.queries import events, inputs, rounds, runs, uploa
 from flexlora_server.database.schema import Round, Run
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Refusal
+from flexlora_shared.messages.tasks import Failure
 from flexlora_shared.problems import Code
 
 
@@ -70,7 +71,7 @@ def next_transition(tx: Tx, run: Run, window: float) -> PendingTransition | None
     spec, view = runs.spec_of(run), rounds.round_view(tx, run, round_)
     decision: machine.Begin | machine.Aggregate | machine.Abandon | machine.Wait
     if round_.state == "OPEN":
-        present = rounds.present_clients(tx, run.name, window)
+        present = rounds.present_clients(tx, round_, window)
         decision = machine.gather(spec, view, present, tx.now, uploads.clients_carried_over(tx, round_))
     elif round_.state == "COLLECTING":
         decision = machine.judge(spec, view, tx.now)
@@ -111,6 +112,26 @@ def record_accepted_update(tx: Tx, run: Run, round_: Round, counts_in: int, wind
     rounds.touch(tx, round_)
     events.record(tx, run, "update-accepted", f"an update was accepted{late}", round_.number)
     advance(tx, run, window)
+
+
+def record_failed_participant(tx: Tx, run: Run, round_: Round, client: str, failure: Failure, window: float) -> None:
+    """Record that a participant of a locked run cannot finish its task, and advance the round, which may end now.
+
+    A report that comes again, or when the round or the participant's part in it is over, changes nothing.
+
+    Raises:
+        Refusal: NOT_ASSIGNED, ROUND_NOT_COLLECTING.
+    """
+    assignment = rounds.find_assignment_of(tx, round_, client, failure.attempt)
+    accepted = uploads.find_accepted(tx, round_, client) is not None
+    view = rounds.round_view(tx, run, round_)
+    decision = machine.counts_as_failed(view, assigned=assignment is not None, accepted=accepted)
+    if isinstance(decision, machine.Refuse):
+        raise Refusal(decision.code, decision.detail)
+    assert assignment is not None, "others are refused"
+    if decision and assignment.failed_at is None:
+        rounds.mark_failed(tx, run, round_, assignment, failure)
+        advance(tx, run, window)
 
 
 def _aggregate(tx: Tx, run: Run, round_: Round) -> None:

@@ -27,8 +27,9 @@ KEYS_PER_QUERY = 1000
 class RunSnapshot:
     """What the last poll read of a run: its version, whether it is over, and the participants that have work.
 
-    `clients_with_work` is read once for each set of assignments, which `assignments_key` (round id, state, count) names. The
-    waiting room takes out a client that asked and had none: the set only ever holds too many, and each costs one query.
+    `clients_with_work` is read once for each set of assignments, which `assignments_key` (round id, state, how many times one
+    was given) names. The waiting room takes out a client that asked and had none: the set only ever holds too many, and each
+    costs one query.
     """
 
     version: int
@@ -142,8 +143,8 @@ class Poller:
         over = run.state in FINAL_STATES
         if round_ is None or over:
             return RunSnapshot(run.version, over)
-        assigned = select(func.count()).select_from(Assignment).where(Assignment.round_id == round_.id)
-        key = (round_.id, round_.state, tx.session.scalar(assigned) or 0)
+        given = select(func.sum(Assignment.given)).where(Assignment.round_id == round_.id)
+        key = (round_.id, round_.state, tx.session.scalar(given) or 0)
         if last is not None and last.assignments_key == key:
             return RunSnapshot(run.version, over, key, last.clients_with_work)
         return RunSnapshot(run.version, over, key, set(rounds.clients_with_work(tx, run.name)))

@@ -1,10 +1,10 @@
-"""A participant's task in a round."""
+"""A participant's task in a round, and its failure in it."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flexlora_shared.messages.base import Message, RankPattern, RunName, Sha256
+from flexlora_shared.messages.base import Line, Message, RankPattern, RunName, Sha256
 from flexlora_shared.messages.runs import RunSpec
 
 # What an agent trains, and so what its upload holds; the run's strategy decides.
@@ -14,6 +14,9 @@ from flexlora_shared.messages.runs import RunSpec
 #           the upload is the new adapter alone, in the tensors and names of a slice
 # Extra tensors are trained from the values served in each case.
 Trainable = Literal["slice", "B", "fresh"]
+# What a participant failed on: its data, the base model or tokenizer, the memory or another fault of the device, the training
+# itself (numbers that are not finite, a custom loop), or anything else.
+FailureKind = Literal["data", "model", "memory", "device", "training", "other"]
 
 
 class AdapterRef(Message):
@@ -42,3 +45,13 @@ class Task(Message):
         ),
     ] = "slice"
     spec: Annotated[RunSpec, Field(description="The run's definition")]
+
+
+class Failure(Message):
+    """The participant cannot finish its task: the round no longer waits for it."""
+
+    attempt: Annotated[int, Field(ge=1, lt=2**31, description="Attempt of the round, as in the task")]
+    kind: Annotated[FailureKind, Field(description="What it failed on")]
+    reason: Annotated[
+        Line, Field(min_length=1, max_length=500, description="What happened, one sentence; shown to the operator")
+    ]

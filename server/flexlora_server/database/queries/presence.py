@@ -20,14 +20,17 @@ def is_enrolled(client: InstrumentedAttribute[str]) -> ColumnElement[bool]:
 
 
 class PresentClients(Sequence[str]):
-    """The sorted ids of a run's participants seen since an instant. `len` counts in the database; access reads the ids once."""
+    """The sorted ids of a run's participants seen since an instant, but for some.
 
-    def __init__(self, tx: Tx, run: str, since: datetime) -> None:
-        self._tx, self._run, self._since = tx, run, since
+    `len` counts in the database; access reads the ids once.
+    """
+
+    def __init__(self, tx: Tx, run: str, since: datetime, but: Select[str]) -> None:
+        self._tx, self._run, self._since, self._but = tx, run, since, but
 
     def _query(self, *columns: Any) -> Select[Any]:
         query = select(*columns).where(Participation.run == self._run, Participation.last_seen_at >= self._since)
-        return query.where(is_enrolled(Participation.client_id))
+        return query.where(is_enrolled(Participation.client_id), Participation.client_id.not_in(self._but))
 
     @cached_property
     def _count(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Select, bindparam, exists, func, or_, select, update
+from sqlalchemy import Select, and_, bindparam, exists, func, or_, select, update
 
 from flexlora_server import state_machine as machine
 from flexlora_server.database.queries import events
@@ -14,6 +14,7 @@ from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Conflict, Refusal
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.status import RoundState
+from flexlora_shared.messages.tasks import Failure
 from flexlora_shared.problems import Code
 
 
@@ -78,6 +79,7 @@ def round_view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
         accepted=counts.accepted,
         uploading=counts.uploading,
         declared=counts.declared,
+        failed=counts.failed,
         failures=round_.failures,
         reason=round_.reason,
         leased=round_.lease_holder is not None,
@@ -85,19 +87,29 @@ def round_view(tx: Tx, run: Run, round_: Round) -> machine.RoundView:
     )
 
 
+def _failed_clients(run: Any, number: Any) -> Select[str]:
+    """The clients that failed in any attempt of the round, and have not come back."""
+    attempts = select(Round.id).where(Round.run == run, Round.number == number)
+    return select(Assignment.client_id).where(Assignment.round_id.in_(attempts), Assignment.failed_at.is_not(None))
+
+
 def _counts() -> Select[Any]:
     """The counts of `round_view` in one statement, which is built once: every decision about a round executes it.
 
-    `assigned` counts those whose update is accepted or may still come: without clients revoked before their update was accepted.
+    `assigned` counts those whose update is accepted or may still come: without clients revoked, or failed, before their update
+    was accepted.
     """
     of_round = Upload.round_id == bindparam("round")
     sent = select(func.count()).select_from(Upload).where(of_round)
     accepted = sent.where(Upload.state == "ACCEPTED", Upload.counts_in == bindparam("number"))
+    failed_clients = _failed_clients(bindparam("run"), bindparam("number"))
     uploading = sent.where(Upload.state == "OPEN", Upload.created_at < bindparam("until"))
+    uploading = uploading.where(Upload.client_id.not_in(failed_clients))
     declared = select(func.count()).select_from(Participation).where(Participation.run == bindparam("run"))
-    declared = declared.where(is_enrolled(Participation.client_id))
+    declared = declared.where(is_enrolled(Participation.client_id), Participation.client_id.not_in(failed_clients))
+    failed = select(func.count()).select_from(Client).where(Client.id.in_(failed_clients), Client.revoked_at.is_(None))
     still = or_(
-        Client.revoked_at.is_(None),
+        and_(Client.revoked_at.is_(None), Assignment.failed_at.is_(None)),
         Assignment.client_id.in_(select(Upload.client_id).where(of_round, Upload.state == "ACCEPTED")),
     )
     places = select(func.count()).select_from(Assignment).join(Client, Client.id == Assignment.client_id)
@@ -107,6 +119,7 @@ def _counts() -> Select[Any]:
         accepted.scalar_subquery().label("accepted"),
         uploading.scalar_subquery().label("uploading"),
         declared.scalar_subquery().label("declared"),
+        failed.scalar_subquery().label("failed"),
     )
 
 
@@ -187,6 +200,46 @@ def find_assignment(tx: Tx, round_: Round, client: str) -> Assignment | None:
     return assignments[-1] if assignments else None
 
 
+def find_assignment_of(tx: Tx, round_: Round, client: str, attempt: int) -> Assignment | None:
+    """A participant's assignment in one attempt of the round, None without it."""
+    query = _assignments_of_attempts(round_).where(Assignment.client_id == client, Round.attempt == attempt)
+    return tx.session.scalar(query)
+
+
+def mark_failed(tx: Tx, run: Run, round_: Round, assignment: Assignment, failure: Failure) -> None:
+    """Write that an assigned participant of a locked run failed in the round: it is no longer waited for."""
+    assignment.failed_at, assignment.failure = tx.now, failure.model_dump(mode="json")
+    touch(tx, round_)
+    events.record(tx, run, "participant-failed", "a participant cannot finish its task", round_.number)
+
+
+def list_failed(tx: Tx, round_: Round) -> Sequence[Assignment]:
+    """The assignments, in this attempt and earlier ones, of participants that failed and have not come back."""
+    return tx.session.scalars(_assignments_of_attempts(round_).where(Assignment.failed_at.is_not(None))).all()
+
+
+def clear_failure(tx: Tx, run: Run, round_: Round, client: str) -> bool:
+    """Delete a participant's failure in a round of a locked run, because it goes on; whether there was one."""
+    failed = [row for row in list_failed(tx, round_) if row.client_id == client]
+    for assignment in failed:
+        assignment.failed_at = assignment.failure = None
+    if failed:
+        touch(tx, round_)
+        events.record(tx, run, "participant-returned", "a participant that had failed goes on", round_.number)
+    return bool(failed)
+
+
+def _give_again(tx: Tx, run: Run, client: str, declaration: Declaration) -> None:
+    """Give the task of an unfinished round again to a participant that failed in it, at the rank that it declares now."""
+    round_ = current(tx, run.name)
+    if round_ is None or round_.state not in {"OPEN", "COLLECTING"} or not clear_failure(tx, run, round_, client):
+        return
+    assignment = tx.session.get(Assignment, (round_.id, client))
+    if assignment is not None:
+        assignment.rank, assignment.rank_pattern = declaration.rank, dict(declaration.rank_pattern)
+        assignment.given += 1
+
+
 def next_open_number(tx: Tx, round_: Round) -> int:
     """The first round after this one whose inputs are not frozen."""
     newest = current(tx, round_.run)
@@ -211,6 +264,7 @@ def declare(tx: Tx, run: Run, client: str, declaration: Declaration) -> None:
     row.declaration, row.declared_at, row.last_seen_at = document, tx.now, tx.now
     if changed:
         events.record(tx, run, "declared", f"a participant declared rank {declaration.rank}")
+    _give_again(tx, run, client, declaration)
 
 
 def participation(tx: Tx, run: str, client: str) -> Participation | None:
@@ -224,19 +278,21 @@ def declaration_of(tx: Tx, run: str, client: str) -> Declaration | None:
     return None if row is None else Declaration.model_validate(row.declaration)
 
 
-def present_clients(tx: Tx, run: str, window: float) -> PresentClients:
-    """The enrolled participants seen within `window` seconds, in a fixed order; counted without being listed."""
-    return PresentClients(tx, run, tx.now - timedelta(seconds=window))
+def present_clients(tx: Tx, round_: Round, window: float) -> PresentClients:
+    """The enrolled participants seen within `window` seconds that did not fail in this round, in a fixed order; counted
+    without being listed."""
+    failed = _failed_clients(round_.run, round_.number)
+    return PresentClients(tx, round_.run, tx.now - timedelta(seconds=window), failed)
 
 
 def clients_with_work(tx: Tx, run: str) -> frozenset[str]:
-    """The participants that have work to do: assigned in the collecting round, with nothing accepted yet."""
+    """The participants that have work to do: assigned in the collecting round, with no failure and nothing accepted yet."""
     done = exists().where(
         Upload.round_id == Assignment.round_id, Upload.client_id == Assignment.client_id, Upload.state == "ACCEPTED"
     )
     query = (
         select(Assignment.client_id)
         .join(Round, Round.id == Assignment.round_id)
-        .where(Round.run == run, Round.state == "COLLECTING", ~done)
+        .where(Round.run == run, Round.state == "COLLECTING", Assignment.failed_at.is_(None), ~done)
     )
     return frozenset(tx.session.scalars(query))
