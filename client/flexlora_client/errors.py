@@ -60,6 +60,18 @@ def describe_validation_error(error: ValidationError) -> str:
     return "; ".join(parts) + more
 
 
+def exit_code(error: Exception) -> Exit:
+    """The code with which a command ends that `error` ended."""
+    return error.exit_code if isinstance(error, ClientError) else Exit.BAD_INPUT
+
+
+def sentence_of(error: Exception) -> str:
+    """The sentence that people are shown."""
+    if isinstance(error, OSError):
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    return str(error)
+
+
 class Refused(ClientError):
     """The coordinator refused with a problem."""
 

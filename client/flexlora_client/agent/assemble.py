@@ -24,7 +24,15 @@ from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.rate import RateLimit
 from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
-from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
+from flexlora_client.errors import (
+    BadInput,
+    ClientError,
+    TrainingError,
+    UsageError,
+    describe_validation_error,
+    exit_code,
+    sentence_of,
+)
 from flexlora_client.training.data.split import Split, load, split
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
@@ -68,6 +76,9 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
             _run_agent(home, options, api, reporter, identity.client_id)
     except KeyboardInterrupt:
         reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
+        raise
+    except (ClientError, TrainingError, OSError) as error:
+        reporter.event("error", code=int(exit_code(error)), reason=sentence_of(error))
         raise
 
 

@@ -23,10 +23,13 @@ class Reporter:
 
     def step(self, kind: str, sentence: str, **fields: EventField) -> None:
         """Report one step: `kind` and `fields` for programs, the sentence for people."""
-        now = datetime.now(UTC)
-        self._console.print(f"{now.astimezone():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
+        self._console.print(f"{datetime.now():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
+        self.event(kind, **fields)
+
+    def event(self, kind: str, **fields: EventField) -> None:
+        """Report to programs alone what somebody else tells people."""
         if self._as_json:
-            at = now.isoformat(timespec="milliseconds")
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
             print(json.dumps({"at": at, "event": kind, "run": self._run, **fields}), flush=True)
 
     @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flexlora_client.cli import describe, doctor, export, operator, participant, watch
-from flexlora_client.errors import ClientError, Exit, TrainingError
+from flexlora_client.errors import ClientError, TrainingError, exit_code, sentence_of
 from flexlora_shared.versions import version_line
 
 app = typer.Typer(
@@ -54,15 +54,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
-    except ClientError as error:
-        _end(error, error.exit_code)
-    except TrainingError as error:
-        _end(error, Exit.BAD_INPUT)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _end(f"{place}{error.strerror or error}", Exit.BAD_INPUT)
-
-
-def _end(reason: object, code: Exit) -> None:
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(code)
+    except (ClientError, TrainingError, OSError) as error:
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
+        sys.exit(exit_code(error))

@@ -4,7 +4,6 @@ With `presigned`, the only file that imports the HTTP library. Nothing is retrie
 """
 
 import ssl
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self
@@ -19,9 +18,9 @@ from flexlora_client.coordinator_api.http_messages import (
     Body,
     Probe,
     Stream,
-    clock_ahead,
     describe_error,
     describe_proxy_error,
+    parse_clock_ahead,
     parse_retry_after,
 )
 from flexlora_client.coordinator_api.presigned import stream_presigned
@@ -56,7 +55,7 @@ class Http:
         self.url = _check_url(url)
         self._key, self._reload_key = key, reload_key
         self._tls, self._io_timeout, self._rate = tls, io_timeout, rate
-        self.clock_ahead: float | None = None  # seconds, by the last answer; see `http_messages.clock_ahead`
+        self.clock_ahead = 0.0  # seconds that the coordinator's clock is ahead of this machine's, by its last answer
         headers = {"User-Agent": f"flexlora-client/{version()}", **version_headers(), **_authorization_header(key)}
         verify = tls.verification(self.url)
         timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
@@ -87,26 +86,24 @@ class Http:
             Unreachable: no response, or one that is none of this protocol's.
         """
         timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT_S, read=held + self._io_timeout)
-        began = time.time()
         try:
             response = self._client.request(
                 method, _check_path(path), headers=headers, content=self._rate.slow(body), timeout=timeout
             )
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
-        self.clock_ahead = clock_ahead(response.headers, began, time.time())
         self._check_protocol(response.headers)
+        self.clock_ahead = parse_clock_ahead(response.headers) or self.clock_ahead
         if not (response.is_success or response.status_code == 304):
             raise self._refusal(response.status_code, response.headers, response.content)
         return Answer(response.status_code, response.headers, response.content)
 
     def probe(self) -> Probe:
         """What a small call that needs no key shows. Raises: Refused, Unreachable, as `request`."""
-        began = time.time()
         try:
             with self._client.stream("GET", "/v1") as response:  # no resource: the coordinator itself says so
-                self.clock_ahead = clock_ahead(response.headers, began, time.time())
                 self._check_protocol(response.headers)
+                self.clock_ahead = parse_clock_ahead(response.headers) or self.clock_ahead
                 if PROTOCOL_HEADER not in response.headers:
                     raise self._refusal(response.status_code, response.headers, response.read())
                 tls = response.extensions["network_stream"].get_extra_info("ssl_object")

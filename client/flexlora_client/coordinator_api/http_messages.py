@@ -51,15 +51,6 @@ def describe_error(error: Exception) -> str:
     return reason
 
 
-def clock_ahead(headers: Mapping[str, str], began: float, ended: float) -> float | None:
-    """Seconds by which this clock, between `began` and `ended`, is ahead of the `Date` of the answer."""
-    try:
-        told = parsedate_to_datetime(headers["date"]).timestamp() + 0.5  # the header has whole seconds
-    except (KeyError, ValueError, TypeError):
-        return None
-    return max(0.0, began - told) - max(0.0, told - ended)
-
-
 def describe_proxy_error(error: Exception) -> str:
     """Why the proxy of this machine (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) made no connection, without a full stop."""
     return (
@@ -78,4 +69,12 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
             return float(value)
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
+        return None
+
+
+def parse_clock_ahead(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the sender's clock, by its `Date`, is ahead of this machine's; None where it does not say."""
+    try:
+        return (parsedate_to_datetime(headers["date"]) - datetime.now(UTC)).total_seconds()
+    except (KeyError, ValueError, TypeError):
         return None

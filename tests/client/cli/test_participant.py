@@ -157,6 +157,20 @@ def test_taking_part_until_the_end_as_people_and_programs_see_it(
     assert again.out == ""
 
 
+def test_the_last_event_tells_how_it_ended(site: Served, home: dict[str, str], data: Path, tmp_path: Path) -> None:
+    site.run()
+    failed = taking_part(home, data, "--json", trainer="tests.support.trainers:Diverges")
+    assert failed.code == Exit.BAD_INPUT
+    [*_, before, last] = events(failed)
+    assert (before["event"], before["told"]) == ("failed", True)
+    assert (last["event"], last["code"], last["run"]) == ("error", Exit.BAD_INPUT, "run")
+    assert failed.err.splitlines()[-1] == f"error: {last['reason']}"
+    missing = taking_part(home, tmp_path / "none.jsonl", "--json")
+    assert [event["event"] for event in events(missing)] == ["error"]
+    unknown = taking_part({"FLEXLORA_HOME": str(tmp_path / "nobody")}, data, "--json")
+    assert [(event["event"], event["code"]) for event in events(unknown)] == [("error", Exit.BAD_INPUT)]
+
+
 def test_a_run_that_is_cancelled_has_an_exit_code_of_its_own(site: Served, home: dict[str, str], data: Path) -> None:
     site.run()
     site.operator.expect(200, "POST", "/v1/runs/run/cancel")

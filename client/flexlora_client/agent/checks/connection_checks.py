@@ -39,10 +39,8 @@ def _tls(subject: Subject) -> str | Doubt:
 def clock(subject: Subject) -> str | Doubt:
     """Compare this machine's clock with the coordinator's: deadlines are told as times."""
     ahead = subject.api.http.clock_ahead
-    if ahead is None:
-        return "the coordinator tells no time"
     if abs(ahead) > CLOCK_S:
-        way = "ahead of" if ahead > 0 else "behind"
+        way = "behind" if ahead > 0 else "ahead of"
         return Doubt(
             f"this machine's clock is {abs(ahead):.0f} s {way} the coordinator's, so deadlines are misread; "
             "let the machine set its clock (NTP)"

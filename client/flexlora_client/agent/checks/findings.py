@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from flexlora_client.errors import ClientError, Exit, TrainingError
+from flexlora_client.errors import ClientError, Exit, TrainingError, exit_code, sentence_of
 
 S = TypeVar("S")
 State = Literal["passed", "warning", "failed", "skipped"]
@@ -71,10 +71,8 @@ def first_failure(findings: Sequence[Finding]) -> Exit:
 def _finding(check: Check[S], subject: S) -> Finding:
     try:
         found = check.look(subject)
-    except ClientError as error:
-        return Finding(check.name, "failed", str(error), error.exit_code)
-    except (TrainingError, OSError) as error:
-        return Finding(check.name, "failed", str(error), Exit.BAD_INPUT)
+    except (ClientError, TrainingError, OSError) as error:
+        return Finding(check.name, "failed", sentence_of(error), exit_code(error))
     if isinstance(found, Doubt):
         return Finding(check.name, "warning", found.detail)
     return Finding(check.name, "passed", found)
