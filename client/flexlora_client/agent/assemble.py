@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from flexlora_client import credentials
 from flexlora_client.agent.checks.before_declaring import check_before_declaring
 from flexlora_client.agent.checks.subject import Subject
+from flexlora_client.agent.diary import Diary
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
@@ -84,18 +85,27 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
 
 def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, client_id: str) -> None:
     spec = api.run(options.run).spec
+    work = WorkFolder(home, spec.name)
+    work.lock()  # before anything that takes long
+    try:
+        with reporter.writing(Diary(work.folder, spec.name)):
+            _prepared(home, options, api, reporter, spec, work, client_id).run()
+    finally:
+        work.release()
+
+
+def _prepared(
+    home: Path, options: RunOptions, api: Api, reporter: Reporter, spec: RunSpec, work: WorkFolder, client_id: str
+) -> Agent:
+    """The agent, about to declare; what would fail in a round has been looked for. Raises: ClientError, TrainingError."""
     local_trainer, device = prepare(options, spec, client_id)
+    work.basis = compute_basis(client_id, local_trainer.train)
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
         subject.api, subject.spec, subject.local_trainer, subject.device = api, spec, local_trainer, device
         check_before_declaring(subject, reporter)
     declaration = _build_declaration(options, len(local_trainer.train), device)
-    work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
-    work.lock()
-    try:
-        Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds).run()
-    finally:
-        work.release()
+    return Agent(api, spec, work, local_trainer, declaration, reporter, options.max_rounds)
 
 
 def prepare(options: RunOptions, spec: RunSpec, client_id: str) -> tuple[LocalTrainer, torch.device]:

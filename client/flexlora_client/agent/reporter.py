@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
 
+from flexlora_client.agent.diary import Diary
 from flexlora_client.coordinator_api.upload_parts import ProgressCallback
+from flexlora_client.errors import ClientError, TrainingError, sentence_of
 
 EventField = str | int | float | bool | None | Mapping[str, float]
 
@@ -19,18 +21,39 @@ class Reporter:
     def __init__(self, run: str, *, as_json: bool = False) -> None:
         self._run = run
         self._as_json = as_json
+        self._diary: Diary | None = None
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def step(self, kind: str, sentence: str, **fields: EventField) -> None:
         """Report one step: `kind` and `fields` for programs, the sentence for people."""
         self._console.print(f"{datetime.now():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
+        self.log(sentence)
         self.event(kind, **fields)
+
+    def log(self, sentence: str) -> None:
+        """Write to the log alone what somebody else tells people."""
+        if self._diary is not None:
+            self._diary.line(sentence)
 
     def event(self, kind: str, **fields: EventField) -> None:
         """Report to programs alone what somebody else tells people."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if self._diary is not None:
+            self._diary.event(kind, at, fields)
         if self._as_json:
-            at = datetime.now(UTC).isoformat(timespec="milliseconds")
             print(json.dumps({"at": at, "event": kind, "run": self._run, **fields}), flush=True)
+
+    @contextmanager
+    def writing(self, diary: Diary) -> Iterator[None]:
+        """Keep a diary too, for the block and for how it ends."""
+        self._diary = diary
+        try:
+            yield
+        except (ClientError, TrainingError, OSError) as error:
+            diary.line(f"error: {sentence_of(error)}")
+            raise
+        finally:
+            diary.close()
 
     @contextmanager
     def bytes_bar(self, label: str) -> Iterator[ProgressCallback]:

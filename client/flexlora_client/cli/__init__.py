@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client.cli import describe, doctor, export, operator, participant, watch
+from flexlora_client.cli import describe, doctor, export, logs, operator, participant, watch
 from flexlora_client.errors import ClientError, TrainingError, exit_code, sentence_of
 from flexlora_shared.versions import version_line
 
@@ -21,6 +21,7 @@ app.command("describe")(describe.describe)
 app.command("run")(participant.run)
 app.command("doctor")(doctor.as_doctor(participant.run))
 app.command("status")(watch.status)
+app.command("logs")(logs.logs)
 app.command("rounds")(watch.rounds)
 app.command("export")(export.export)
 app.command("retry")(operator.retry)
