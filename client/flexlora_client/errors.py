@@ -33,7 +33,7 @@ def is_transient_status(status: int) -> bool:
 
 
 class Exit(IntEnum):
-    """What the shell sees when the command ends; `docs/participating.md` shows the same table."""
+    """What the shell sees when the command ends; `docs/exit-codes.md` says how to resolve each."""
 
     OK = 0  # done; of `run`: the run completed
     USAGE = 2  # the command line is wrong

@@ -61,6 +61,9 @@ class Sender:
         return self.send(kept)
 
     def _upload(self, trained: TrainedUpdate) -> Receipt:
+        if self.work_folder.unsaved is not None:
+            sentence = f"round {trained.round}: {self.work_folder.unsaved}; the update is sent all the same"
+            self.reporter.step("unsaved", sentence, round=trained.round)
         path = self.work_folder.output / trained.file
         with self.reporter.bytes_bar("uploading") as on_progress:
             return upload(self.api, trained.run, trained.round, trained.upload, path, on_progress)

@@ -8,13 +8,14 @@ import operator
 import re
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from flexlora_client.agent.reserve import reserved
 from flexlora_client.agent.slice_cache import SliceRequest
 from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Job, Outcome, Progress, Trainer
@@ -82,8 +83,8 @@ class LocalTrainer:
             trainable=trainable,
             participant=self.participant,
         )
-        with _translate_errors("training"):
-            returned = self.trainer.train(job)
+        with reserved(output, (adapter / ADAPTER_FILE).stat().st_size) as release, _translate_errors("training"):
+            returned = self.trainer.train(replace(job, progress=_releasing(progress, release)))
         outcome = _check_outcome(returned, request, output)
         if not (outcome.adapter.parent / CONFIG_FILE).exists():
             shutil.copyfile(adapter / CONFIG_FILE, outcome.adapter.parent / CONFIG_FILE)
@@ -116,6 +117,17 @@ def sendable_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that the protocol allows: finite values, valid names, at most MAX_METRICS."""
     fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME_PATTERN.fullmatch(k) and math.isfinite(v)]
     return dict(fitting[:MAX_METRICS])
+
+
+def _releasing(progress: Progress, release: Callable[[], None]) -> Progress:
+    """The progress, which frees the update's room on the disk after the last step: it is written next."""
+
+    def releasing(step: int, total: int, loss: float) -> None:
+        if step >= total:
+            release()
+        progress(step, total, loss)
+
+    return releasing
 
 
 @contextmanager
