@@ -2,8 +2,12 @@
 
 import ast
 import re
+import shutil
+import subprocess
 from collections import defaultdict
 from pathlib import Path
+
+import pytest
 
 import flexlora_client
 from flexlora_client.errors import Exit
@@ -50,3 +54,23 @@ def test_every_exit_code_is_documented_with_what_to_do() -> None:
 def test_the_codes_of_refusals_exist() -> None:
     text = (ROOT / "docs" / "exit-codes.md").read_text().split("## 3: ")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) <= {str(code) for code in Code}
+
+
+def test_the_service_restarts_where_that_may_help() -> None:
+    unit = (ROOT / "systemd" / "flexlora-agent@.service").read_text()
+    final = {Exit.USAGE, Exit.REFUSED, Exit.BAD_INPUT, Exit.RUN_ENDED}
+    [named] = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE)
+    assert {int(code) for code in named.split()} == final
+    assert f"SuccessExitStatus={int(Exit.INTERRUPTED)}\n" in unit
+    assert Exit.UNREACHABLE not in final
+
+
+def test_systemd_takes_the_service(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd is not installed")
+    unit = (ROOT / "systemd" / "flexlora-agent@.service").read_text()
+    path = tmp_path / "flexlora-agent@my-run.service"
+    path.write_text(unit.replace("/opt/flexlora/bin/flexlora-client", shutil.which("true") or "/bin/true"))
+    done = subprocess.run([analyze, "verify", str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
