@@ -79,8 +79,11 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
         reporter.step("interrupted", "interrupted; what is finished is kept for the next start")
         raise
     except (ClientError, TrainingError, OSError) as error:
+        reporter.log(f"error: {sentence_of(error)}")
         reporter.event("error", code=int(exit_code(error)), reason=sentence_of(error))
         raise
+    finally:
+        reporter.close()
 
 
 def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, client_id: str) -> None:
@@ -88,8 +91,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     work = WorkFolder(home, spec.name)
     work.lock()  # before anything that takes long
     try:
-        with reporter.writing(Diary(work.folder, spec.name)):
-            _prepared(home, options, api, reporter, spec, work, client_id).run()
+        reporter.keep(Diary(work.folder, spec.name))
+        _prepared(home, options, api, reporter, spec, work, client_id).run()
     finally:
         work.release()
 

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from flexlora_client.agent.diary import Diary
 from flexlora_client.coordinator_api.upload_parts import ProgressCallback
-from flexlora_client.errors import ClientError, TrainingError, sentence_of
 
 EventField = str | int | float | bool | None | Mapping[str, float]
 
@@ -43,17 +42,14 @@ class Reporter:
         if self._as_json:
             print(json.dumps({"at": at, "event": kind, "run": self._run, **fields}), flush=True)
 
-    @contextmanager
-    def writing(self, diary: Diary) -> Iterator[None]:
-        """Keep a diary too, for the block and for how it ends."""
+    def keep(self, diary: Diary) -> None:
+        """Write to the diary too from now on."""
         self._diary = diary
-        try:
-            yield
-        except (ClientError, TrainingError, OSError) as error:
-            diary.line(f"error: {sentence_of(error)}")
-            raise
-        finally:
-            diary.close()
+
+    def close(self) -> None:
+        """Close the diary."""
+        if self._diary is not None:
+            self._diary.close()
 
     @contextmanager
     def bytes_bar(self, label: str) -> Iterator[ProgressCallback]:

@@ -9,6 +9,7 @@ from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.retry import Backoff, RetryPolicy
 from flexlora_client.errors import ClientError
 
+OVER = ("COMPLETED", "CANCELLED", "FAILED")
 ASK_EVERY_S = 45.0  # thousands of agents may wait at a time
 
 
@@ -35,7 +36,7 @@ class Waiting:
             return
         first, self._asked = self._asked is None, now
         reason = self._ask()
-        if first or reason != self._told:
+        if reason and (first or reason != self._told):
             self._told = reason
             self.reporter.step("waiting", f"waiting: {reason}", waiting_for=reason)
 
@@ -44,9 +45,10 @@ class Waiting:
         self._asked = None
 
     def _ask(self) -> str:
-        """The coordinator's sentence; a general one where it does not answer, which the next poll will tell of."""
+        """The coordinator's sentence, empty of a run that is over; a general one where it does not answer."""
         try:
             once = Api(self.api.http, RetryPolicy(Backoff(attempts=1)))
-            return once.run(self.run).status.waiting_for
+            status = once.run(self.run).status
+            return "" if status.state in OVER else status.waiting_for  # the next poll ends the agent
         except ClientError:
             return "for work"

@@ -291,11 +291,10 @@ def test_a_failure_that_cannot_be_told_ends_the_agent_all_the_same(site: Served,
 
 
 def test_what_is_waited_for_is_told_at_once_and_when_it_changes(site: Served, tmp_path: Path) -> None:
-    run, reporter = site.run(rounds=1, min_clients=2), Listening("run")
-    other = site.enroll("other")
+    run, other = site.run(rounds=1, min_clients=2), site.enroll("other")
 
     def come(kind: str) -> None:
-        if kind == "waiting":
+        if kind == "waiting" and "accepted" not in reporter.kinds():
             other.declare("run", 4)
             other.call("GET", "/v1/runs/run/task", params={"wait": 0})
         if kind == "accepted":
