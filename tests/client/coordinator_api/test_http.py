@@ -13,6 +13,7 @@ from flexlora_client.errors import BadInput, Refused, Unreachable
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code
 from flexlora_shared.versions import PROTOCOL, version
 from tests.support.misbehaving import Asked, Planned, answer, cut, hang_up, misbehaving, problem
+from tests.support.proxy import Fault, Kind, proxy
 
 
 def refused_by(planned: Planned) -> Refused | Unreachable:
@@ -198,3 +199,17 @@ def test_what_is_no_address(url: str) -> None:
 def test_a_key_that_is_none(key: str) -> None:
     with pytest.raises(BadInput, match="API key"):
         Http("http://localhost", key)
+
+
+@pytest.mark.parametrize("kind", ["cut", "reset", "hole"])
+def test_a_connection_lost_while_the_machine_slept_costs_one_try(kind: Kind) -> None:
+    """A kept connection is dead after a sleep or under another address, told or not; the next call makes a new one."""
+    with misbehaving(*[answer(200, b"awake")] * 3) as server, proxy(server.url) as line:
+        with Http(line.url, io_timeout=0.2) as http:
+            assert http.request("GET", "/").body == b"awake"
+            line.faults.append(Fault(kind, "up", line.taken["up"] + 1))
+            with pytest.raises(Unreachable) as caught:
+                http.request("GET", "/")
+            assert caught.value.transient
+            assert http.request("GET", "/").body == b"awake"
+        assert line.connections == 2
