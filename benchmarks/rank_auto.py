@@ -92,9 +92,9 @@ def _round(spec: RunSpec, own: Any, models: Any, choice: Any) -> Figures:
     from flexlora_client.training.contract import Compute, Job
     from flexlora_client.training.evaluation.evaluate import evaluate
     from flexlora_client.training.fitting.memory import peak_memory, reset_peak
-    from flexlora_client.training.fitting.trial_slice import trial_slice, write_trial_slice
     from flexlora_client.training.loop.standard import StandardTrainer
     from flexlora_client.training.models.devices import release_memory
+    from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
 
     chosen, device = choice.chosen, torch.device("cpu")
     compute = Compute(micro_batch=chosen.micro_batch, gradient_checkpointing=chosen.gradient_checkpointing)

@@ -2,25 +2,41 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from flexlora_client.coordinator_api.tls import Tls, read_authorities
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, write_whole
-from flexlora_shared.messages.base import Message
+from flexlora_shared.messages.base import Message, omitted_if_default
 from flexlora_shared.messages.clients import ClientName
 
 CREDENTIALS_FILE = "credentials.json"
 
 
+Remembered = Annotated[str | None, Field(exclude_if=omitted_if_default(None))]  # unknown to earlier releases
+
+
 class Identity(Message):
-    """Who this participant is, and to which coordinator."""
+    """Who this participant is, to which coordinator, and how TLS is spoken with it."""
 
     url: str
     client_id: str
     name: ClientName
     api_key: str
+    authorities: Remembered = None  # PEM certificates to trust instead of the system's
+    client_cert: Remembered = None  # paths: such certificates are renewed in their place
+    client_key: Remembered = None
+
+    def tls(self, ca_file: Path | None = None) -> Tls:
+        """What connections trust and show; `ca_file` is trusted instead of what is remembered. Raises: BadInput."""
+        return Tls(
+            self.authorities if ca_file is None else read_authorities(ca_file),
+            Path(self.client_cert) if self.client_cert else None,
+            Path(self.client_key) if self.client_key else None,
+        )
 
 
 def default_home() -> Path:

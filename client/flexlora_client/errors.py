@@ -34,7 +34,7 @@ def is_transient_status(status: int) -> bool:
 
 
 class Exit(IntEnum):
-    """What the shell sees when the command ends; `docs/participating.md` shows the same table."""
+    """What the shell sees when the command ends; `docs/exit-codes.md` says how to resolve each."""
 
     OK = 0  # done; of `run`: the run completed
     USAGE = 2  # the command line is wrong
@@ -59,6 +59,18 @@ def describe_validation_error(error: ValidationError) -> str:
     parts = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:3]]
     more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
     return "; ".join(parts) + more
+
+
+def exit_code(error: Exception) -> Exit:
+    """The code with which a command ends that `error` ended."""
+    return error.exit_code if isinstance(error, ClientError) else Exit.BAD_INPUT
+
+
+def sentence_of(error: Exception) -> str:
+    """The sentence that people are shown."""
+    if isinstance(error, OSError):
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    return str(error)
 
 
 class Refused(ClientError):

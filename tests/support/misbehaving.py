@@ -1,6 +1,8 @@
 """A coordinator that misbehaves as planned: each request gets the next planned answer, over a real socket."""
 
+import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,7 +89,7 @@ def hang_up(handler: BaseHTTPRequestHandler, asked: Asked) -> None:
 
 
 @contextmanager
-def misbehaving(*plan: Planned) -> Iterator[Misbehaving]:
+def misbehaving(*plan: Planned, tls: ssl.SSLContext | None = None) -> Iterator[Misbehaving]:
     """The server, listening for the block; a request beyond its plan gets a plain 500 that fails the test."""
     state = Misbehaving(list(plan))
 
@@ -103,13 +105,19 @@ def misbehaving(*plan: Planned) -> Iterator[Misbehaving]:
             planned = state.plan.pop(0) if state.plan else answer(418, json.dumps("beyond the plan").encode())
             planned(self, asked)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = do_DELETE = _answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_HEAD = do_DELETE = do_CONNECT = _answer
+
+        def handle(self) -> None:
+            with contextlib.suppress(ssl.SSLError, ConnectionError):  # who doubts a certificate hangs up
+                super().handle()
 
         def log_message(self, format: str, *args: object) -> None:
             """Keep the tests' output clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    state.url = f"{'https' if tls else 'http'}://{'localhost' if tls else '127.0.0.1'}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from flexlora_client import credentials
+from flexlora_client.agent.checks.before_declaring import check_before_declaring
+from flexlora_client.agent.checks.subject import Subject
+from flexlora_client.agent.diary import Diary
 from flexlora_client.agent.evaluator import Evaluator
 from flexlora_client.agent.local_parts import Part, local_parts
 from flexlora_client.agent.local_trainer import LocalTrainer
@@ -22,9 +26,18 @@ from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
+from flexlora_client.coordinator_api.rate import RateLimit
 from flexlora_client.coordinator_api.retry import AGENT_BACKOFF, RetryPolicy
 from flexlora_client.credentials import Identity
-from flexlora_client.errors import BadInput, ClientError, UsageError, describe_validation_error
+from flexlora_client.errors import (
+    BadInput,
+    ClientError,
+    TrainingError,
+    UsageError,
+    describe_validation_error,
+    exit_code,
+    sentence_of,
+)
 from flexlora_client.files import make_folder
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.data_options import DataOptions
@@ -32,7 +45,6 @@ from flexlora_client.training.data.loading import LoadedData, load_data
 from flexlora_client.training.evaluation.own_metric import load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.devices import resolve_device
-from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.plugin import load_trainer
 from flexlora_shared.messages.clients import Declaration, Hardware
@@ -58,6 +70,7 @@ class RunOptions:
     evaluation_share: float = 0.25
     keep_local: Part | None = None
     evaluates_only: bool = False
+    max_rate: float | None = None  # bytes a second, each way
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -71,50 +84,83 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
     reporter = Reporter(options.run, as_json=as_json)
     try:
         identity = credentials.load(home)
-        with _connect(home, ca_file, identity, reporter) as api:
+        with _connect(home, ca_file, identity, reporter, options.max_rate) as api:
             _run_agent(home, options, api, reporter, identity.client_id)
     except KeyboardInterrupt:
         reporter.step("interrupted", "what is finished is kept for the next start")
         raise
+    except (ClientError, TrainingError, OSError) as error:
+        reporter.log(f"error: {sentence_of(error)}")
+        reporter.event("error", code=int(exit_code(error)), reason=sentence_of(error))
+        raise
+    finally:
+        reporter.close()
 
 
 def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, client_id: str) -> None:
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
     spec = api.run(options.run).spec
-    kept_parts = local_parts(options.keep_local, spec)
-    data = _load_data(home, options, spec, reporter)
-    local_trainer = _local_trainer(options, data, str(device), client_id)
-    own = check_fingerprint(spec.model, options.model_path)  # before the round counts on this participant
-    work = WorkFolder(home, spec.name, compute_basis(client_id, local_trainer.train))
-    work.lock()
+    work = WorkFolder(home, spec.name)
+    work.lock()  # before anything that takes long
     try:
-        if options.evaluates_only:
-            measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
-            assert options.rank is not None  # by the command line
-            Evaluator(measuring, options.rank, options.rank_pattern, options.max_rounds).run()
-            return
-        choice = _rank_choice(options, spec, local_trainer, reporter)
-        rank = choice.choose() if choice is not None else options.rank
-        assert rank is not None  # by _rank_choice
-        declaration = _build_declaration(options, rank, local_trainer, device, own)
-        Agent(
-            api,
-            spec,
-            work,
-            local_trainer,
-            declaration,
-            reporter,
-            options.max_rounds,
-            kept_parts,
-            rank_choice=choice,
-        ).run()
+        reporter.keep(Diary(work.folder, spec.name))
+        _prepared(home, options, api, reporter, spec, work, client_id).run()
     finally:
         work.release()
 
 
-def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter) -> Api:
+def _prepared(
+    home: Path, options: RunOptions, api: Api, reporter: Reporter, spec: RunSpec, work: WorkFolder, client_id: str
+) -> Agent | Evaluator:
+    """The agent, about to declare; what would fail in a round has been looked for. Raises: ClientError, TrainingError."""
+    kept_parts = local_parts(options.keep_local, spec)
+    _check_auto(options)
+    local_trainer, data, device = prepare(home, options, spec, client_id)
+    _tell_data(data, reporter)
+    work.basis = compute_basis(client_id, local_trainer.train)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
+        subject.api, subject.spec, subject.local_trainer, subject.device = api, spec, local_trainer, device
+        check_before_declaring(subject, reporter)
+    if options.evaluates_only:
+        measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
+        assert options.rank is not None  # by the command line
+        return Evaluator(measuring, options.rank, options.rank_pattern, options.max_rounds)
+    choice = RankChoice(spec, local_trainer, options.compute, reporter) if options.rank is None else None
+    rank = options.rank if choice is None else choice.choose()
+    assert rank is not None
+    declaration = _build_declaration(options, rank, local_trainer, device, subject.fingerprint)
+    return Agent(
+        api,
+        spec,
+        work,
+        local_trainer,
+        declaration,
+        reporter,
+        options.max_rounds,
+        kept_parts,
+        rank_choice=choice,
+    )
+
+
+def prepare(
+    home: Path, options: RunOptions, spec: RunSpec, client_id: str
+) -> tuple[LocalTrainer, LoadedData, torch.device]:
+    """The training loop with its data read, what was met in the data, and the device to train on.
+
+    Raises:
+        ClientError, TrainingError: something that is given cannot be used.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    if options.model_path is not None and not Path(options.model_path).exists():  # before minutes of reading
+        raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
+    # what memory should not hold goes to a temporary file in the home folder
+    data = load_data(options.data, spec.model, seed=spec.seed, folder=make_folder(home, 0o700))
+    return _local_trainer(options, data, str(device), client_id), data, device
+
+
+def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter, max_rate: float | None) -> Api:
     def on_wait(error: ClientError, delay: float) -> None:
         reporter.step("retrying", f"{error}; trying again in {delay:.1f} s", seconds=round(delay, 1))
 
@@ -123,21 +169,20 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
         same = (current.url, current.client_id) == (identity.url, identity.client_id)
         return current.api_key if same else identity.api_key
 
-    http = Http(identity.url, identity.api_key, ca_file, reload_key)
+    http = Http(identity.url, identity.api_key, identity.tls(ca_file), reload_key, rate=RateLimit(max_rate))
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
-def _rank_choice(
-    options: RunOptions, spec: RunSpec, local_trainer: LocalTrainer, reporter: Reporter
-) -> RankChoice | None:
-    """What chooses the rank; None where the participant gave it."""
+def _check_auto(options: RunOptions) -> None:
+    """Refuse what `--rank auto` cannot measure. Raises: UsageError."""
     if options.rank is not None:
-        return None
+        return
     if options.trainer is not None:
         raise UsageError("--rank auto measures the agent's own training loop; give a rank beside --trainer")
     if options.rank_pattern:
         raise UsageError("--rank auto chooses one rank for all modules; give a rank beside --rank-pattern")
-    return RankChoice(spec, local_trainer, options.compute, reporter)
+    if options.evaluates_only:
+        raise UsageError("an evaluator does not train, so nothing is measured for it; give it the rank to evaluate")
 
 
 def _build_declaration(
@@ -177,17 +222,12 @@ def _local_trainer(options: RunOptions, data: LoadedData, device: str, client_id
     )
 
 
-def _load_data(home: Path, options: RunOptions, spec: RunSpec, reporter: Reporter) -> LoadedData:
-    """Read the data; what memory should not hold goes to a temporary file in the home folder."""
-    if options.model_path is not None and not Path(options.model_path).exists():  # before minutes of reading
-        raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
-    data = load_data(options.data, spec.model, seed=spec.seed, folder=make_folder(home, 0o700))
+def _tell_data(data: LoadedData, reporter: Reporter) -> None:
     counts = {"examples": len(data.train), "heldout": len(data.heldout), "rows": data.rows, "skipped": data.skipped}
     first, *notes = data.lines()
     reporter.step("data", first, **counts, duplicates=data.duplicates, leaked=data.leaked)
     for note in notes:
         reporter.step("data-note", note, note=note.strip())
-    return data
 
 
 def describe_hardware(device: torch.device, compute: Compute = DEFAULT_COMPUTE) -> Hardware:

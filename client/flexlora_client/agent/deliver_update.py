@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flexlora_client.agent.reporter import EventField, Reporter
+from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.upload import upload
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api
@@ -61,6 +61,9 @@ class Sender:
         return self.send(kept)
 
     def _upload(self, trained: TrainedUpdate) -> Receipt:
+        if self.work_folder.unsaved is not None:
+            sentence = f"round {trained.round}: {self.work_folder.unsaved}; the update is sent all the same"
+            self.reporter.step("unsaved", sentence, round=trained.round)
         path = self.work_folder.output / trained.file
         with self.reporter.bytes_bar("uploading") as on_progress:
             return upload(self.api, trained.run, trained.round, trained.upload, path, on_progress)
@@ -71,10 +74,10 @@ class Sender:
 
     def _report_accepted(self, trained: TrainedUpdate, receipt: Receipt) -> None:
         number, size = trained.round, trained.upload.size
-        step = self.reporter.step
-        fields: dict[str, EventField] = {"round": number, "bytes": size, "sha256": receipt.sha256}
-        if receipt.counts_in > number:
-            sentence = f"round {number}: update of {size} bytes accepted late: counts in round {receipt.counts_in}"
-            step("late", sentence, counts_in=receipt.counts_in, **fields)
+        step, sha256, counts_in = self.reporter.step, receipt.sha256, receipt.counts_in
+        if counts_in > number:
+            sentence = f"round {number}: update of {size} bytes accepted late: counts in round {counts_in}"
+            step("late", sentence, round=number, counts_in=counts_in, bytes=size, sha256=sha256)
         else:
-            step("accepted", f"round {number}: update of {size} bytes accepted", **fields)
+            sentence = f"round {number}: update of {size} bytes accepted"
+            step("accepted", sentence, round=number, bytes=size, sha256=sha256)

@@ -12,7 +12,7 @@ from flexlora_client.coordinator_api.http import TEMPORARY_REDIRECT
 from flexlora_client.coordinator_api.http_messages import Stream
 from flexlora_client.coordinator_api.presigned import RANGE_NOT_SATISFIABLE
 from flexlora_client.coordinator_api.upload_parts import ProgressCallback
-from flexlora_client.errors import ClientError, Corrupted, Refused, Unreachable
+from flexlora_client.errors import BadInput, ClientError, Corrupted, Refused, Unreachable
 from flexlora_client.files import make_folder, sha256_of, sync_file, sync_folder, write_whole
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.header import HeaderError, TensorError, read_header
@@ -117,6 +117,14 @@ class _Download:
         begin = requested_offset if stream.status == 206 else 0
         make_folder(self._partial)
         total = begin + int(stream.headers.get("content-length", 0))
+        try:
+            self._write_chunks(stream, begin, total)
+        except OSError as error:
+            raise BadInput(
+                f"cannot write {self._partial}: {error.strerror}; free space, or give another --home"
+            ) from None
+
+    def _write_chunks(self, stream: Stream, begin: int, total: int) -> None:
         with (self._partial / ADAPTER_FILE).open("r+b" if begin else "wb") as file:
             file.seek(begin)
             file.truncate()

@@ -8,12 +8,13 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
 
+from flexlora_client.agent.reserve import reserved
 from flexlora_client.agent.slice_cache import SliceRequest
 from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
 from flexlora_client.training.contract import (
@@ -30,7 +31,8 @@ from flexlora_client.training.data.examples import Example
 from flexlora_client.training.evaluation.evaluate import Measured, measure
 from flexlora_client.training.evaluation.own_metric import METRIC_NAME_PATTERN, OwnMetric
 from flexlora_client.training.evaluation.sample import SampleSize
-from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_client.training.trainer_support import check_supported
 from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.messages.runs import RunSpec
@@ -68,6 +70,13 @@ class LocalTrainer:
     own_metric: OwnMetric | None = None  # a function of the participant's own beside the metrics of the task
     evaluation_share: float = 0.25  # of the time that training takes, for a round's evaluations
 
+    def place(self, spec: RunSpec, adapter: Path) -> LoadedModel:
+        """The base model, loaded once, with the slice in folder `adapter`. Raises: TrainingError, BadInput."""
+        with _translate_errors("loading the base model"):
+            return self.models.with_slice(
+                read_slice(adapter, spec), spec, self.device, self.model_path, compute=self.compute
+            )
+
     def check(self, trainable: Trainable) -> None:
         """Check that the training loop supports this kind of training. Raises: BadInput."""
         check_supported(self.trainer, trainable)
@@ -104,8 +113,8 @@ class LocalTrainer:
             compute=self.compute,
             **around,
         )
-        with _translate_errors("training"):
-            returned = self.trainer.train(job)
+        with reserved(output, (adapter / ADAPTER_FILE).stat().st_size) as release, _translate_errors("training"):
+            returned = self.trainer.train(replace(job, progress=_releasing(progress, release)))
         outcome = _check_outcome(returned, request, output)
         self.compute = outcome.compute or self.compute  # what memory forced holds for the next rounds too
         if not (outcome.adapter.parent / CONFIG_FILE).exists():
@@ -155,6 +164,17 @@ def sendable_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that the protocol allows: finite values, valid names, at most MAX_METRICS."""
     fitting = [(k, float(v)) for k, v in metrics.items() if METRIC_NAME_PATTERN.fullmatch(k) and abs(v) <= MAX_METRIC]
     return dict(fitting[:MAX_METRICS])
+
+
+def _releasing(progress: Progress, release: Callable[[], None]) -> Progress:
+    """The progress, which frees the update's room on the disk after the last step: it is written next."""
+
+    def releasing(step: int, total: int, loss: float) -> None:
+        if step >= total:
+            release()
+        progress(step, total, loss)
+
+    return releasing
 
 
 @contextmanager

@@ -13,14 +13,25 @@ from flexlora_client.agent.local_parts import EVERYTHING_SHARED, LocalParts
 from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
 from flexlora_client.agent.measure_slice import SliceMeasuring
 from flexlora_client.agent.rank_choice import RankChoice
+from flexlora_client.agent.report_failure import report_failure
 from flexlora_client.agent.reporter import Reporter, format_metrics
 from flexlora_client.agent.results import own_adapter
 from flexlora_client.agent.round_time import RoundTime
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest, request_for_round, request_for_task
 from flexlora_client.agent.stop_signals import stop_signals
+from flexlora_client.agent.waiting import Waiting
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
 from flexlora_client.coordinator_api.calls import Api, NoTask
-from flexlora_client.errors import BadInput, ClientError, OutOfMemory, Refused, RunEnded, Stopped, TrainingError
+from flexlora_client.errors import (
+    BadInput,
+    ClientError,
+    Corrupted,
+    OutOfMemory,
+    Refused,
+    RunEnded,
+    Stopped,
+    TrainingError,
+)
 from flexlora_client.files import sha256_of
 from flexlora_client.training.contract import ADAPTER_FILE, Compute, Outcome
 from flexlora_client.training.evaluation.sample import SampleSize
@@ -31,6 +42,7 @@ from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
 
 LONG_POLL_RANGE_S = 45, 55  # each wait is drawn from it, so that thousands of agents do not poll in bursts
+FIRST_POLL_S = 1.0
 # Pauses between polls in a round that takes no update of this agent any more; they double. With longer ones the coordinator
 # would count the agent as gone when the next round begins.
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 8.0
@@ -84,22 +96,22 @@ class Agent:
         self.reporter.step("declared", f"declared rank {rank} and {examples} examples", rank=rank, examples=examples)
 
     def _rounds(self) -> None:
-        accepted, waiting = int(self._sender.send_kept()), False
+        accepted, waiting = int(self._sender.send_kept()), Waiting(self.api, self.spec.name, self.reporter)
         lost: tuple[int, int] | None = None  # the coordinator names it again until the round is over
         pause = FIRST_PAUSE_S
         while self.max_rounds is None or accepted < self.max_rounds:
-            task = self._next()
+            # a short poll first: whoever watches learns at once that there is nothing to do, and what is waited for
+            task = self._next(self.api.retry.uniform(*LONG_POLL_RANGE_S) if waiting.begun else FIRST_POLL_S)
             if isinstance(task, Task) and (task.round, task.attempt) != lost:
-                waiting, pause = False, FIRST_PAUSE_S
+                waiting.end()
+                pause = FIRST_PAUSE_S
                 accepted += self._sender.send_kept(task.round)
-                if self._round(task):
+                if self._attempt(task):
                     accepted += 1
                 else:
                     lost = (task.round, task.attempt)
                 continue
-            if not waiting:
-                self.reporter.step("waiting", "waiting for work")
-            waiting = True
+            waiting.go_on()
             if isinstance(task, NoTask):
                 self.api.retry.sleep(task.retry_after)
             else:
@@ -107,19 +119,35 @@ class Agent:
                 pause = min(2 * pause, MAX_PAUSE_S)
         self.reporter.step("stopped", f"{accepted} updates accepted, stopping as asked", accepted=accepted)
 
-    def _next(self) -> Task | NoTask:
+    def _next(self, wait: float) -> Task | NoTask:
         try:
-            return self.api.task(self.spec.name, round(self.api.retry.uniform(*LONG_POLL_RANGE_S)))
+            return self.api.task(self.spec.name, round(wait))
         except Refused as error:
             if error.code is Code.NOT_DECLARED:  # the coordinator lost what it knew
                 self._declare()
                 return NoTask(0.0)
             raise
 
+    def _attempt(self, task: Task) -> bool:
+        """Do one task; what fails on this side is reported, so that the round does not wait for it."""
+        try:
+            return self._round(task)
+        except (TrainingError, BadInput, Corrupted, OSError) as error:
+            unreported = report_failure(self.api, task, error)
+            told = "told the coordinator" if unreported is None else f"could not tell the coordinator: {unreported}"
+            sentence = f"round {task.round}: failed; {told}"
+            self.reporter.step("failed", sentence, round=task.round, told=unreported is None)
+            if not isinstance(error, OutOfMemory) or self.rank_choice is None:
+                raise
+            self.reporter.step("out-of-memory", f"round {task.round}: {error}", round=task.round, rank=task.rank)
+            self._choose_anew(below=task.rank)
+            return False
+
     def _round(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted."""
         step, number, began = self.reporter.step, task.round, time.monotonic()
-        step("task", f"round {number}: rank {task.rank}, until {task.deadline}", round=number, attempt=task.attempt)
+        sentence = f"round {number} of {self.spec.rounds}: rank {task.rank}, until {task.deadline}"
+        step("task", sentence, round=number, rounds=self.spec.rounds, attempt=task.attempt, deadline=task.deadline)
         self.local_trainer.check(task.trainable)  # before a useless download and evaluation
         request = request_for_task(task)
         start = self._measuring.download(request, number)
@@ -127,14 +155,7 @@ class Agent:
         trained = self.work_folder.find_trained(number, start.sha256, task.trainable)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
-        try:
-            trained = trained or self._train(task, request, start)
-        except OutOfMemory as error:
-            if self.rank_choice is None:
-                raise
-            step("out-of-memory", f"round {number}: {error}", round=number, rank=task.rank)
-            self._choose_anew(below=task.rank)
-            return False
+        trained = trained or self._train(task, request, start)
         self._keep_own(trained)
         with self.round_time.uploading():
             accepted = self._sender.send(trained)

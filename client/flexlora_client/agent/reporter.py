@@ -1,13 +1,14 @@
 """Output of the agent: one line a step and progress bars on stderr, JSON events on stdout."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
 
+from flexlora_client.agent.diary import Diary
 from flexlora_client.coordinator_api.upload_parts import ProgressCallback
 
 EventField = str | int | float | bool | None | Mapping[str, float] | Sequence[Mapping[str, object]]
@@ -16,18 +17,49 @@ EventField = str | int | float | bool | None | Mapping[str, float] | Sequence[Ma
 class Reporter:
     """Writes each step as it happens; `as_json` adds one JSON object a step on stdout."""
 
-    def __init__(self, run: str, *, as_json: bool = False) -> None:
-        self._run = run
-        self._as_json = as_json
-        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    def __init__(
+        self,
+        run: str,
+        *,
+        as_json: bool = False,
+        console: Console | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC).astimezone(),
+    ) -> None:
+        """console: where to write for people. [stderr]"""
+        self._run, self._as_json, self._now = run, as_json, now
+        self._round = ""  # of all rounds, once there was a task
+        self._diary: Diary | None = None
+        self._console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def step(self, kind: str, sentence: str, **fields: EventField) -> None:
         """Report one step: `kind` and `fields` for programs, the sentence for people."""
-        now = datetime.now(UTC)
-        self._console.print(f"{now.astimezone():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
+        self._console.print(f"{self._now():%H:%M:%S} {self._run}: {sentence}", soft_wrap=True)
+        self.log(sentence)
+        self.event(kind, **fields)
+
+    def log(self, sentence: str) -> None:
+        """Write to the log alone what somebody else tells people."""
+        if self._diary is not None:
+            self._diary.line(sentence)
+
+    def event(self, kind: str, **fields: EventField) -> None:
+        """Report to programs alone what somebody else tells people."""
+        at = self._now().astimezone(UTC).isoformat(timespec="milliseconds")
+        if kind == "task":
+            self._round = f"round {fields['round']} of {fields['rounds']}, "
+        if self._diary is not None:
+            self._diary.event(kind, at, fields)
         if self._as_json:
-            at = now.isoformat(timespec="milliseconds")
             print(json.dumps({"at": at, "event": kind, "run": self._run, **fields}), flush=True)
+
+    def keep(self, diary: Diary) -> None:
+        """Write to the diary too from now on."""
+        self._diary = diary
+
+    def close(self) -> None:
+        """Close the diary."""
+        if self._diary is not None:
+            self._diary.close()
 
     @contextmanager
     def bytes_bar(self, label: str) -> Iterator[ProgressCallback]:
@@ -43,20 +75,23 @@ class Reporter:
 
     @contextmanager
     def _bar(self, label: str, amount: ProgressColumn) -> Iterator[ProgressCallback]:
-        columns = ("{task.description}", BarColumn(), amount, TimeRemainingColumn())
-        hidden = not self._console.is_terminal
+        with self.bar(amount) as bar:
+            task = bar.add_task(f"{self._round}{label}", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+    def bar(self, amount: ProgressColumn) -> Progress:
+        """A bar with the time that is left; shown on terminals only, and gone when it is done."""
+        columns = ("{task.description}", BarColumn(), amount, TimeRemainingColumn(compact=True), "left")
         # leave stdout and stderr of other code alone: a program may read stdout
-        bar = Progress(
+        return Progress(
             *columns,
             console=self._console,
             transient=True,
-            disable=hidden,
+            disable=not self._console.is_terminal,
             redirect_stdout=False,
             redirect_stderr=False,
+            get_time=lambda: self._now().timestamp(),
         )
-        with bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

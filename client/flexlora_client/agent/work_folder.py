@@ -78,6 +78,7 @@ class WorkFolder:
         self._path = self.folder / "state.json"
         self._lock = FileLock(self.folder / "lock")
         self.state = self._load()
+        self.unsaved: str | None = None  # why the state is not on disk
 
     def lock(self) -> None:
         """Lock the folder against a second agent.
@@ -146,6 +147,9 @@ class WorkFolder:
             return WorkState()
 
     def _change(self, **fields: object) -> None:
-        state = self.state.model_copy(update=fields)
-        write_whole(self._path, state.model_dump_json(indent=2).encode())
-        self.state = state
+        """Take over a state; one that cannot be written is kept in memory, so that a full disk costs no finished update."""
+        self.state, self.unsaved = self.state.model_copy(update=fields), None
+        try:
+            write_whole(self._path, self.state.model_dump_json(indent=2).encode())
+        except BadInput as error:  # what the file says of an older update is checked against that update's own file
+            self.unsaved = str(error)

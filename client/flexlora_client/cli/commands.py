@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flexlora_client.cli import data, describe, export, operator, participant, text, watch
-from flexlora_client.errors import ClientError, Exit, TrainingError
+from flexlora_client.cli import data, describe, doctor, export, logs, operator, participant, text, watch
+from flexlora_client.errors import ClientError, TrainingError, exit_code, sentence_of
 from flexlora_shared.versions import version_line
 
 app = typer.Typer(
@@ -18,7 +18,9 @@ app = typer.Typer(
 app.command("enroll")(participant.enroll)
 app.command("describe")(describe.describe)
 app.command("run")(participant.run)
+app.command("doctor")(doctor.as_doctor(participant.run))
 app.command("status")(watch.status)
+app.command("logs")(logs.logs)
 app.command("rounds")(watch.rounds)
 app.command("export")(export.export)
 app.command("generate")(text.generate)
@@ -53,15 +55,6 @@ def run_command() -> None:
     """Run the command that the arguments name; an error is one sentence on stderr. Raises: SystemExit."""
     try:
         app()
-    except ClientError as error:
-        _end(error, error.exit_code)
-    except TrainingError as error:
-        _end(error, Exit.BAD_INPUT)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _end(f"{place}{error.strerror or error}", Exit.BAD_INPUT)
-
-
-def _end(reason: object, code: Exit) -> None:
-    print(f"error: {reason}", file=sys.stderr)
-    sys.exit(code)
+    except (ClientError, TrainingError, OSError) as error:
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
+        sys.exit(exit_code(error))

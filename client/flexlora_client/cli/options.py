@@ -4,7 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,6 +16,7 @@ from flexlora_client import credentials
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, Backoff, RetryPolicy
+from flexlora_client.coordinator_api.tls import Tls, read_authorities
 from flexlora_client.errors import BadInput, ClientError, describe_validation_error
 from flexlora_shared.messages.base import Message
 
@@ -35,6 +36,22 @@ HomeOption = Annotated[
 CaFileOption = Annotated[
     Path | None,
     typer.Option("--ca-file", envvar="FLEXLORA_CA_FILE", help="PEM file of the authority that signed the certificate."),
+]
+ClientCertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-cert",
+        envvar="FLEXLORA_CLIENT_CERT",
+        help="PEM file of a client certificate, for a coordinator that asks for one.",
+    ),
+]
+ClientKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-key",
+        envvar="FLEXLORA_CLIENT_KEY",
+        help="PEM file of the client certificate's key. [in the certificate's file]",
+    ),
 ]
 UrlOption = Annotated[
     str | None,
@@ -57,11 +74,19 @@ class ConnectionOptions:
     key_file: KeyFileOption = None
     home: HomeOption = None
     ca_file: CaFileOption = None
+    client_cert: ClientCertOption = None
+    client_key: ClientKeyOption = None
 
     @property
     def folder(self) -> Path:
         """The home folder."""
         return self.home or credentials.default_home()
+
+    @property
+    def tls(self) -> Tls:
+        """What the options say of TLS. Raises: BadInput."""
+        authorities = read_authorities(self.ca_file) if self.ca_file else None
+        return Tls(authorities, self.client_cert, self.client_key)
 
 
 def with_connection(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,13 +113,13 @@ def expand_options(command: Callable[..., None], name: str, kind: type) -> Calla
     return wrapper
 
 
-def connect(url: str, key: str | None, ca_file: Path | None, backoff: Backoff = COMMAND_BACKOFF) -> Api:
+def connect(url: str, key: str | None, tls: Tls, backoff: Backoff = COMMAND_BACKOFF) -> Api:
     """An API client for the coordinator at `url`, authenticated by `key`; reports retries on stderr."""
 
     def on_wait(error: ClientError, delay: float) -> None:
         print(f"{error}; trying again in {delay:.1f} s", file=sys.stderr)
 
-    return Api(Http(url, key, ca_file), RetryPolicy(backoff, on_wait=on_wait))
+    return Api(Http(url, key, tls), RetryPolicy(backoff, on_wait=on_wait))
 
 
 def as_participant(connection: ConnectionOptions) -> Api:
@@ -109,7 +134,10 @@ def as_participant(connection: ConnectionOptions) -> Api:
             f"{connection.folder} is enrolled at {identity.url}, not at {connection.url}; "
             "name another --home, or the operator's key"
         )
-    return connect(identity.url, identity.api_key, connection.ca_file)
+    tls = identity.tls(connection.ca_file)
+    if connection.client_cert:
+        tls = replace(tls, certificate=connection.client_cert, key=connection.client_key)
+    return connect(identity.url, identity.api_key, tls)
 
 
 def as_operator(connection: ConnectionOptions) -> Api:
@@ -121,13 +149,13 @@ def as_operator(connection: ConnectionOptions) -> Api:
     key = _operator_key(connection)
     if key is None:
         raise BadInput(f"no operator key; set {KEY_VARIABLE} or name its file with --key-file")
-    return connect(_operator_url(connection), key, connection.ca_file)
+    return connect(_operator_url(connection), key, connection.tls)
 
 
 def as_anyone(connection: ConnectionOptions) -> Api:
     """An API client with the operator's key where one is given, else with the participant's."""
     key = _operator_key(connection)
-    return as_participant(connection) if key is None else connect(_operator_url(connection), key, connection.ca_file)
+    return as_participant(connection) if key is None else connect(_operator_url(connection), key, connection.tls)
 
 
 def _operator_key(connection: ConnectionOptions) -> str | None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from flexlora_client import credentials
+from flexlora_client.cli import doctor
 from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.compute import AutoRankOption, ComputeOptions, parse_rank, with_compute
 from flexlora_client.cli.data_arguments import (
@@ -26,6 +27,8 @@ from flexlora_client.cli.data_arguments import (
 )
 from flexlora_client.cli.options import (
     CaFileOption,
+    ClientCertOption,
+    ClientKeyOption,
     ConnectionOptions,
     HomeOption,
     JsonOption,
@@ -56,9 +59,11 @@ def enroll(
     replace: Annotated[bool, typer.Option("--replace", help="Give up the credentials this home holds.")] = False,
     home: HomeOption = None,
     ca_file: CaFileOption = None,
+    client_cert: ClientCertOption = None,
+    client_key: ClientKeyOption = None,
 ) -> None:
-    """Enroll at a coordinator: redeem a token, keep the key in the home folder."""
-    connection = ConnectionOptions(home=home, ca_file=ca_file)
+    """Enroll at a coordinator: redeem a token, keep the key in the home folder, with how TLS is spoken with it."""
+    connection = ConnectionOptions(home=home, ca_file=ca_file, client_cert=client_cert, client_key=client_key)
     if credentials.is_enrolled(connection.folder) and not replace:
         raise BadInput(
             f"{connection.folder} holds credentials already; use another --home, or --replace to give them up"
@@ -67,9 +72,18 @@ def enroll(
         print("warning: without https the key travels where others can read it", file=sys.stderr)
     enrollment = build_message(Enrollment, token=token, name=name or _machine_name())
     credentials.check_writable(connection.folder)  # the token can be redeemed only once
-    with connect(url, None, ca_file) as api:
+    tls = connection.tls
+    with connect(url, None, tls) as api:
         issued = api.enroll(enrollment)
-    identity = Identity(url=url.rstrip("/"), client_id=issued.client_id, name=issued.name, api_key=issued.api_key)
+    identity = Identity(
+        url=url.rstrip("/"),
+        client_id=issued.client_id,
+        name=issued.name,
+        api_key=issued.api_key,
+        authorities=tls.authorities,
+        client_cert=str(client_cert.resolve()) if client_cert else None,
+        client_key=str(client_key.resolve()) if client_key else None,
+    )
     path = credentials.save(connection.folder, identity)
     print(f"enrolled as {issued.name} ({issued.client_id}); credentials in {path}")
 
@@ -143,6 +157,11 @@ def run(
         int | None,
         typer.Option("--max-rounds", min=1, help="Stop after this many accepted updates; of an evaluator, adapters."),
     ] = None,
+    max_rate: Annotated[
+        int | None,
+        typer.Option("--max-rate", min=1, help="Most kB a second that slices and updates take of the line, each way."),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", hidden=True, help="Do what `doctor` does.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
     ca_file: CaFileOption = None,
@@ -163,7 +182,8 @@ def run(
     require_agent_extra()
     from flexlora_client.agent import assemble  # training libraries take seconds to import
 
-    assemble.take_part(
+    act = doctor.diagnose if check else assemble.take_part
+    act(
         home or credentials.default_home(),
         ca_file,
         assemble.RunOptions(
@@ -182,6 +202,7 @@ def run(
             evaluation_share=0.25 if evaluation_share is None else evaluation_share,
             keep_local=keep_local,
             evaluates_only=role == "evaluator",
+            max_rate=None if max_rate is None else max_rate * 1000.0,
         ),
         as_json=as_json,
     )

@@ -1,10 +1,12 @@
 """Formats messages as tables and sentences; `show` prints those or JSON."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from flexlora_client.agent.diary import Place
 from flexlora_shared.messages.base import Message
 from flexlora_shared.messages.clients import ClientList
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
@@ -46,6 +48,23 @@ def run_list(runs: RunList) -> Table:
         for run in runs.runs
     ]
     return _table(("run", "state", "strategy", "ranks", "rounds", "participants", "waiting for"), rows)
+
+
+def places(here: Sequence[Place], home: Path) -> Table:
+    """A table of where the participant of a home stands in its runs."""
+    rows = [
+        (
+            place.run,
+            place.rank or "-",
+            "-" if place.round is None else f"{place.round} of {place.rounds}",
+            "-" if place.accepted is None else f"round {place.accepted}, {place.accepted_at}",
+            f"{place.last}, {place.last_at}",
+        )
+        for place in here
+    ]
+    table = _table(("run", "rank", "round", "last accepted", "last event"), rows)
+    table.title, table.title_justify = f"\nof {home}", "left"
+    return table
 
 
 def run_status(status: RunStatus) -> Table:

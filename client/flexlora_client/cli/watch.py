@@ -1,9 +1,11 @@
 """The commands `status` and `rounds`, for the operator and for participants."""
 
+import json
 from typing import Annotated
 
 import typer
 
+from flexlora_client.agent import diary
 from flexlora_client.cli import rendering
 from flexlora_client.cli.options import (
     ConnectionOptions,
@@ -23,11 +25,16 @@ def status(
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Where the runs stand."""
+    """Where the runs stand, and this machine's participant in them."""
     with as_anyone(connection) as api:
         if run is None:
-            runs = api.runs()
+            runs, here = api.runs(), diary.places(connection.folder)
+            if as_json:
+                print(json.dumps({**runs.model_dump(mode="json"), "here": [place.model_dump() for place in here]}))
+                return
             rendering.show(runs, rendering.run_list(runs), as_json)
+            if here:
+                rendering.show(runs, rendering.places(here, connection.folder), as_json)
         else:
             run_status = api.run(run).status
             rendering.show(run_status, rendering.run_status(run_status), as_json)

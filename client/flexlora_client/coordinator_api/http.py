@@ -3,9 +3,9 @@
 With `presigned`, the only file that imports the HTTP library. Nothing is retried here; `retry` does that.
 """
 
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Self
 
 import httpx2
@@ -16,15 +16,18 @@ from flexlora_client.coordinator_api.http_messages import (
     IO_TIMEOUT_S,
     Answer,
     Body,
+    Probe,
     Stream,
     describe_error,
+    describe_proxy_error,
     parse_clock_ahead,
     parse_retry_after,
 )
 from flexlora_client.coordinator_api.presigned import stream_presigned
-from flexlora_client.coordinator_api.tls import tls_verification
+from flexlora_client.coordinator_api.rate import NO_LIMIT, RateLimit
+from flexlora_client.coordinator_api.tls import SYSTEM_TLS, Tls, verification_fault
 from flexlora_client.errors import BadInput, Refused, Unreachable, is_transient_status
-from flexlora_shared.versions import disagreement, version, version_headers
+from flexlora_shared.versions import PROTOCOL_HEADER, VERSION_HEADER, disagreement, version, version_headers
 
 TEMPORARY_REDIRECT = 307  # the body is at `Location`, on the object storage
 
@@ -36,24 +39,25 @@ class Http:
         self,
         url: str,
         key: str | None = None,
-        ca_file: Path | None = None,
+        tls: Tls = SYSTEM_TLS,
         reload_key: Callable[[], str] | None = None,
         io_timeout: float = IO_TIMEOUT_S,
+        rate: RateLimit = NO_LIMIT,
     ) -> None:
-        """`url` is the coordinator's base address, `ca_file` a PEM file of the authority that signed its certificate.
+        """`url` is the coordinator's base address; `rate` bounds what slices and updates take of the line.
 
         `reload_key` is called for the present key when the coordinator does not know `key` (any more). A
         connection without a byte for `io_timeout` seconds counts as lost.
 
         Raises:
-            BadInput: the address or the file cannot be used.
+            BadInput: the address or a file of `tls` cannot be used.
         """
         self.url = _check_url(url)
         self._key, self._reload_key = key, reload_key
-        self._ca_file, self._io_timeout = ca_file, io_timeout
+        self._tls, self._io_timeout, self._rate = tls, io_timeout, rate
         self.clock_ahead = 0.0  # seconds that the coordinator's clock is ahead of this machine's, by its last answer
         headers = {"User-Agent": f"flexlora-client/{version()}", **version_headers(), **_authorization_header(key)}
-        verify = tls_verification(self.url, ca_file)
+        verify = tls.verification(self.url)
         timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
 
@@ -83,7 +87,9 @@ class Http:
         """
         timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT_S, read=held + self._io_timeout)
         try:
-            response = self._client.request(method, _check_path(path), headers=headers, content=body, timeout=timeout)
+            response = self._client.request(
+                method, _check_path(path), headers=headers, content=self._rate.slow(body), timeout=timeout
+            )
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
         self._check_protocol(response.headers)
@@ -91,6 +97,21 @@ class Http:
         if not (response.is_success or response.status_code == 304):
             raise self._refusal(response.status_code, response.headers, response.content)
         return Answer(response.status_code, response.headers, response.content)
+
+    def probe(self) -> Probe:
+        """What a small call that needs no key shows. Raises: Refused, Unreachable, as `request`."""
+        try:
+            with self._client.stream("GET", "/v1") as response:  # no resource: the coordinator itself says so
+                self._check_protocol(response.headers)
+                self.clock_ahead = parse_clock_ahead(response.headers) or self.clock_ahead
+                if PROTOCOL_HEADER not in response.headers:
+                    raise self._refusal(response.status_code, response.headers, response.read())
+                tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+                shown = tls.getpeercert() if tls else None
+        except httpx2.RequestError as error:
+            raise self._unreachable(error) from error
+        ends = float(ssl.cert_time_to_seconds(shown["notAfter"])) if shown else None
+        return Probe(response.headers.get(VERSION_HEADER), ends)
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Stream]:
@@ -106,14 +127,14 @@ class Http:
                 if not (response.is_success or response.status_code in (304, TEMPORARY_REDIRECT)):
                     raise self._refusal(response.status_code, response.headers, response.read())
                 # raw chunks: with a chunk size, buffered bytes would be lost with the connection
-                yield Stream(response.status_code, response.headers, response.iter_raw())
+                yield Stream(response.status_code, response.headers, self._rate.chunks(response.iter_raw()))
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
 
     def stream_presigned(self, link: str, begin: int) -> AbstractContextManager[Stream]:
         """GET a link that the coordinator gave, from byte `begin` on, without the key; see `presigned.stream_presigned`."""
         encrypted = self.url.startswith("https:")
-        return stream_presigned(link, begin, self._ca_file, self._io_timeout, encrypted=encrypted)
+        return stream_presigned(link, begin, self._tls, self._io_timeout, self._rate, encrypted=encrypted)
 
     def _take_over_new_key(self) -> bool:
         """Reload the key; returns whether it changed, so that a retry can succeed."""
@@ -133,6 +154,12 @@ class Http:
             raise Unreachable(mismatch, transient=False)
 
     def _unreachable(self, error: httpx2.RequestError) -> Unreachable:
+        fault = verification_fault(error)
+        if fault is not None:  # it would be the same the next time
+            return Unreachable(f"cannot talk to {self.url}: {fault}", transient=False)
+        if isinstance(error, httpx2.ProxyError):
+            refused = str(error)[:3] in ("403", "407")
+            return Unreachable(f"no way to {self.url}: {describe_proxy_error(error)}", transient=not refused)
         return Unreachable(f"no answer from {self.url}: {describe_error(error)}")
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> Refused | Unreachable:

@@ -1,6 +1,6 @@
 """Common parts of HTTP exchanges: time-outs, responses, and descriptions of transport errors."""
 
-import ssl
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,12 +30,33 @@ class Stream:
     chunks: Iterator[bytes]
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What one answer shows of the way to the coordinator."""
+
+    version: str | None  # of its program
+    certificate_ends: float | None  # Unix time at which its certificate expires; None without TLS
+
+
 def describe_error(error: Exception) -> str:
     """The reason of a transport error, without a full stop."""
     reason = str(error).rstrip(".") or type(error).__name__
-    certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE_VERIFY_FAILED" in reason
-    advice = "; check the certificate, or name its authority with --ca-file" if certificate else ""
-    return f"{reason}{advice}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return f"{reason}; check how the host's name is written, and this machine's network"
+        if isinstance(cause, ConnectionRefusedError):
+            return f"{reason}; check the address and its port, or ask the operator whether it runs"
+        cause = cause.__cause__ or cause.__context__
+    return reason
+
+
+def describe_proxy_error(error: Exception) -> str:
+    """Why the proxy of this machine (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) made no connection, without a full stop."""
+    return (
+        f"the proxy that this machine's settings name answered {describe_error(error)}; give what it asks for in "
+        "HTTPS_PROXY (http://user:password@proxy:port), or name the coordinator's host in NO_PROXY"
+    )
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -5,12 +5,12 @@ The link expires, and its query authorizes whoever holds it: messages of this fi
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2
 
 from flexlora_client.coordinator_api.http_messages import CONNECT_TIMEOUT_S, Stream, describe_error, parse_retry_after
-from flexlora_client.coordinator_api.tls import tls_verification
+from flexlora_client.coordinator_api.rate import RateLimit
+from flexlora_client.coordinator_api.tls import Tls, verification_fault
 from flexlora_client.errors import Unreachable
 
 RANGE_NOT_SATISFIABLE = 416  # passed on: the caller knows which bytes it has
@@ -18,7 +18,7 @@ RANGE_NOT_SATISFIABLE = 416  # passed on: the caller knows which bytes it has
 
 @contextmanager
 def stream_presigned(
-    link: str, begin: int, ca_file: Path | None, io_timeout: float, *, encrypted: bool
+    link: str, begin: int, tls: Tls, io_timeout: float, rate: RateLimit, *, encrypted: bool
 ) -> Iterator[Stream]:
     """GET `link` from byte `begin` on; the body comes in chunks inside the `with` block.
 
@@ -34,16 +34,17 @@ def stream_presigned(
     timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
     try:
         with (
-            httpx2.Client(
-                timeout=timeout, verify=tls_verification(link, ca_file, with_system_authorities=True)
-            ) as client,
+            httpx2.Client(timeout=timeout, verify=tls.verification(link, with_system_authorities=True)) as client,
             client.stream("GET", url, headers=headers) as response,
         ):
             if not (response.is_success or response.status_code == RANGE_NOT_SATISFIABLE):
                 wait = parse_retry_after(response.headers)
                 raise Unreachable(f"{host} answered {response.status_code} to the coordinator's link", retry_after=wait)
-            yield Stream(response.status_code, response.headers, response.iter_raw())
+            yield Stream(response.status_code, response.headers, rate.chunks(response.iter_raw()))
     except httpx2.RequestError as error:
+        fault = verification_fault(error)
+        if fault is not None:
+            raise Unreachable(f"cannot talk to {host}, where the adapter lies: {fault}", transient=False) from error
         raise Unreachable(f"no answer from {host}: {describe_error(error)}") from error
 
 

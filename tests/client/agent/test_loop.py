@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import select
 
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
@@ -16,10 +17,20 @@ from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
-from flexlora_client.errors import BadInput, Refused, RunEnded
+from flexlora_client.errors import (
+    BadInput,
+    DataError,
+    DeviceError,
+    DivergedError,
+    ModelError,
+    Refused,
+    RunEnded,
+    TrainingError,
+)
 from flexlora_client.training.contract import Job, Outcome, Trainer
 from flexlora_client.training.data.examples import Example, Plain
 from flexlora_client.training.models.load_model import Models
+from flexlora_server.database.schema import Assignment
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.problems import Code
@@ -220,6 +231,81 @@ def test_an_agent_that_ended_while_training_trains_again(site: Served, tmp_path:
 def test_a_training_loop_that_fails_ends_the_agent(site: Served, tmp_path: Path, trainer: Trainer, reason: str) -> None:
     with agent(site, site.run(), tmp_path, trainer, Listening("run")) as working, pytest.raises(BadInput, match=reason):
         working.run()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (
+            DataError("row 'my secret' is empty; fill it in."),
+            "data",
+            "DataError; the participant's own output says more",
+        ),
+        (ModelError("no such\tmodel."), "model", "no such model."),
+        (DeviceError("it needs more memory."), "memory", "it needs more memory."),
+        (DeviceError("there is no device."), "device", "there is no device."),
+        (DivergedError("the loss is nan."), "training", "the loss is nan."),
+        (KeyError("my secret"), "training", "BadInput; the participant's own output says more"),
+    ],
+)
+def test_a_failed_round_does_not_wait_and_learns_nothing_of_the_data(
+    site: Served, tmp_path: Path, error: Exception, kind: str, reason: str
+) -> None:
+    run, reporter = site.run(rounds=1), Listening("run")
+
+    class Fails(Nudge):
+        """Fails in its one round."""
+
+        def train(self, job: Job) -> Outcome:
+            raise error
+
+    with agent(site, run, tmp_path, Fails(), reporter) as working, pytest.raises((TrainingError, BadInput)):
+        working.run()
+    assert reporter.events[-1] == {
+        "event": "failed",
+        "sentence": "round 1: failed; told the coordinator",
+        "round": 1,
+        "told": True,
+    }
+    with site.store.reading() as tx:
+        told = tx.session.scalars(select(Assignment.failure)).one()
+    assert told is not None
+    assert (told["kind"], told["reason"]) == (kind, reason)
+
+
+def test_a_failure_that_cannot_be_told_ends_the_agent_all_the_same(site: Served, tmp_path: Path) -> None:
+    run, participant = site.run(rounds=1), site.enroll()
+
+    def revoke(kind: str) -> None:
+        if kind == "training":
+            assert site.operator.call("DELETE", f"/v1/clients/{participant.client_id}").status_code == 204
+
+    reporter = Listening("run", revoke)
+    with (
+        agent(site, run, tmp_path, Raises(), reporter, participant.key) as working,
+        pytest.raises(BadInput, match="ZeroDivisionError"),
+    ):
+        working.run()
+    assert reporter.events[-1]["told"] is False
+    assert "could not tell the coordinator" in reporter.events[-1]["sentence"]
+
+
+def test_what_is_waited_for_is_told_at_once_and_when_it_changes(site: Served, tmp_path: Path) -> None:
+    run, other = site.run(rounds=1, min_clients=2), site.enroll("other")
+
+    def come(kind: str) -> None:
+        if kind == "waiting" and "accepted" not in reporter.kinds():
+            other.declare("run", 4)
+            other.call("GET", "/v1/runs/run/task", params={"wait": 0})
+        if kind == "accepted":
+            other.upload(other.task("run"), encode(tensors(run, 4)))
+
+    reporter = Listening("run", come)
+    with agent(site, run, tmp_path, Nudge(), reporter) as working:
+        working.run()
+    first = next(event for event in reporter.events if event["event"] == "waiting")
+    assert "participant" in first["waiting_for"]
+    assert first["sentence"] == f"waiting: {first['waiting_for']}"
 
 
 def test_the_numbers_of_another_library_are_taken(site: Served, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.support.misbehaving import Misbehaving, Planned, answer, message, mis
 from tests.support.served_slices import DATA, RANK, RUN, SHA256, config, slice_request, whole
 from tests.support.trainers import Nudge
 
-DECLARE, TASK = "PUT /v1/runs/run/declaration", "GET /v1/runs/run/task"
+DECLARE, TASK, GET_RUN = "PUT /v1/runs/run/declaration", "GET /v1/runs/run/task", "GET /v1/runs/run"
 DECLARATION = Declaration(rank=RANK, examples=1)
 
 
@@ -48,11 +48,11 @@ def task() -> Planned:
     return message(told())
 
 
-def over() -> list[Planned]:
-    """The run is complete."""
+def detail(state: str, waiting_for: str = "Nothing.") -> Planned:
+    """The run, asked for."""
     fields = {
         "name": "run",
-        "state": "COMPLETED",
+        "state": state,
         "strategy": "flexlora",
         "model": "tiny",
         "ranks": [2, 4, 8],
@@ -60,13 +60,23 @@ def over() -> list[Planned]:
         "rounds_published": 2,
         "current_round": None,
         "round_state": None,
-        "waiting_for": "Nothing.",
+        "waiting_for": waiting_for,
         "participants": 1,
         "created_at": "2030-01-01T00:00:00Z",
         "reason": None,
     }
     status = RunStatus.model_validate_json(json.dumps(fields))
-    return [problem(Code.RUN_OVER, state="COMPLETED"), message(RunDetail(status=status, spec=RUN))]
+    return message(RunDetail(status=status, spec=RUN))
+
+
+def over() -> list[Planned]:
+    """The run is complete."""
+    return [problem(Code.RUN_OVER, state="COMPLETED"), detail("COMPLETED")]
+
+
+def idle(waiting_for: str = "Waiting for others.") -> Planned:
+    """The run, asked for by an agent that has no work."""
+    return detail("RUNNING", waiting_for)
 
 
 def take_part(
@@ -84,21 +94,21 @@ def test_a_lost_round_named_again_is_not_trained_again_and_asked_for_ever_less(t
     waits = Waits()
     declared = message(DECLARATION)
     lost = problem(Code.ROUND_CLOSED)
-    with misbehaving(declared, task(), whole(), config(), lost, *[task()] * 5, *over()) as server:
+    with misbehaving(declared, task(), whole(), config(), lost, task(), idle(), *[task()] * 4, *over()) as server:
         assert len(take_part(server, tmp_path, waits).jobs) == 1
     assert waits.slept == [1.0, 2.0, 4.0, 8.0, 8.0]
 
 
 def test_a_declaration_the_coordinator_lost_is_made_again(tmp_path: Path) -> None:
     declared = message(DECLARATION)
-    with misbehaving(declared, problem(Code.NOT_DECLARED), declared, *over()) as server:
+    with misbehaving(declared, problem(Code.NOT_DECLARED), declared, idle(), *over()) as server:
         take_part(server, tmp_path, Waits())
-        assert server.calls[:4] == [DECLARE, TASK, DECLARE, TASK]
+        assert server.calls[:5] == [DECLARE, TASK, DECLARE, GET_RUN, TASK]
 
 
 def test_the_pause_the_coordinator_asks_for_is_kept(tmp_path: Path) -> None:
     waits = Waits()
-    with misbehaving(message(DECLARATION), answer(204, Retry_After="7"), *over()) as server:
+    with misbehaving(message(DECLARATION), answer(204, Retry_After="7"), idle(), *over()) as server:
         take_part(server, tmp_path, waits)
     assert waits.slept == [7.0]
 
@@ -106,7 +116,7 @@ def test_the_pause_the_coordinator_asks_for_is_kept(tmp_path: Path) -> None:
 def test_a_pause_asked_for_as_a_date_is_kept(tmp_path: Path) -> None:
     waits = Waits()
     past = answer(204, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
-    with misbehaving(message(DECLARATION), past, answer(204), *over()) as server:
+    with misbehaving(message(DECLARATION), past, idle(), answer(204), *over()) as server:
         take_part(server, tmp_path, waits)
     assert waits.slept == [0.0, 1.0]
 
@@ -127,7 +137,7 @@ def test_an_update_refused_for_its_form_ends_the_agent_and_is_not_kept(tmp_path:
 
 def test_a_diverged_update_is_not_trained_again_in_its_round(tmp_path: Path) -> None:
     declared, diverged = message(DECLARATION), problem(Code.INVALID_TENSOR)
-    with misbehaving(declared, task(), whole(), config(), diverged, task(), *over()) as server:
+    with misbehaving(declared, task(), whole(), config(), diverged, task(), idle(), *over()) as server:
         assert len(take_part(server, tmp_path, Waits()).jobs) == 1
 
 

@@ -102,10 +102,10 @@ def test_a_loop_that_trains_slices_only_is_given_nothing_else(
 def test_a_loop_that_cannot_train_the_task_ends_before_the_download(tmp_path: Path, trainable: Trainable) -> None:
     """Nor is anything evaluated: the agent would only hold its place in the round for longer."""
     asked = told().model_copy(update={"trainable": trainable})
-    with misbehaving(message(DECLARATION), message(asked)) as server:
+    with misbehaving(message(DECLARATION), message(asked), answer(204)) as server:
         with pytest.raises(BadInput, match=f"say trainable '{trainable}'"):
             take_part(server, tmp_path, Waits(), QUESTIONS)
-        assert server.calls == [DECLARE, TASK]
+        assert server.calls == [DECLARE, TASK, "PUT /v1/runs/run/rounds/1/failure"]
 
 
 def test_the_announcement_says_what_was_trained(tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ from safetensors.torch import load_file
 from flexlora_client import credentials
 from flexlora_client.errors import Exit
 from flexlora_server.adapter_files.peft_config import adapter_config
+from flexlora_shared.messages.clients import Credentials
+from flexlora_shared.messages.runs import RunList
+from tests.support.certificates import make_authority, server_context
 from tests.support.command import Result, call, start
 from tests.support.kit import OPERATOR_KEY, Served
+from tests.support.misbehaving import message, misbehaving
 
 NUDGE = "tests.support.trainers:Nudge"
 
@@ -87,6 +91,28 @@ def test_enrolling_needs_a_good_token_and_name(site: Served, tmp_path: Path) -> 
     assert credentials.load(tmp_path / "home").name in unnamed.out
 
 
+def test_how_tls_is_spoken_is_remembered(tmp_path: Path) -> None:
+    authority, env = make_authority(tmp_path), {"FLEXLORA_HOME": str(tmp_path / "home")}
+    own, moved = authority.sign("participant"), tmp_path / "moved.pem"
+    issued = message(Credentials(client_id="c", name="a", api_key="k"), 201)
+    context = server_context(authority.sign("localhost"), asks_for=authority.file)
+    with misbehaving(issued, message(RunList(runs=())), tls=context) as server:
+        given = ("--token", "t", "--name", "a", "--ca-file", authority.file, "--client-cert", own)
+        assert call("enroll", server.url, *given, env=env).code == Exit.OK
+        authority.file.rename(moved)
+        assert call("status", env=env).code == Exit.OK
+        own.rename(tmp_path / "gone.pem")
+        lost = call("status", env=env)
+    assert lost.code == Exit.BAD_INPUT
+    assert "cannot use the client certificate" in lost.err
+
+
+def test_credentials_of_an_earlier_release_still_load(home: dict[str, str]) -> None:
+    path = Path(home["FLEXLORA_HOME"]) / credentials.CREDENTIALS_FILE
+    assert sorted(json.loads(path.read_bytes())) == ["api_key", "client_id", "name", "url"]
+    assert call("status", env=home).code == Exit.OK
+
+
 def test_a_token_is_not_spent_on_a_home_that_cannot_keep_the_key(site: Served, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     good = token(site)
@@ -117,7 +143,7 @@ def test_taking_part_until_the_end_as_people_and_programs_see_it(
     site: Served, home: dict[str, str], data: Path
 ) -> None:
     site.run(rounds=2)
-    result = taking_part(home, data, "--threads", "1", "--device", "cpu", "--json")
+    result = taking_part(home, data, "--threads", "1", "--device", "cpu", "--max-rate", "9999", "--json")
     assert result.code == Exit.OK
     kinds = [event["event"] for event in events(result) if event["event"] != "waiting"]
     one = ["task", "downloaded", "training", "trained", "accepted"]
@@ -129,6 +155,20 @@ def test_taking_part_until_the_end_as_people_and_programs_see_it(
     again = taking_part(home, data)
     assert again.code == Exit.OK
     assert again.out == ""
+
+
+def test_the_last_event_tells_how_it_ended(site: Served, home: dict[str, str], data: Path, tmp_path: Path) -> None:
+    site.run()
+    failed = taking_part(home, data, "--json", trainer="tests.support.trainers:Diverges")
+    assert failed.code == Exit.BAD_INPUT
+    [*_, before, last] = events(failed)
+    assert (before["event"], before["told"]) == ("failed", True)
+    assert (last["event"], last["code"], last["run"]) == ("error", Exit.BAD_INPUT, "run")
+    assert failed.err.splitlines()[-1] == f"error: {last['reason']}"
+    missing = taking_part(home, tmp_path / "none.jsonl", "--json")
+    assert [event["event"] for event in events(missing)] == ["error"]
+    unknown = taking_part({"FLEXLORA_HOME": str(tmp_path / "nobody")}, data, "--json")
+    assert [(event["event"], event["code"]) for event in events(unknown)] == [("error", Exit.BAD_INPUT)]
 
 
 def test_a_run_that_is_cancelled_has_an_exit_code_of_its_own(site: Served, home: dict[str, str], data: Path) -> None:

@@ -1,15 +1,11 @@
 """One exchange: refusals, transport faults, and answers of something that is no coordinator."""
 
 import json
-import shutil
-import ssl
-import subprocess
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -18,6 +14,7 @@ from flexlora_client.errors import BadInput, Refused, Unreachable
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, Code
 from flexlora_shared.versions import PROTOCOL, version
 from tests.support.misbehaving import Asked, Planned, answer, cut, hang_up, misbehaving, problem
+from tests.support.proxy import Fault, Kind, proxy
 
 
 def refused_by(planned: Planned) -> Refused | Unreachable:
@@ -205,55 +202,18 @@ def test_a_key_that_is_none(key: str) -> None:
         Http("http://localhost", key)
 
 
-def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="cannot read certificates"):
-        Http("https://localhost", ca_file=tmp_path / "missing.pem")
-    (tmp_path / "empty.pem").write_text("nothing\n")
-    with pytest.raises(BadInput, match="cannot read certificates"):
-        Http("https://localhost", ca_file=tmp_path / "empty.pem")
-
-
-def test_tls_is_checked_against_the_ca_file(tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([openssl, *new.split(), *names], check=True, capture_output=True)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep the tests' output clean."""
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    url = f"https://localhost:{server.server_address[1]}"
-    try:
-        with Http(url, ca_file=certificate) as trusting:
-            assert trusting.request("GET", "/").status == 204
-            with trusting.stream_presigned(f"{url}/link", 0) as response:
-                assert response.status == 204
-        with Http(url) as doubting, pytest.raises(Unreachable, match="--ca-file"):
-            doubting.request("GET", "/")
-        with (
-            Http(url) as doubting,
-            pytest.raises(Unreachable, match="--ca-file"),
-            doubting.stream_presigned(f"{url}/link", 0),
-        ):
-            pass
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+@pytest.mark.parametrize("kind", ["cut", "reset", "hole"])
+def test_a_connection_lost_while_the_machine_slept_costs_one_try(kind: Kind) -> None:
+    """A kept connection is dead after a sleep or under another address, told or not; the next call makes a new one."""
+    with misbehaving(*[answer(200, b"awake")] * 3) as server, proxy(server.url) as line:
+        with Http(line.url, io_timeout=0.2) as http:
+            assert http.request("GET", "/").body == b"awake"
+            line.faults.append(Fault(kind, "up", line.taken["up"] + 1))
+            with pytest.raises(Unreachable) as caught:
+                http.request("GET", "/")
+            assert caught.value.transient
+            assert http.request("GET", "/").body == b"awake"
+        assert line.connections == 2
 
 
 @pytest.mark.parametrize("date", ["Fri, 01 Jan 2100 00:00:00 GMT", "tomorrow"])

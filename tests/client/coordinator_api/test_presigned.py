@@ -7,6 +7,8 @@ import pytest
 from flexlora_client.agent.download import MAX_DAMAGED_ATTEMPTS, download
 from flexlora_client.agent.slice_cache import CachedSlice, SliceCache
 from flexlora_client.coordinator_api import presigned
+from flexlora_client.coordinator_api.rate import NO_LIMIT
+from flexlora_client.coordinator_api.tls import Tls
 from flexlora_client.errors import ClientError, Corrupted, Unreachable
 from flexlora_client.training.contract import ADAPTER_FILE
 from tests.support.connecting import Waits, connect
@@ -141,7 +143,9 @@ def test_a_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_coordinator_of_https_gives_no_link_in_the_clear() -> None:
     with misbehaving() as storage:
-        clear = presigned.stream_presigned(f"{storage.url}/slice?signature=first", 0, None, 5, encrypted=True)
+        clear = presigned.stream_presigned(
+            f"{storage.url}/slice?signature=first", 0, Tls(), 5, NO_LIMIT, encrypted=True
+        )
         with pytest.raises(Unreachable, match="must give the storage's public address with https") as caught, clear:
             pass
     assert not caught.value.transient

@@ -15,11 +15,11 @@ from flexlora_client.training.fitting.choice import Bounds, Choice, Costs, choos
 from flexlora_client.training.fitting.estimate import BYTES_PER_PARAMETER, Estimate, Measured
 from flexlora_client.training.fitting.memory import free_memory, used_memory
 from flexlora_client.training.fitting.probes import Probe, padded_tokens, probe
-from flexlora_client.training.fitting.trial_slice import adapter_parameters, trial_slice, write_trial_slice
 from flexlora_client.training.fitting.workload import Workload, plan_workload
 from flexlora_client.training.loop.sparing import can_checkpoint
 from flexlora_client.training.models.devices import release_memory, resolve_device
 from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.trial_slice import adapter_parameters, trial_slice, write_trial_slice
 from flexlora_shared.messages.runs import RunSpec
 
 MEMORY_SHARE = 0.9  # of the free memory that a round may be predicted to take

@@ -1,6 +1,7 @@
 """A slice of a run as the coordinator would serve it, for measurements before anything is served."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,18 +9,24 @@ import torch
 from flexlora_client.training.contract import CONFIG_FILE
 from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.slice_files import LoadedSlice, SliceConfig, write_slice
-from flexlora_shared.layout import key_extra
+from flexlora_shared.layout import adapter_shapes, key_extra, peft_task_type, saved_modules
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.ranks import capped_pattern, longest_first, module_ranks
 
 
-def trial_slice(spec: RunSpec, rank: int) -> LoadedSlice:
-    """A slice of this rank: lora_A random, lora_B and extra tensors zero."""
+def trial_slice(spec: RunSpec, rank: int, rank_pattern: Mapping[str, int] | None = None) -> LoadedSlice:
+    """A slice of this rank and pattern: lora_A random, lora_B and extra tensors zero."""
+    pattern = longest_first(capped_pattern(spec.modules, rank, rank_pattern or {}))
+    alpha = spec.scaling.alpha_of(rank)
+    alphas = {key: spec.scaling.alpha_of(own) for key, own in pattern.items()}
     config = SliceConfig(
         r=rank,
-        lora_alpha=spec.scaling.alpha_of(rank),
+        lora_alpha=alpha,
+        rank_pattern=pattern,
+        alpha_pattern=alphas if set(alphas.values()) - {alpha} else {},
         use_rslora=spec.scaling.use_rslora,
         target_modules=tuple(module.name for module in spec.modules),
-        modules_to_save=tuple(sorted({_saved_module(tensor.name) for tensor in spec.extra})) or None,
+        modules_to_save=tuple(saved_modules(spec.extra)) or None,
     )
     extra = {key_extra(tensor.name): torch.zeros(tensor.shape) for tensor in spec.extra}
     return fresh_adapter(LoadedSlice(config, extra), spec, 0, "")
@@ -27,7 +34,7 @@ def trial_slice(spec: RunSpec, rank: int) -> LoadedSlice:
 
 def write_trial_slice(trial: LoadedSlice, spec: RunSpec, folder: Path) -> Path:
     """Write it as a folder that `read_slice` reads; the folder."""
-    fields = {"peft_type": "LORA", "task_type": spec.model.task_type, "bias": "none"}
+    fields = {"peft_type": "LORA", "task_type": peft_task_type(spec.model.task_type), "bias": "none"}
     folder.mkdir()
     (folder / CONFIG_FILE).write_text(json.dumps(fields | trial.config.model_dump(mode="json")))
     return write_slice(trial.tensors, folder, spec, folder).parent
@@ -35,11 +42,5 @@ def write_trial_slice(trial: LoadedSlice, spec: RunSpec, folder: Path) -> Path:
 
 def adapter_parameters(spec: RunSpec, rank: int) -> int:
     """Numbers that a slice of this rank has."""
-    lora = sum(rank * (module.in_features + module.out_features) for module in spec.modules)
-    return lora + sum(torch.Size(tensor.shape).numel() for tensor in spec.extra)
-
-
-def _saved_module(name: str) -> str:
-    """The module that PEFT keeps whole for this tensor: of a head named classifier or score all of it."""
-    head = name.partition(".")[0]
-    return head if head in ("classifier", "score") else name.rpartition(".")[0]
+    shapes = adapter_shapes(spec.modules, spec.extra, module_ranks(spec.modules, rank, {}))
+    return sum(torch.Size(shape).numel() for shape in shapes.values())

@@ -1,0 +1,99 @@
+"""Checks of this machine: room on its disk and in its memory."""
+
+import json
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+
+from flexlora_client.agent.checks.findings import Check, Doubt
+from flexlora_client.agent.checks.model_checks import loads_model
+from flexlora_client.agent.checks.subject import Subject
+from flexlora_client.credentials import check_writable
+from flexlora_client.errors import BadInput, DeviceError
+from flexlora_client.training.models.devices import base_dtype
+from flexlora_shared.layout import size_bounds
+
+SLICES_ON_DISK = 6  # one served, one on its way, the update, and a checkpoint of parameters with two moments
+COPIES_OF_TRAINED = 4  # parameters, gradients and AdamW's two moments, in float32
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+def disk(subject: Subject) -> str:
+    """Look for room for what a round writes. Raises: BadInput."""
+    check_writable(subject.home)
+    free = shutil.disk_usage(subject.home).free
+    needed = SLICES_ON_DISK * size_bounds(subject.request.shapes)[1]
+    if free < needed:
+        raise BadInput(
+            f"{subject.home} has {_size(free)} free, a round needs {_size(needed)}; free space, or give another --home"
+        )
+    return f"{_size(free)} free, a round needs {_size(needed)}"
+
+
+def memory(subject: Subject) -> str | Doubt:
+    """Compare a rough need with what is free. Raises: DeviceError where the base model alone is larger than the memory."""
+    if not loads_model(subject):
+        return "not known of the training loop of --trainer"
+    path = Path(subject.local_trainer.model_path or subject.spec.model.id)
+    base = _base_bytes(path, subject.device)
+    if base is None:
+        return "not known before the base model is here"
+    trained = sum(_elements(shape) for shape in subject.request.shapes.values())
+    needed = base + COPIES_OF_TRAINED * 4 * trained
+    free, total = _memory(subject.device)
+    if base > total:
+        raise DeviceError(
+            f"the base model alone takes {_size(base)}, {subject.device} has {_size(total)} in all; "
+            "choose a run with a smaller base model, or a machine with more memory."
+        )
+    sizes = f"at least {_size(needed)} are needed beside the activations, {_size(free)} are free"
+    if needed > free:
+        return Doubt(f"{sizes} on {subject.device}; end what else uses it, or declare a lower rank")
+    return sizes
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes free and in all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    virtual = psutil.virtual_memory()
+    return virtual.available, virtual.total
+
+
+def _base_bytes(folder: Path, device: torch.device) -> int | None:
+    """Bytes of the base model in memory, by the headers of its files; None where there are none."""
+    found = [_stored(path, device) for path in folder.glob("*.safetensors")]
+    return sum(found) or None
+
+
+def _stored(path: Path, device: torch.device) -> int:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except (OSError, ValueError, MemoryError):
+        return 0  # loading says what is wrong with it
+    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+    return sum(_elements(t["shape"]) * base_dtype(device, STORED.get(t["dtype"])).itemsize for t in tensors)
+
+
+def _elements(shape: list[int] | tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+MACHINE_CHECKS = (
+    Check("disk", disk, needs=("rank",)),
+    Check("memory", memory, needs=("rank", "data")),
+)

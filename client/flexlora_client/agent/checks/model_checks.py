@@ -1,0 +1,92 @@
+"""Checks of the base model with its tokenizer, and of what the participant's examples become with them."""
+
+from flexlora_client.agent.checks.findings import Check, Doubt
+from flexlora_client.agent.checks.subject import Subject
+from flexlora_client.errors import DataError, ModelError
+from flexlora_client.training.data.examples import Chat
+from flexlora_client.training.encoding.encoder import Encoder
+from flexlora_client.training.encoding.survey import survey
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.fingerprint import check_fingerprint
+from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
+
+SAMPLE = 1000  # examples encoded, evenly spread over the file
+IMAGES = "IMAGE_CLASSIFICATION"
+MANY_CUT = 0.1  # a share of examples cut that deserves a word
+
+
+def loads_model(subject: Subject) -> bool:
+    """Whether training or evaluation loads the run's base model here; a training loop of somebody else's may load its own."""
+    local = subject.local_trainer
+    return isinstance(local.trainer, StandardTrainer) or bool(local.heldout)
+
+
+def _model(subject: Subject) -> str:
+    local, spec = subject.local_trainer, subject.spec
+    write_trial_slice(trial_slice(spec, subject.rank, subject.rank_pattern), spec, subject.trial)
+    if not loads_model(subject):
+        return "the training loop of --trainer loads what it needs by itself"
+    subject.loaded = local.place(spec, subject.trial)
+    parameters = sum(
+        parameter.numel() for parameter in subject.loaded.model.parameters() if not parameter.requires_grad
+    )
+    kind = str(subject.loaded.dtype).removeprefix("torch.")
+    return f"{parameters:,} parameters in {kind} on {subject.loaded.device}, {len(spec.modules)} modules as the run names them"
+
+
+def _fingerprint(subject: Subject) -> str:
+    """Compare the base model's digests with the run's: weights of the same shapes may be others."""
+    if subject.spec.model.fingerprint is None:
+        return "the run names none: a base model of the same shapes takes part"
+    subject.fingerprint = check_fingerprint(subject.spec.model, subject.local_trainer.model_path)
+    return "weights and tokenizer are the run's"
+
+
+def _tokenizer(subject: Subject) -> str:
+    if subject.loaded is None or subject.spec.model.task_type == IMAGES:
+        return "not used here"
+    loaded = subject.loaded
+    return f"{len(loaded.tokenizer)} tokens, all known to the model; examples have up to {loaded.max_length}"
+
+
+def _template(subject: Subject) -> str | Doubt:
+    if subject.loaded is None or subject.spec.model.task_type == IMAGES:
+        return "not used here"
+    has = subject.loaded.tokenizer.chat_template is not None
+    if subject.spec.training.prompt_format == "chat-template":
+        if not has:
+            raise ModelError(
+                "the run formats prompts with the tokenizer's chat template, and this tokenizer has none; "
+                "use the run's own base model, with all files of its folder."
+            )
+        return "the tokenizer has the one that the run asks for"
+    if not has and any(isinstance(example, Chat) for example in subject.local_trainer.train):
+        return Doubt(
+            "the tokenizer has none: turns of conversations are joined as plain lines, which the model may not know"
+        )
+    return "as the examples need it"
+
+
+def _encoding(subject: Subject) -> str | Doubt:
+    if subject.loaded is None:
+        return "not used here"
+    loaded, local = subject.loaded, subject.local_trainer
+    examples = local.train or local.heldout  # an evaluator trains on nothing
+    sample = examples[:: max(1, -(-len(examples) // SAMPLE))]
+    found = survey(Encoder.of(subject.spec, loaded.preprocessor, loaded.max_length), sample)
+    if found.empty == found.examples:
+        raise DataError(found.reason)
+    which = f"of {found.examples} examples" if len(sample) == len(examples) else f"of {found.examples} examples tried"
+    told = f"{found.cut / found.examples:.1%} {which} are cut at {loaded.max_length} tokens, {found.empty} have nothing to learn"
+    if found.cut + found.empty > MANY_CUT * found.examples:
+        return Doubt(f"{told}; shorten or split them, or ask the operator for a larger max_length")
+    return told
+
+
+MODEL_CHECKS = (
+    Check("fingerprint", _fingerprint, needs=("data",)),
+    Check("model", _model, needs=("rank", "data", "memory", "fingerprint")),
+    Check("tokenizer", _tokenizer, needs=("model",)),
+    Check("template", _template, needs=("model",)),
+    Check("encoding", _encoding, needs=("model",)),
+)

@@ -1,0 +1,49 @@
+"""What the checks look at: the options, and what earlier checks found."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from flexlora_client.agent.local_trainer import LocalTrainer
+from flexlora_client.agent.slice_cache import SliceRequest, request_for_round
+from flexlora_client.coordinator_api.calls import Api
+from flexlora_client.coordinator_api.http_messages import Probe
+from flexlora_client.errors import Refused
+from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_shared.messages.runs import Fingerprint, RunDetail, RunSpec
+
+
+@dataclass
+class Subject:
+    """One participant about to take part in a run. Attributes without a default are set by the checks that others need."""
+
+    home: Path
+    run: str
+    asked_rank: int | None  # None: --rank auto
+    rank_pattern: Mapping[str, int]
+    folder: Path  # for what the checks write; deleted by whoever made it
+    api: Api = field(init=False)
+    probe: Probe = field(init=False)
+    answer: RunDetail | Refused = field(init=False)
+    spec: RunSpec = field(init=False)
+    device: torch.device = field(init=False)
+    local_trainer: LocalTrainer = field(init=False)
+    fingerprint: Fingerprint | None = None  # of the base model, where the run names one
+    loaded: LoadedModel | None = None  # None: this training loop loads no model of ours
+
+    @property
+    def rank(self) -> int:
+        """The rank to check with: where it is not chosen yet, the lowest of the run."""
+        return min(self.spec.ranks) if self.asked_rank is None else self.asked_rank
+
+    @property
+    def request(self) -> SliceRequest:
+        """The slice that this participant would be served."""
+        return request_for_round(self.spec, 0, self.rank, self.rank_pattern)
+
+    @property
+    def trial(self) -> Path:
+        """Where a slice of these ranks lies that no coordinator served."""
+        return self.folder / "slice"
