@@ -3,6 +3,7 @@
 With `presigned`, the only file that imports the HTTP library. Nothing is retried here; `retry` does that.
 """
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from flexlora_client.coordinator_api.http_messages import (
 from flexlora_client.coordinator_api.presigned import stream_presigned
 from flexlora_client.coordinator_api.tls import tls_verification
 from flexlora_client.errors import BadInput, Refused, Unreachable, is_transient_status
+from flexlora_shared.messages.clients import INSTANCE_HEADER
 from flexlora_shared.versions import disagreement, version, version_headers
 
 TEMPORARY_REDIRECT = 307  # the body is at `Location`, on the object storage
@@ -54,6 +56,7 @@ class Http:
         verify = tls_verification(self.url, ca_file)
         timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
+        self._client.headers[INSTANCE_HEADER] = secrets.token_hex(8)
 
     def __enter__(self) -> Self:
         return self
