@@ -20,6 +20,7 @@ from flexlora_server.api.strict_json import Instance, RoundPath, RunPath, Strict
 from flexlora_server.database.queries import rounds, runs
 from flexlora_server.lifecycle import find_task, transitions
 from flexlora_server.lifecycle.serve_slice import check_ranks
+from flexlora_server.lifecycle.validation import check_fingerprint
 from flexlora_server.long_polling.key_cache import CachedKey
 from flexlora_shared.messages.clients import INSTANCE_HEADER, Declaration, Declared
 from flexlora_shared.messages.tasks import Failure, Task
@@ -33,7 +34,7 @@ MAX_WAIT_S = 60.0
 
 @routes.put(
     "/v1/runs/{run}/declaration",
-    responses=problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.RUN_OVER, Code.RANK_NOT_ALLOWED),
+    responses=problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.RUN_OVER, Code.RANK_NOT_ALLOWED, Code.MODEL_MISMATCH),
 )
 def declare(
     request: Request,
@@ -47,6 +48,7 @@ def declare(
         run = runs.lock(tx, name)
         find_task.require_not_over(run)
         check_ranks(runs.spec_of(run), declaration.rank, declaration.rank_pattern)
+        check_fingerprint(runs.spec_of(run), declaration)
         replaced = rounds.declare(tx, run, client, declaration, instance)
     return Declared(**dict(declaration), replaced=replaced)
 

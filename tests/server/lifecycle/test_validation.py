@@ -32,6 +32,11 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
         ({"extra": [HEAD | {"name": "weight"}]}, "must be named MODULE.PARAMETER"),
         ({"extra": [HEAD, HEAD]}, "'classifier.weight' is named 2 times"),
         ({"model": {"id": "m", "task_type": "SEQ_CLS"}}, "SEQ_CLS needs model.labels"),
+        ({"model": {"id": "m", "task_type": "SEQ_2_SEQ_LM"}, "training": {"packing": True}}, "are for CAUSAL_LM"),
+        (
+            {"model": {"id": "m", "task_type": "SEQ_2_SEQ_LM"}, "training": {"prompt_format": "chatml"}},
+            "are for CAUSAL_LM",
+        ),
         ({"upload_dtype": "float16", "norm_bound": 1e6}, "may not fit into float16"),
         (
             {"upload_dtype": "float16", "norm_bound": 1e5, "extra": [HEAD]},
