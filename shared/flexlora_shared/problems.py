@@ -32,6 +32,7 @@ class Code(StrEnum):
     RUN_OVER = "run-over"
     ROUND_STATE = "round-state"
     NOT_DECLARED = "not-declared"
+    SUPERSEDED = "superseded"
     NOT_ASSIGNED = "not-assigned"
     RANK_MISMATCH = "rank-mismatch"
     ROUND_NOT_COLLECTING = "round-not-collecting"
@@ -45,6 +46,7 @@ class Code(StrEnum):
     INVALID_REQUEST = "invalid-request"
     INVALID_RUN = "invalid-run"
     RANK_NOT_ALLOWED = "rank-not-allowed"
+    MODEL_MISMATCH = "model-mismatch"
     SIZE_IMPOSSIBLE = "size-impossible"
     DIGEST_MISMATCH = "digest-mismatch"
     PART_DIGEST_MISMATCH = "part-digest-mismatch"
@@ -87,6 +89,7 @@ PROBLEMS: dict[Code, ProblemType] = {
         (Code.RUN_OVER, 410, "The run is over"),
         (Code.ROUND_STATE, 409, "The round's state does not allow this"),
         (Code.NOT_DECLARED, 409, "The client has declared no rank for this run"),
+        (Code.SUPERSEDED, 409, "Another agent with this key has declared since"),
         (Code.NOT_ASSIGNED, 409, "The client has no assignment in this round"),
         (Code.RANK_MISMATCH, 409, "The upload's ranks are not the assigned ones"),
         (Code.ROUND_NOT_COLLECTING, 409, "The round does not collect uploads yet"),
@@ -99,6 +102,7 @@ PROBLEMS: dict[Code, ProblemType] = {
         (Code.INVALID_REQUEST, 422, "The request does not have the documented form"),
         (Code.INVALID_RUN, 422, "A run like this cannot work"),
         (Code.RANK_NOT_ALLOWED, 422, "The run does not allow this rank"),
+        (Code.MODEL_MISMATCH, 422, "The base model is not the run's"),
         (Code.SIZE_IMPOSSIBLE, 422, "No upload of these ranks can have this size"),
         (Code.DIGEST_MISMATCH, 422, "The bytes received do not have the declared digest"),
         (Code.PART_DIGEST_MISMATCH, 422, "The bytes of the part do not have the digest sent with them"),

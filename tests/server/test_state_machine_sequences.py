@@ -13,6 +13,7 @@ from flexlora_server.state_machine import (
     Accept,
     Aggregate,
     Candidate,
+    Refuse,
     Repeat,
     Retry,
     RoundView,
@@ -20,6 +21,7 @@ from flexlora_server.state_machine import (
     admit,
     after_failure,
     after_publication,
+    counts_as_failed,
     gather,
     judge,
 )
@@ -37,21 +39,28 @@ class Life(RuleBasedStateMachine):
         self.round, self.run = OPENED, "RUNNING"
         self.assigned: tuple[str, ...] = ()
         self.accepted: dict[str, str] = {}
+        self.failed = set[str]()
         self.failures, self.not_before = 0, NOW
 
     def view(self) -> RoundView:
         return replace(
             self.round,
             run_state=self.run,  # type: ignore[arg-type]
-            assigned=len(self.assigned),
+            assigned=len(self.waited_for()),
             accepted=len(self.accepted),
+            failed=len(self.failed),
         )
+
+    def waited_for(self) -> set[str]:
+        return set(self.assigned) - self.failed
 
     def move(self, to: RoundState) -> None:
         assert (self.round.state, to) in machine.ROUND_MOVES
         self.round = replace(self.round, state=to)
 
     def open(self, number: int, attempt: int) -> None:
+        if number > self.round.number:
+            self.failed = set()
         self.round = RoundView("RUNNING", number, attempt, "OPEN", self.now, None)
         self.assigned, self.accepted, self.failures = (), {}, 0
 
@@ -78,14 +87,15 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.round.state == "OPEN")
     @rule()
     def asked_to_gather(self) -> None:
-        decision = gather(self.spec, self.view(), sorted(self.present), self.now)
+        available = self.present - self.failed
+        decision = gather(self.spec, self.view(), sorted(available), self.now)
         if isinstance(decision, Wait):
-            impatient = self.now >= self.round.opened_at + timedelta(seconds=10) or len(self.present) >= 4
-            assert self.run != "RUNNING" or len(self.present) < 2 or not impatient
+            impatient = self.now >= self.round.opened_at + timedelta(seconds=10) or len(available) >= 4
+            assert self.run != "RUNNING" or len(available) < 2 or not impatient
             return
         assert self.run == "RUNNING"
         assert 2 <= len(decision.participants) <= 4
-        assert set(decision.participants) <= self.present
+        assert set(decision.participants) <= available
         assert decision.deadline == self.now + timedelta(seconds=60)
         self.move("COLLECTING")
         self.assigned = decision.participants
@@ -105,8 +115,23 @@ class Life(RuleBasedStateMachine):
             assert self.round.deadline is not None
             assert self.now < self.round.deadline or len(self.accepted) < self.spec.min_updates
             self.accepted[client] = sha256
+            self.failed.discard(client)  # an update wins, whenever it comes
         else:
             assert isinstance(decision, Repeat) == (before == sha256)
+
+    @rule(client=st.sampled_from("abcdefgh"))
+    def fails(self, client: str) -> None:
+        assigned, accepted = client in self.assigned, client in self.accepted
+        decision = counts_as_failed(self.view(), assigned=assigned, accepted=accepted)
+        assert isinstance(decision, Refuse) == (not assigned)
+        if decision is True:
+            assert self.round.state == "COLLECTING"
+            assert not accepted
+            self.failed.add(client)
+
+    @rule(client=st.sampled_from("abcdefgh"))
+    def declares_anew(self, client: str) -> None:
+        self.failed.discard(client)
 
     @precondition(lambda self: self.round.state == "COLLECTING")
     @rule()
@@ -116,16 +141,18 @@ class Life(RuleBasedStateMachine):
         match judge(self.spec, self.view(), self.now):
             case Aggregate():
                 assert len(self.accepted) >= self.spec.min_updates
-                assert late or len(self.accepted) == len(self.assigned)
+                assert late or self.accepted.keys() == self.waited_for()
                 self.move("AGGREGATING")
             case Abandon():
-                assert late
                 assert len(self.accepted) < self.spec.min_updates
+                assert late or len(self.waited_for()) < self.spec.min_updates
                 self.move("ABANDONED")
                 self.open(self.round.number, self.round.attempt + 1)
             case Wait(until=until):
                 assert not late
                 assert until == self.round.deadline
+                assert len(self.waited_for()) >= self.spec.min_updates
+                assert self.waited_for() > self.accepted.keys()
 
     @precondition(lambda self: self.round.state == "AGGREGATING" and self.now >= self.not_before)
     @rule(works=st.booleans())
@@ -158,7 +185,7 @@ class Life(RuleBasedStateMachine):
         """Every run ends: with everyone present, time passing and a working worker, in a few steps."""
         self.operator("resume")
         self.operator("retry")
-        self.present = set("abcdefgh")
+        self.present, self.failed = set("abcdefgh"), set()
         for _ in range(60):
             if self.run in machine.FINAL_STATES:
                 return

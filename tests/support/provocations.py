@@ -258,6 +258,22 @@ def _(c: Served) -> Answer:
     return answer(c.operator.call("GET", "/v1/runs/run/rounds/0/adapter?rank=3"))
 
 
+@provokes(Code.SUPERSEDED)
+def _(c: Served) -> Answer:
+    c.run()
+    participant, told = c.enroll(), {"rank": 2, "examples": 1}
+    for instance in ("first", "second"):
+        headers = {"FlexLoRA-Instance": instance}
+        participant.expect(200, "PUT", "/v1/runs/run/declaration", json=told, headers=headers)
+    return answer(participant.call("GET", "/v1/runs/run/task", headers={"FlexLoRA-Instance": "first"}))
+
+
+@provokes(Code.MODEL_MISMATCH)
+def _(c: Served) -> Answer:
+    c.run(model={"id": "tiny", "fingerprint": {"weights": "a" * 64, "tokenizer": "b" * 64}})
+    return answer(c.enroll().call("PUT", "/v1/runs/run/declaration", json={"rank": 2, "examples": 1}))
+
+
 @provokes(Code.SIZE_IMPOSSIBLE)
 def _(c: Served) -> Answer:
     participant, _, _ = c.working()

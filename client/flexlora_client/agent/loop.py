@@ -91,9 +91,16 @@ class Agent:
             self._finish()
 
     def _declare(self) -> None:
-        self.api.declare(self.spec.name, self.declaration)
+        answer = self.api.declare(self.spec.name, self.declaration)
         rank, examples = self.declaration.rank, self.declaration.examples
         self.reporter.step("declared", f"declared rank {rank} and {examples} examples", rank=rank, examples=examples)
+        if answer.replaced is not None:
+            at, device = answer.replaced.declared_at, answer.replaced.hardware.device or "an unnamed device"
+            sentence = (
+                f"this agent replaces the one with the same key that declared at {at} on {device}; if that one still runs, "
+                "it ends now: enroll a second machine with a token of its own"
+            )
+            self.reporter.step("replaced", sentence, declared_at=at, device=device)
 
     def _rounds(self) -> None:
         accepted, waiting = int(self._sender.send_kept()), Waiting(self.api, self.spec.name, self.reporter)

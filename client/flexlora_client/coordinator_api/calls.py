@@ -18,7 +18,15 @@ from flexlora_client.coordinator_api.retry import RetryPolicy
 from flexlora_client.coordinator_api.upload_parts import Part
 from flexlora_client.errors import Unreachable
 from flexlora_shared.messages.base import Message
-from flexlora_shared.messages.clients import ClientList, Credentials, Declaration, Enrollment, Token, TokenRequest
+from flexlora_shared.messages.clients import (
+    ClientList,
+    Credentials,
+    Declaration,
+    Declared,
+    Enrollment,
+    Token,
+    TokenRequest,
+)
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
 from flexlora_shared.messages.status import RetryRequest, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.messages.tasks import Failure, Task
@@ -82,9 +90,9 @@ class Api:
 
     # taking part
 
-    def declare(self, run: str, declaration: Declaration) -> Declaration:
-        """Declare this participant's rank and number of examples."""
-        return self._call(Declaration, "PUT", f"{_run(run)}/declaration", declaration)
+    def declare(self, run: str, declaration: Declaration) -> Declared:
+        """Declare this participant's rank and number of examples; the answer says whether it replaces another agent."""
+        return self._call(Declared, "PUT", f"{_run(run)}/declaration", declaration)
 
     def task(self, run: str, wait: int) -> Task | NoTask:
         """The next task, by long polling for up to `wait` seconds (0 to 60)."""

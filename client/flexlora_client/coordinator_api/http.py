@@ -3,6 +3,7 @@
 With `presigned`, the only file that imports the HTTP library. Nothing is retried here; `retry` does that.
 """
 
+import secrets
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,7 @@ from flexlora_client.coordinator_api.presigned import stream_presigned
 from flexlora_client.coordinator_api.rate import NO_LIMIT, RateLimit
 from flexlora_client.coordinator_api.tls import SYSTEM_TLS, Tls, verification_fault
 from flexlora_client.errors import BadInput, Refused, Unreachable, is_transient_status
+from flexlora_shared.messages.clients import INSTANCE_HEADER
 from flexlora_shared.versions import PROTOCOL_HEADER, VERSION_HEADER, disagreement, version, version_headers
 
 TEMPORARY_REDIRECT = 307  # the body is at `Location`, on the object storage
@@ -60,6 +62,7 @@ class Http:
         verify = tls.verification(self.url)
         timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
+        self._client.headers[INSTANCE_HEADER] = secrets.token_hex(8)
 
     def __enter__(self) -> Self:
         return self

@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Path, Request, Response
 from fastapi.routing import APIRoute
 
 from flexlora_server.api.services import get_services
+from flexlora_shared.messages.clients import INSTANCE_HEADER, INSTANCE_PATTERN
 from flexlora_shared.problems import PROBLEM_MEDIA_TYPE, PROBLEMS, Code, Problem
 
 RunPath = Annotated[
@@ -16,6 +17,10 @@ RunPath = Annotated[
 RoundPath = Annotated[int, Path(alias="number", ge=0, le=1_000_000, description="the round's number", examples=[1])]
 UploadPath = Annotated[str, Path(alias="upload", pattern=r"^[0-9a-f]{32}$", description="the upload's id")]
 ClientPath = Annotated[str, Path(alias="client", pattern=r"^[0-9a-f]{16}$", description="the client's id")]
+Instance = Annotated[
+    str | None,
+    Header(alias=INSTANCE_HEADER, pattern=INSTANCE_PATTERN, description="a random name of the agent's process"),
+]
 
 
 class StrictRequest(Request):

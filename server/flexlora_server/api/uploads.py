@@ -12,7 +12,7 @@ from flexlora_server.api.auth import ClientId
 from flexlora_server.api.openapi_examples import UPLOAD
 from flexlora_server.api.receive_part import MAX_PART_BYTES, expect_empty_body, receive_body, run_to_completion
 from flexlora_server.api.services import Services, get_services
-from flexlora_server.api.strict_json import RoundPath, RunPath, UploadPath, problems, router
+from flexlora_server.api.strict_json import Instance, RoundPath, RunPath, UploadPath, problems, router
 from flexlora_server.database.queries import uploads
 from flexlora_server.database.schema import Upload
 from flexlora_server.errors import Refusal
@@ -37,7 +37,7 @@ _OWNER_PROBLEMS = problems(Code.FORBIDDEN, Code.UPLOAD_NOT_FOUND)
     "/v1/runs/{run}/rounds/{number}/uploads",
     status_code=201,
     responses=problems(
-        Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ROUND_NOT_FOUND, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING,
+        Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ROUND_NOT_FOUND, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING, Code.SUPERSEDED,
         Code.ROUND_CLOSED, Code.ALREADY_ACCEPTED, Code.RANK_MISMATCH, Code.SIZE_IMPOSSIBLE,
     ),
 )  # fmt: skip
@@ -48,10 +48,11 @@ async def create_upload(
     number: RoundPath,
     body: Annotated[UploadCreate, Body(examples=[UPLOAD])],
     client: ClientId,
+    instance: Instance = None,
 ) -> UploadStatus:
     """Announce an update. The same announcement again finds the open upload, another one replaces it."""
     services = get_services(request)
-    open_upload = partial(accept_upload.announce, services.store, name, number, client, body)
+    open_upload = partial(accept_upload.announce, services.store, name, number, client, instance, body)
     status, replaced = await to_thread.run_sync(open_upload, limiter=services.announce_threads)
     if replaced is not None:
         await run_to_completion(services.storage_executor, accept_upload.delete_bytes, services.blobs, replaced)

@@ -12,6 +12,7 @@ from flexlora_server.database.schema import Round, Run, Upload
 from flexlora_server.database.transactions import Store, Tx
 from flexlora_server.errors import Refusal
 from flexlora_server.lifecycle import transitions
+from flexlora_server.lifecycle.find_task import require_newest_agent
 from flexlora_server.lifecycle.validation import check_announcement
 from flexlora_server.settings import Settings
 from flexlora_server.storage import BlobStore, digest
@@ -21,17 +22,18 @@ from flexlora_shared.problems import Code
 
 
 def announce(
-    store: Store, name: str, number: int, client: str, announcement: UploadCreate
+    store: Store, name: str, number: int, client: str, instance: str | None, announcement: UploadCreate
 ) -> tuple[UploadStatus, str | None]:
     """Open an upload for the round, or find the open one; and the id of an upload that it replaces, whose bytes may be deleted.
 
     Raises:
-        Refusal: what the state machine or `check_announcement` refuses.
+        Refusal: what the state machine, `check_announcement` or `require_newest_agent` refuses.
     """
     with store.transaction() as tx:
         run = runs.lock(tx, name)
         round_ = rounds.latest(tx, name, number)
         clients.require_enrolled(tx, client)
+        require_newest_agent(tx, name, client, instance)
         open_ = uploads.find_announced(tx, round_, client, announcement)
         announced_at = None if open_ is None else open_.created_at
         if isinstance(_admit(tx, run, round_, client, announcement.sha256, announced_at), machine.Repeat):

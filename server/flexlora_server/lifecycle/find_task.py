@@ -9,11 +9,12 @@ from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.database.queries import rounds, runs, uploads
 from flexlora_server.database.schema import Assignment, Round, Run
 from flexlora_server.database.timestamps import rfc3339
-from flexlora_server.database.transactions import Store
+from flexlora_server.database.transactions import Store, Tx
 from flexlora_server.errors import Refusal
 from flexlora_server.lifecycle.serve_slice import slice_blob
 from flexlora_server.state_machine import FINAL_STATES
 from flexlora_server.storage import BlobStore
+from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import AdapterRef, Task
 from flexlora_shared.problems import Code
@@ -31,27 +32,50 @@ def require_not_over(run: Run) -> None:
         )
 
 
-def require_declared(store: Store, name: str, client: str) -> None:
-    """Refuse a client that has declared no rank in the run, or whose run is over.
+def require_declared(store: Store, name: str, client: str, instance: str | None) -> str | None:
+    """Refuse a client that has declared no rank in the run, or whose run is over; the instance that declared.
 
     Raises:
-        Refusal: RUN_NOT_FOUND, RUN_OVER, NOT_DECLARED.
+        Refusal: RUN_NOT_FOUND, RUN_OVER, NOT_DECLARED, SUPERSEDED.
     """
     with store.reading() as tx:
         require_not_over(runs.get(tx, name))
-        if rounds.declaration_of(tx, name, client) is None:
+        participation = rounds.participation(tx, name, client)
+        if participation is None:
             raise Refusal(Code.NOT_DECLARED, f"Declare a rank for run {name!r} first: PUT /v1/runs/{name}/declaration.")
+        require_newest_agent(tx, name, client, instance)
+        return participation.instance
 
 
-def find_task(store: Store, blobs: BlobStore, name: str, client: str) -> tuple[Task | None, int]:
+def require_newest_agent(tx: Tx, name: str, client: str, instance: str | None) -> None:
+    """Refuse an agent when another one with its key has declared since. Agents of earlier releases name no instance.
+
+    Raises:
+        Refusal: SUPERSEDED.
+    """
+    newest = rounds.participation(tx, name, client)
+    if instance is None or newest is None or newest.instance in {None, instance}:
+        return
+    device = Declaration.model_validate(newest.declaration).hardware.device or "an unnamed device"
+    raise Refusal(
+        Code.SUPERSEDED,
+        f"Another agent with this key declared at {rfc3339(newest.declared_at)} on {device}; stop one of the two, or enroll "
+        "this one with a token of its own.",
+        declared_at=rfc3339(newest.declared_at),
+        device=device,
+    )
+
+
+def find_task(store: Store, blobs: BlobStore, name: str, client: str, instance: str | None) -> tuple[Task | None, int]:
     """The client's task, None without one, and the version of the run in which it was read.
 
     Raises:
-        Refusal: RUN_NOT_FOUND, RUN_OVER.
+        Refusal: RUN_NOT_FOUND, RUN_OVER, SUPERSEDED.
     """
     with store.reading() as tx:
         run = runs.get(tx, name)
         require_not_over(run)
+        require_newest_agent(tx, name, client, instance)
         spec, round_ = runs.spec_of(run), rounds.current(tx, name)
         if round_ is None or round_.deadline is None or round_.state != "COLLECTING":
             return None, run.version

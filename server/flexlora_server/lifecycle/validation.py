@@ -7,6 +7,7 @@ from flexlora_server.database.schema import Assignment
 from flexlora_server.errors import AggregationError, Refusal, UnsupportedRun
 from flexlora_server.lifecycle.serve_slice import check_keys
 from flexlora_shared.layout import adapter_shapes, size_bounds
+from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.robust import CustomFilter
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
@@ -24,7 +25,7 @@ def check_spec(spec: RunSpec) -> None:
         Refusal: INVALID_RUN with the first thing to change.
     """
     try:
-        for fault in _faults(spec):
+        for fault in (*_faults(spec), *_text_faults(spec)):
             raise Refusal(Code.INVALID_RUN, fault)
         strategy(spec.strategy).check(spec.ranks)
         for rule in spec.robust:
@@ -51,6 +52,14 @@ def _faults(spec: RunSpec) -> list[str]:
     return found
 
 
+def _text_faults(spec: RunSpec) -> list[str]:
+    """Fields about plain text in a run that trains on something else: agents would have to ignore them."""
+    task, training = spec.model.task_type, spec.training
+    if task != "CAUSAL_LM" and (training.packing or training.prompt_format != "as-is"):
+        return [f"training.packing and training.prompt_format are for CAUSAL_LM; leave them out of a run of {task}."]
+    return []
+
+
 def _largest_served(spec: RunSpec) -> float:
     """The largest value in a slice of updates within the norm bound: of B, which is divided by the scaling, or unscaled."""
     rule = strategy(spec.strategy)
@@ -60,6 +69,29 @@ def _largest_served(spec: RunSpec) -> float:
     averages_A = rule.averages_factors and rule.agents_train != "B"  # else A has rows of norm 1, or stays round 0's
     unscaled = bool(spec.extra) or averages_A
     return max(B, spec.norm_bound) if unscaled else B
+
+
+def check_fingerprint(spec: RunSpec, declaration: Declaration) -> None:
+    """Refuse a participant with another base model than the run's, where the run names one.
+
+    Raises:
+        Refusal: MODEL_MISMATCH.
+    """
+    wanted, found = spec.model.fingerprint, declaration.fingerprint
+    if wanted is None or wanted == found:
+        return
+    name = spec.model.id if spec.model.revision is None else f"{spec.model.id} at revision {spec.model.revision}"
+    if found is None:
+        raise Refusal(
+            Code.MODEL_MISMATCH,
+            f"This run takes only participants whose agent compares its base model with {name}; yours does not, update it.",
+        )
+    differing = [part for part in ("weights", "tokenizer") if getattr(wanted, part) != getattr(found, part)]
+    raise Refusal(
+        Code.MODEL_MISMATCH,
+        f"Your base model is not the run's {name}: other {' and other '.join(differing)}; load exactly that.",
+        differing=differing,
+    )
 
 
 def check_announcement(spec: RunSpec, assignment: Assignment, announcement: UploadCreate) -> None:

@@ -49,10 +49,14 @@ class PollRequest:
 
 @dataclass(frozen=True)
 class PollResult:
-    """What a poll read: the snapshots that changed, and which key ids are still valid; None where no key was revoked."""
+    """What a poll read: the snapshots that changed, and which key ids are still valid; None where no key was revoked.
+
+    `instances`: by run and client, of the clients seen, the instance of the agent that declared last.
+    """
 
     snapshots: dict[str, RunSnapshot]
     valid_keys: frozenset[str] | None
+    instances: dict[str, dict[str, str | None]]
 
 
 class Poller:
@@ -66,10 +70,7 @@ class Poller:
 
     def poll(self, request: PollRequest) -> PollResult:
         """Write presence, apply due transitions, and read what has changed."""
-        if request.clients_by_run:
-            with self._store.transaction() as tx:
-                for run, clients in request.clients_by_run.items():
-                    presence.mark_seen(tx, run, clients)
+        instances = self._mark_seen(request)
         with self._store.reading() as tx:
             revoked_count, valid_keys = self._valid_keys(tx, request.key_ids)
             active = self._active_runs(tx, request)
@@ -82,7 +83,14 @@ class Poller:
                 snapshots = self._changed_snapshots(tx, self._active_runs(tx, request))
         self._snapshots.update(snapshots)
         self._revoked_count = revoked_count
-        return PollResult(snapshots, valid_keys)
+        return PollResult(snapshots, valid_keys, instances)
+
+    def _mark_seen(self, request: PollRequest) -> dict[str, dict[str, str | None]]:
+        """Write presence; the instances of `PollResult`."""
+        if not request.clients_by_run:
+            return {}
+        with self._store.transaction() as tx:
+            return {run: presence.mark_seen(tx, run, clients) for run, clients in request.clients_by_run.items()}
 
     def _valid_keys(self, tx: Tx, key_ids: frozenset[str]) -> tuple[int, frozenset[str] | None]:
         """How many keys are revoked; and which of `key_ids` are not, None where none was revoked since the last poll."""

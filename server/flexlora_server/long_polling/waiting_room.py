@@ -40,7 +40,7 @@ class WaitingRoom:
         self._run_waiters: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._wake_event = asyncio.Event()
         self._closing, self._closed = False, asyncio.Event()
-        self._declared: set[tuple[str, str]] = set()
+        self._declared: dict[tuple[str, str], str | None] = {}  # the instance that declared, by run and client
         self._arrivals: defaultdict[str, set[str]] = defaultdict(set)
         # whose presence was written since the last write of everyone's, or with it
         self._recently_seen: defaultdict[str, set[str]] = defaultdict(set)
@@ -62,19 +62,30 @@ class WaitingRoom:
         self._closed.set()
         self.wake()
 
-    def remember_declared(self, run: str, client: str) -> None:
-        """Remember that this participant has declared a rank in the run: a declaration is never taken back."""
-        self._declared.add((run, client))
+    def remember_declared(self, run: str, client: str, instance: str | None) -> None:
+        """Remember which instance has declared for this participant in the run: a declaration is never taken back.
 
-    def is_declared(self, run: str, client: str) -> bool:
-        """Whether this participant is known to have declared in a run that is not known to be over."""
+        Where it is another one than before, the participant's waits end: each asks the database whether it is the newest.
+        """
+        if self._declared.get((run, client), instance) != instance:
+            _resolve_all(self._work_waiters[run].get(client, set()))
+        self._declared[run, client] = instance
+
+    def is_declared(self, run: str, client: str, instance: str | None) -> bool:
+        """Whether this instance is known to have declared last for the participant, in a run that is not known to be over.
+
+        An instance of None is not compared.
+        """
         snapshot = self._snapshots.get(run)
-        return snapshot is not None and not snapshot.over and (run, client) in self._declared
+        if snapshot is None or snapshot.over or (run, client) not in self._declared:
+            return False
+        return instance is None or self._declared[run, client] in {None, instance}
 
     async def wait_for_work(
         self, run: str, client: str, seconds: float, gone: asyncio.Future[None], seen: int = -1
     ) -> bool:
-        """Wait until this participant may have work, a key of it was revoked, or the run is over: True.
+        """Wait until this participant may have work, a key of it was revoked, another instance of its agent has declared, or
+        the run is over: True.
 
         False after `seconds` without any of it, or when `gone` is done (its connection was closed). `seen` is the run's version
         that the caller has read already: a snapshot of that version or an older one ends no wait.
@@ -158,6 +169,9 @@ class WaitingRoom:
             waiters = self._work_waiters[name]
             for client in list(waiters) if snapshot.over else snapshot.clients_with_work & waiters.keys():
                 _resolve_all(waiters[client])
+        for name, instances in result.instances.items():
+            for client, instance in instances.items():
+                self.remember_declared(name, client, instance)
         if result.valid_keys is not None:
             revoked = self.key_cache.keep_only(result.valid_keys)
             for waiters in self._work_waiters.values():

@@ -7,6 +7,9 @@ from pydantic import Field
 from flexlora_shared.messages.base import Count, Line, Message, Rank, RankPattern, omitted_if_default
 from flexlora_shared.messages.runs import Fingerprint
 
+# A random name that each agent process gives itself and sends with every call: one key on two machines is two instances.
+INSTANCE_HEADER = "FlexLoRA-Instance"
+INSTANCE_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 ClientName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 
 
@@ -79,6 +82,25 @@ class Declaration(Message):
         Fingerprint | None,
         Field(
             description="The participant's base model; must be the run's where that names one",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
+
+
+class Replaced(Message):
+    """The agent that declared with the same key before, and may still run; it is refused from now on."""
+
+    declared_at: Annotated[str, Field(description="When it declared, RFC 3339, UTC")]
+    hardware: Annotated[Hardware, Field(description="What it trains on")]
+
+
+class Declared(Declaration):
+    """The answer to a declaration: the declaration that holds now, and whom it replaces."""
+
+    replaced: Annotated[
+        Replaced | None,
+        Field(
+            description="Another agent with this key that seemed to run until now; null: none did",
             exclude_if=omitted_if_default(None),
         ),
     ] = None

@@ -45,6 +45,11 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
             {"model": {"id": "m", "task_type": "TOKEN_CLS", "labels": ["a"], "problem_type": "multi-label"}},
             "problem_type multi-label is for SEQ_CLS",
         ),
+        ({"model": {"id": "m", "task_type": "SEQ_2_SEQ_LM"}, "training": {"packing": True}}, "are for CAUSAL_LM"),
+        (
+            {"model": {"id": "m", "task_type": "SEQ_2_SEQ_LM"}, "training": {"prompt_format": "chatml"}},
+            "are for CAUSAL_LM",
+        ),
         ({"upload_dtype": "float16", "norm_bound": 1e6}, "may not fit into float16"),
         (
             {"upload_dtype": "float16", "norm_bound": 1e5, "extra": [HEAD]},

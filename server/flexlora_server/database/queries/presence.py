@@ -55,10 +55,13 @@ class PresentClients(Sequence[str]):
         return self._ids[index]
 
 
-def mark_seen(tx: Tx, run: str, clients: Sequence[str]) -> None:
-    """Write that these participants poll for a task of the run now."""
-    ordered = sorted(clients)
+def mark_seen(tx: Tx, run: str, clients: Sequence[str]) -> dict[str, str | None]:
+    """Write that these participants poll for a task of the run now; the instance of each that declared last."""
+    ordered, instances = sorted(clients), dict[str, str | None]()
     for start in range(0, len(ordered), CLIENTS_PER_QUERY):
         batch = Participation.client_id.in_(ordered[start : start + CLIENTS_PER_QUERY])
         polling = update(Participation).where(Participation.run == run, batch).values(last_seen_at=tx.now)
-        tx.session.execute(polling.execution_options(synchronize_session=False))
+        polling = polling.returning(Participation.client_id, Participation.instance)
+        rows = tx.session.execute(polling.execution_options(synchronize_session=False)).all()
+        instances |= {row.client_id: row.instance for row in rows}
+    return instances

@@ -10,12 +10,15 @@ from flexlora_server import state_machine as machine
 from flexlora_server.database.queries import events
 from flexlora_server.database.queries.presence import PresentClients, is_enrolled
 from flexlora_server.database.schema import Assignment, Client, Participation, Round, RoundModules, Run, Upload
+from flexlora_server.database.timestamps import rfc3339
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Conflict, Refusal
-from flexlora_shared.messages.clients import Declaration
+from flexlora_shared.messages.clients import Declaration, Replaced
 from flexlora_shared.messages.status import RoundState
 from flexlora_shared.messages.tasks import Failure
 from flexlora_shared.problems import Code
+
+SEEN_LATELY = timedelta(minutes=2)
 
 
 def open_attempt(tx: Tx, run: Run, number: int, attempt: int = 1) -> Round:
@@ -253,18 +256,36 @@ def list_assignments(tx: Tx, round_: Round) -> Sequence[Assignment]:
     return tx.session.scalars(query).all()
 
 
-def declare(tx: Tx, run: Run, client: str, declaration: Declaration) -> None:
-    """Save a participant's declaration; it applies from the next assignment on."""
+def declare(tx: Tx, run: Run, client: str, declaration: Declaration, instance: str | None) -> Replaced | None:
+    """Save a participant's declaration, by this instance of its agent; it applies from the next assignment on.
+
+    The result is the instance that declared before, where it was another one that seems to run still.
+    """
     row = tx.session.get(Participation, (run.name, client))
     if row is None:
         row = Participation(run=run.name, client_id=client)
         tx.session.add(row)
+        replaced = None
+    else:
+        replaced = _replaced(tx, row, instance)
     document = declaration.model_dump(mode="json")
     changed = row.declaration != document
-    row.declaration, row.declared_at, row.last_seen_at = document, tx.now, tx.now
+    row.declaration, row.declared_at, row.last_seen_at, row.instance = document, tx.now, tx.now, instance
     if changed:
         events.record(tx, run, "declared", f"a participant declared rank {declaration.rank}")
     _give_again(tx, run, client, declaration)
+    return replaced
+
+
+def _replaced(tx: Tx, before: Participation, instance: str | None) -> Replaced | None:
+    """The instance that declared before, if it is another one, and was seen lately or has a task that it may be training on."""
+    if instance is None or before.instance in {None, instance}:
+        return None
+    seen = before.last_seen_at is not None and before.last_seen_at >= tx.now - SEEN_LATELY
+    if not seen and before.client_id not in clients_with_work(tx, before.run):
+        return None
+    hardware = Declaration.model_validate(before.declaration).hardware
+    return Replaced(declared_at=rfc3339(before.declared_at), hardware=hardware)
 
 
 def participation(tx: Tx, run: str, client: str) -> Participation | None:
