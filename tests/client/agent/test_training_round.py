@@ -1,0 +1,104 @@
+"""What surrounds a round's training in the agent: folders, deadline, what is recorded when, and what is told."""
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexlora_client.agent.local_trainer import LocalTrainer
+from flexlora_client.agent.loop import Agent
+from flexlora_client.errors import Stopped
+from flexlora_client.training.contract import Job, Outcome
+from flexlora_client.training.data.examples import Plain
+from tests.client.agent.test_loop import Listening, agent
+from tests.support.kit import Served
+from tests.support.trainers import Nudge
+
+
+def test_a_job_has_folders_and_a_deadline_before_the_rounds(site: Served, tmp_path: Path) -> None:
+    run, trainer = site.run(rounds=2, round_timeout=100.0), Nudge()
+    with agent(site, run, tmp_path, trainer, Listening("run")) as working:
+        working.run()
+    folder = tmp_path / "runs" / "run"
+    assert [(job.checkpoints, job.state) for job in trainer.jobs] == [
+        (folder / "checkpoints", folder / "optimizer")
+    ] * 2
+    deadlines = [
+        datetime.fromisoformat(site.round("run", number)["summary"]["deadline"]).timestamp() for number in (1, 2)
+    ]
+    for job, deadline in zip(trainer.jobs, deadlines, strict=True):
+        assert job.deadline is not None
+        assert job.deadline < deadline
+
+
+def test_checkpoints_are_removed_when_the_update_is_recorded(site: Served, tmp_path: Path) -> None:
+    class Saves(Nudge):
+        def train(self, job: Job) -> Outcome:
+            assert job.checkpoints is not None
+            assert job.state is not None
+            for folder in (job.checkpoints, job.state):
+                folder.mkdir(exist_ok=True)
+                (folder / "file").write_bytes(b"")
+            return super().train(job)
+
+    present: list[bool] = []
+    checkpoints = tmp_path / "runs" / "run" / "checkpoints"
+    listening = Listening("run", lambda kind: present.append(checkpoints.exists()) if kind == "trained" else None)
+    with agent(site, site.run(rounds=1), tmp_path, Saves(), listening) as working:
+        working.run()
+    assert present == [False]
+    assert (tmp_path / "runs" / "run" / "optimizer" / "file").exists(), "for the next round"
+
+
+def test_a_stopped_training_ends_the_agent_and_keeps_its_checkpoint(site: Served, tmp_path: Path) -> None:
+    class Stops(Nudge):
+        def train(self, job: Job) -> Outcome:
+            assert job.checkpoints is not None
+            job.checkpoints.mkdir()
+            job.notice("this machine is slow")
+            raise Stopped("training stopped after step 3 of 9, a checkpoint is kept.")
+
+    reporter = Listening("run")
+    with agent(site, site.run(), tmp_path, Stops(), reporter) as working, pytest.raises(KeyboardInterrupt):
+        working.run()
+    assert [event["sentence"] for event in reporter.events[-2:]] == [
+        "round 1: this machine is slow",
+        "round 1: training stopped after step 3 of 9, a checkpoint is kept.",
+    ]
+    assert (tmp_path / "runs" / "run" / "checkpoints").exists()
+
+
+def test_the_agent_says_that_the_deadline_ended_training(site: Served, tmp_path: Path) -> None:
+    class Late(Nudge):
+        def train(self, job: Job) -> Outcome:
+            return replace(super().train(job), metrics={"train_steps": 12.0, "train_steps_planned": 40.0})
+
+    reporter = Listening("run")
+    with agent(site, site.run(rounds=1), tmp_path, Late(), reporter) as working:
+        working.run()
+    [told] = [event["sentence"] for event in reporter.events if event["event"] == "shortened"]
+    assert told == "round 1: its deadline ended training after 12 of 40 steps"
+
+
+def test_ctrl_c_while_the_trained_adapter_is_evaluated_loses_no_training(
+    site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, key, trainer = site.run(rounds=1), site.enroll().key, Nudge()
+
+    def evaluate(self: LocalTrainer, *folders: Any, generate: bool, **more: Any) -> dict[str, float]:
+        if not generate:
+            raise KeyboardInterrupt
+        return {"loss": 1.0}
+
+    def evaluating(working: Agent) -> Agent:
+        return replace(working, local_trainer=replace(working.local_trainer, heldout=(Plain("four"),)))
+
+    monkeypatch.setattr(LocalTrainer, "evaluate", evaluate)
+    with agent(site, run, tmp_path, trainer, Listening("run"), key) as working, pytest.raises(KeyboardInterrupt):
+        evaluating(working).run()
+    with agent(site, run, tmp_path, trainer, Listening("run"), key) as working:
+        evaluating(working).run()
+    assert len(trainer.jobs) == 1
+    assert site.round("run", 1)["summary"]["train_metrics"] == {"train_loss": 0.5}
