@@ -13,7 +13,7 @@ from flexlora_client.training.data.formats import RowReader
 from flexlora_client.training.data.rows import ReadOptions, Row, RowError
 from flexlora_shared.messages.runs import ModelSpec
 
-SHOWN = 5  # faults kept with their place
+SHOWN = 5  # faults kept with their place, and notes shown
 
 
 @dataclass
