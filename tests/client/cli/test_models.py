@@ -60,7 +60,7 @@ def test_a_described_model_is_fine_tuned_and_evaluated(site: Served, llama: Path
     evaluations = {e["metric"]: e["value"] for e in site.round("real", 2)["summary"]["evaluations"]}
     assert evaluations["loss"] == pytest.approx(evaluated[2][1]["loss"])
     again = call("run", "real", "--rank", "4", *more, env=home)
-    assert [json.loads(line)["event"] for line in again.out.splitlines()] == ["downloaded", "completed"]
+    assert [json.loads(line)["event"] for line in again.out.splitlines()] == ["data", "downloaded", "completed"]
 
 
 def test_describe_shows_the_layers(llama: Path) -> None:
