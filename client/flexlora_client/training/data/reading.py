@@ -99,8 +99,8 @@ class Reading:
 
 def _check(options: DataOptions, model: ModelSpec) -> None:
     """Raises: DataError."""
-    if options.separator is not None and len(options.separator) != 1:
-        raise DataError(f"--separator is {options.separator!r}; give one character, or tab.")
+    if options.separator is not None and (len(options.separator) != 1 or options.separator in '"\r\n'):
+        raise DataError(f"--separator is {options.separator!r}; give one character other than a quote, or tab.")
     try:
         "".encode(options.encoding or "utf-8")  # refuses codecs of bytes too
     except LookupError:
