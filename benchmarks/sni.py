@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.lib.federation.federation import BenchmarkError, Federation, Participant
 from benchmarks.lib.federation.figures import Metrics, printer, show_people
 from benchmarks.lib.federation.options import definition, parser, run
-from flexlora_client.training.data.examples import Prompted
+from flexlora_client.training.data.examples import Instructed, Prompted
 from flexlora_client.training.data.formats import example_of
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.evaluation.evaluate import evaluate
@@ -135,8 +135,8 @@ class Unseen:
 
     def _example(self, task: Task, instance: Instance) -> Prompted:
         example = example_of(row(task, instance, self.characters), self.spec.model)
-        assert isinstance(example, Prompted)  # by the row's fields
-        return example
+        assert isinstance(example, Instructed)  # by the row's fields
+        return Prompted(example.prompt, example.output)
 
 
 def answers(loaded: LoadedModel, examples: Sequence[Prompted]) -> list[str]:

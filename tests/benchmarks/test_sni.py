@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.sni import FILE, RANKS, Instance, Task, best_rouge, deal, read_tasks, row, shortened, weighted
-from flexlora_client.training.data.examples import Prompted
+from flexlora_client.training.data.examples import Instructed
 from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
 
@@ -61,7 +61,7 @@ def test_every_participant_gets_a_task_of_its_own(tmp_path: Path) -> None:
     for person in people:
         number = person.name.removeprefix("task").split("_")[0]
         assert int(number) < 25  # a seen one
-        assert load(person.train, MODEL)[1] == Prompted("Do the thing number\ninput 1\n", "answer 1")
+        assert load(person.train, MODEL)[1] == Instructed("Do the thing number", "input 1", "answer 1")
         assert person.heldout is not None
         assert len(load(person.heldout, MODEL)) == 2
 

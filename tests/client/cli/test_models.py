@@ -66,7 +66,7 @@ def test_a_described_model_is_fine_tuned_and_evaluated(site: Served, llama: Path
     evaluations = {e["metric"]: e["value"] for e in site.round("real", 2)["summary"]["evaluations"]}
     assert evaluations["loss"] == pytest.approx(evaluated[2][1]["loss"])
     again = call("run", "real", "--rank", "4", *more, env=home)
-    assert [json.loads(line)["event"] for line in again.out.splitlines()] == ["downloaded", "completed"]
+    assert [json.loads(line)["event"] for line in again.out.splitlines()] == ["data", "downloaded", "completed"]
     other = {"FLEXLORA_HOME": str(tmp_path / "other")}
     token = call("tokens", "create", env=operator).out.strip()
     assert call("enroll", site.url, "--token", token, env=other).code == Exit.OK

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from flexlora_client.errors import DataError
 from flexlora_client.training.data.data_options import DataOptions
-from flexlora_client.training.data.reading import Reading
+from flexlora_client.training.data.reading import SHOWN, Reading
 from flexlora_client.training.data.split import check_fraction, nothing_left
 from flexlora_client.training.data.store import ExampleStore, Selection
 from flexlora_shared.messages.runs import ModelSpec
@@ -34,7 +34,10 @@ class LoadedData:
             told.append(f"equal to an earlier example, and kept: {self.duplicates:,}")
         if self.leaked:
             told.append(f"in --heldout too, and left out of training: {self.leaked:,}")
-        told += self.notes
+        told += [
+            *self.notes[:SHOWN],
+            *([f"and {more:,} more like it"] if (more := len(self.notes) - SHOWN) > 0 else []),
+        ]
         if self.skipped:
             more = self.skipped - len(self.faults)
             told.append(f"bad rows, skipped: {self.skipped:,} of {self.rows:,}")

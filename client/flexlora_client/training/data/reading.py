@@ -13,7 +13,7 @@ from flexlora_client.training.data.formats import RowReader
 from flexlora_client.training.data.rows import ReadOptions, Row, RowError
 from flexlora_shared.messages.runs import ModelSpec
 
-SHOWN = 5  # faults kept with their place
+SHOWN = 5  # faults kept with their place, and notes shown
 
 
 @dataclass
@@ -99,8 +99,8 @@ class Reading:
 
 def _check(options: DataOptions, model: ModelSpec) -> None:
     """Raises: DataError."""
-    if options.separator is not None and len(options.separator) != 1:
-        raise DataError(f"--separator is {options.separator!r}; give one character, or tab.")
+    if options.separator is not None and (len(options.separator) != 1 or options.separator in '"\r\n'):
+        raise DataError(f"--separator is {options.separator!r}; give one character other than a quote, or tab.")
     try:
         "".encode(options.encoding or "utf-8")  # refuses codecs of bytes too
     except LookupError:

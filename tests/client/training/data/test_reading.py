@@ -135,7 +135,8 @@ def test_several_files_and_patterns_are_all_taken_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (DataOptions((), separator="ab"), "--separator is 'ab'; give one character, or tab"),
+        (DataOptions((), separator="ab"), "--separator is 'ab'; give one character other than a quote, or tab"),
+        (DataOptions((), separator='"'), "give one character other than a quote"),
         (DataOptions((), encoding="latin-17"), "--encoding latin-17 is none that Python knows"),
         (DataOptions((), encoding="base64"), "--encoding base64 is none that Python knows"),
         (DataOptions((), labels={"ja": "oui"}), "--label ja=oui: the run has no label oui; its labels: no, yes"),

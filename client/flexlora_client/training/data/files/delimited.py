@@ -1,13 +1,13 @@
 """Reads CSV and TSV; the separator is told, or found in the line of column names."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexlora_client.errors import DataError
-from flexlora_client.training.data.files.text_files import is_text, not_text, open_text
+from flexlora_client.training.data.files.text_files import encoding_of, is_text, not_text, open_text
 from flexlora_client.training.data.rows import ReadOptions, Row, choose_columns
 
 SEPARATORS = ",;\t|"
@@ -24,9 +24,10 @@ def read_delimited(path: Path, options: ReadOptions) -> Iterator[Row]:
     """
     csv.field_size_limit(LONGEST_VALUE)  # the library's own is 131072
     told = options.separator or ("\t" if ".tsv" in path.suffixes else None)
-    separator = told or _find_separator(path, options)
-    with open_text(path, options, newline="") as file:
-        yield from _rows(path, csv.reader(file, delimiter=separator, strict=True), options)
+    encoding = encoding_of(path, options)
+    separator = told or _find_separator(path, encoding, options.note)
+    with open_text(path, encoding, newline="") as file:
+        yield from _rows(path, csv.reader(file, delimiter=separator, strict=True), encoding, options)
 
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class _Faulty(list[str]):
     """A record that is no CSV."""
 
 
-def _rows(path: Path, reader: "Reader", options: ReadOptions) -> Iterator[Row]:
+def _rows(path: Path, reader: "Reader", encoding: str, options: ReadOptions) -> Iterator[Row]:
     names = next((record for _, record in _records(reader)), None)
     if isinstance(names, _Faulty):
         raise DataError(f"{path}, line 1: not CSV ({names[0]}); check its quotes.")
@@ -49,7 +50,7 @@ def _rows(path: Path, reader: "Reader", options: ReadOptions) -> Iterator[Row]:
         if isinstance(record, _Faulty):
             yield Row(place, {}, f"not CSV ({record[0]}); check its quotes.")
         elif not all(map(is_text, record)):
-            yield Row(place, {}, not_text(options))
+            yield Row(place, {}, not_text(encoding))
         elif len(record) != len(names):
             yield Row(place, {}, _uneven(names, record))
         else:
@@ -75,17 +76,16 @@ def _uneven(names: Sequence[str], record: Sequence[str]) -> str:
     return f"{counts}; put texts that hold the separator in quotes, or name another with --separator."
 
 
-def _find_separator(path: Path, options: ReadOptions) -> str:
+def _find_separator(path: Path, encoding: str, note: Callable[[str], None]) -> str:
     """The separator that cuts the line of names into columns; of several, the one under which more of the first records fit."""
     best, best_score = SEPARATORS[0], (0.0, 0)
-    silent = ReadOptions(encoding=options.encoding)
     for separator in SEPARATORS:
-        with open_text(path, silent, newline="") as file:
+        with open_text(path, encoding, newline="") as file:
             records = list(islice(_records(csv.reader(file, delimiter=separator, strict=True)), TRIED_RECORDS))
         widths = [len(record) for _, record in records] or [1]
         fitting = sum(width == widths[0] for width in widths) / len(widths)
         if widths[0] > 1 and (score := (fitting, widths[0])) > best_score:
             best, best_score = separator, score
     if best != SEPARATORS[0]:
-        options.note(f"{path} is separated by {NAMES.get(best, best)}")
+        note(f"{path} is separated by {NAMES.get(best, best)}")
     return best

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from flexlora_client.errors import DataError
-from flexlora_client.training.data.files.text_files import is_text, not_text, open_text
+from flexlora_client.training.data.files.text_files import encoding_of, is_text, not_text, open_text
 from flexlora_client.training.data.rows import ReadOptions, Row
 
 WHITE_SPACE = re.compile(r"[ \t\r\n]*")
@@ -22,11 +22,10 @@ def read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
     Raises:
         DataError: a list is broken; a line that is broken is a row with a fault.
     """
-    with open_text(path, options, newline="\n") as file:
-        if _opens_list(file):
-            yield from _elements(path, file, options)
-        else:
-            yield from _lines(path, file, options)
+    encoding = encoding_of(path, options)
+    with open_text(path, encoding, newline="\n") as file:
+        read = _elements if _opens_list(file) else _lines
+        yield from read(path, file, encoding)
 
 
 def _opens_list(file: TextIO) -> bool:
@@ -37,13 +36,13 @@ def _opens_list(file: TextIO) -> bool:
     return start.lstrip().startswith("[")
 
 
-def _lines(path: Path, file: TextIO, options: ReadOptions) -> Iterator[Row]:
+def _lines(path: Path, file: TextIO, encoding: str) -> Iterator[Row]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         place, value = f"{path}, line {number}", None
         if not is_text(line):
-            yield Row(place, {}, not_text(options))
+            yield Row(place, {}, not_text(encoding))
             continue
         try:
             value = json.loads(line)
@@ -59,14 +58,14 @@ def _row(place: str, value: object) -> Row:
     return Row(place, {}, f"a JSON {type(value).__name__}; each row must be an object with its fields by name.")
 
 
-def _elements(path: Path, file: TextIO, options: ReadOptions) -> Iterator[Row]:
+def _elements(path: Path, file: TextIO, encoding: str) -> Iterator[Row]:
     elements = _Elements(path, file)
     elements.skip("[")
     while (sign := elements.peek()) != "]":
         start = elements.line
         value, text = elements.value()
         place = f"{path}, line {start}"
-        yield _row(place, value) if is_text(text) else Row(place, {}, not_text(options))
+        yield _row(place, value) if is_text(text) else Row(place, {}, not_text(encoding))
         if (sign := elements.peek()) == ",":
             elements.skip(",")
         elif sign != "]":

@@ -38,14 +38,19 @@ NOT_WESTERN = re.compile(  # a strange letter, many in a row, or a mark between 
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 
 
+def encoding_of(path: Path, options: ReadOptions) -> str:
+    """The name of the file's encoding, found out where none is told."""
+    name = codecs.lookup(options.encoding).name if options.encoding else find_encoding(path, options)
+    return "utf-8-sig" if name == "utf-8" else name  # a byte-order mark is no text
+
+
 @contextmanager
-def open_text(path: Path, options: ReadOptions, newline: str) -> Iterator[TextIO]:
+def open_text(path: Path, encoding: str, newline: str) -> Iterator[TextIO]:
     """The file's text, decompressed where its name ends in .gz; what holds bytes that are no text, `is_text` says.
 
     Raises:
         OSError, EOFError, zlib.error, UnicodeDecodeError: the file cannot be read to its end.
     """
-    encoding = _told(options.encoding) if options.encoding else find_encoding(path, options)
     errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
     with (
         open_bytes(path) as raw,
@@ -59,11 +64,6 @@ def open_bytes(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _told(encoding: str) -> str:
-    name = codecs.lookup(encoding).name
-    return "utf-8-sig" if name == "utf-8" else name  # a byte-order mark is no text
-
-
 def is_text(value: str) -> bool:
     """Whether all its bytes were of the file's encoding; `surrogateescape` left others as lone surrogates."""
     try:
@@ -73,11 +73,10 @@ def is_text(value: str) -> bool:
     return True
 
 
-def not_text(options: ReadOptions) -> str:
+def not_text(encoding: str) -> str:
     """The fault of a row that is not `is_text`."""
-    if options.encoding:
-        return f"not {options.encoding} text; name the file's own encoding with --encoding."
-    return "not UTF-8 text; save the file as UTF-8, or name its encoding with --encoding."
+    name = encoding.removesuffix("-sig").upper()
+    return f"not {name} text; save the file as UTF-8, or name its encoding with --encoding."
 
 
 def find_encoding(path: Path, options: ReadOptions) -> str:

@@ -18,6 +18,12 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
+FURTHER = (
+    "reasoning_content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+)  # what chat templates show of a message beside its content
 
 
 def messages_chat(fields: Fields) -> Chat:
@@ -50,7 +56,7 @@ def _turn(number: int, message: object) -> Turn:
     role = message.get("role") if isinstance(message, dict) else None
     if not (isinstance(message, dict) and isinstance(role, str) and role):
         raise RowError(f"message {number} must have a role and a content, both texts.")
-    further = {name: value for name, value in message.items() if name not in ("role", "content") and value is not None}
+    further = {name: message[name] for name in FURTHER if message.get(name) is not None}
     content = _content(number, message.get("content"), calls="tool_calls" in further)
     if role == "assistant" and not content.strip() and not further.get("tool_calls"):
         raise RowError(f"message {number} is the assistant's and is empty; fill it in or delete the row.")

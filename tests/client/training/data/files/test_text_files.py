@@ -103,7 +103,7 @@ def test_damaged_utf_8_is_not_taken_for_western(tmp_path: Path) -> None:
 def test_a_name_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_bytes("text\ndéjà \n".encode("cp1252"))
-    with pytest.raises(DataError, match="line 2: not utf-8 text; name the file's own encoding with --encoding"):
+    with pytest.raises(DataError, match="line 2: not UTF-8 text; save the file as UTF-8"):
         read(path, "utf-8")
     with pytest.raises(DataError, match=r"data\.csv is not utf-16-le text \(truncated data\)"):
         read(path, "utf-16-le")

@@ -21,7 +21,7 @@ WITH_TOOLS = {
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Rome?"},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "content": "sunny", "name": "weather"},
+        {"role": "tool", "content": "sunny", "name": "weather", "weight": 1},
         {"role": "assistant", "content": "Sunny."},
     ],
     "tools": [TOOL],
