@@ -11,7 +11,7 @@ from benchmarks.lib.svd import llama_files
 from benchmarks.lib.svd.llama_files import spec_of, write_round
 from flexlora_server.adapter_files.round_uploads import RoundUploads
 
-LAYER = {"self_attn.q_proj": (48, 40), "mlp.up_proj": (96, 40)}
+LAYER = {"self_attn.q_proj": (64, 72), "mlp.up_proj": (96, 72)}
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from flexlora_client.errors import BadInput
 from flexlora_shared.messages.runs import ProblemType, PromptFormat, RunSpec, TaskType, TrainingSpec
 from flexlora_shared.run_checks import faults
 
-LABEL_COLUMNS = ("label", "category")
+LABEL_COLUMNS = ("label", "category", "labels", "tags", "ner_tags")
 
 
 def describe(
@@ -30,7 +30,8 @@ def describe(
     labels_from: Annotated[
         Path | None,
         typer.Option(
-            "--labels-from", help="Classifiers: a .txt or .json list of labels, or a data file that holds them."
+            "--labels-from",
+            help="Classifiers: a .txt or .json list of labels, a data file that holds them, or a folder of image folders.",
         ),
     ] = None,
     problem_type: Annotated[
@@ -93,9 +94,11 @@ def describe(
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
-    """The classes: lines of a text file, a JSON list, or the distinct labels of a data file in sorted order."""
+    """The classes: lines of a text file, a JSON list, or sorted: the folders of images, or the distinct labels of a data file."""
     try:
-        if path.suffix == ".txt":
+        if path.is_dir():
+            labels = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+        elif path.suffix == ".txt":
             labels = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
         elif path.suffix == ".json":
             labels = json.loads(path.read_bytes())
@@ -118,10 +121,10 @@ def _labels_of_data(path: Path) -> list[str]:
         column = next(
             (name for name in LABEL_COLUMNS if row.fields.get(name) is not None), None
         )  # the training data loader also takes the first
-        value = None if column is None else row.fields[column]
-        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-            labels.add(str(value))
-        elif column is not None:
-            raise BadInput(f"{row.place}: the label {value!r} is neither a text nor a whole number")
+        value = [] if column is None else row.fields[column]
+        for label in value if isinstance(value, list) else [value]:  # several of a text, or one for each word
+            if not isinstance(label, str | int) or isinstance(label, bool):
+                raise BadInput(f"{row.place}: the label {label!r} is neither a text nor a whole number")
+            labels.add(str(label))
     numbers = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
     return sorted(labels, key=lambda label: (int(label) if numbers else 0, label))

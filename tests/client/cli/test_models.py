@@ -115,6 +115,8 @@ def test_describe_shows_the_layers(llama: Path) -> None:
         ("labels.json", '["yes", "no"]'),
         ("data.csv", "text,label\na,yes\nb,no\nc,yes\n"),
         ("data.jsonl", '{"text": "a", "category": "yes"}\n{"text": "b", "category": "no"}\n'),
+        ("several.jsonl", '{"text": "a", "labels": ["yes", "no"]}\n{"text": "b", "labels": []}\n'),
+        ("words.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["yes", "no"]}\n'),
     ],
 )
 def test_labels_come_from_lists_and_from_data(llama: Path, tmp_path: Path, name: str, content: str) -> None:
@@ -236,3 +238,11 @@ def test_the_kind_of_problem_and_the_prompts_are_in_the_definition(llama: Path, 
     refused = call("describe", llama, "--problem-type", "regression", "--json")
     assert refused.code == Exit.BAD_INPUT
     assert "problem_type regression is for SEQ_CLS" in refused.err
+
+
+def test_the_folders_of_images_are_the_labels(llama: Path, tmp_path: Path) -> None:
+    for name in ("fish", "bird"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+    (tmp_path / "images" / "notes.txt").write_text("no label")
+    asked = ("describe", llama, "--task-type", "TOKEN_CLS", "--labels-from", tmp_path / "images", "--json")
+    assert RunSpec.model_validate_json(call(*asked).out).model.labels == ("bird", "fish")
