@@ -10,7 +10,6 @@ from flexlora_client.training.data.examples import Chat, Example
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import LoadedModel
-from flexlora_shared.messages.runs import RunSpec
 
 SAMPLE = 1000  # examples encoded, evenly spread over the file
 MANY_CUT = 0.1  # a share of examples cut that deserves a word
@@ -63,10 +62,10 @@ def _template(subject: Subject) -> str | Doubt:
 def _encoding(subject: Subject) -> str | Doubt:
     if subject.loaded is None:
         return "not used here"
-    train = subject.local_trainer.train
-    sample = train[:: max(1, -(-len(train) // SAMPLE))]
-    found = Counter(_length(example, subject.loaded, subject.spec) for example in sample)
-    which = f"of {len(sample)} examples tried" if len(sample) < len(train) else f"of {len(train)} examples"
+    examples = subject.local_trainer.train or subject.local_trainer.heldout
+    sample = examples[:: max(1, -(-len(examples) // SAMPLE))]
+    found = Counter(_length(example, subject.loaded) for example in sample)
+    which = f"of {len(sample)} examples tried" if len(sample) < len(examples) else f"of {len(examples)} examples"
     share = found["cut"] / len(sample)
     if share > MANY_CUT:
         return Doubt(
@@ -76,7 +75,7 @@ def _encoding(subject: Subject) -> str | Doubt:
     return f"{share:.1%} {which} are cut at {subject.loaded.max_length} tokens"
 
 
-def _length(example: Example, loaded: LoadedModel, spec: RunSpec) -> str:
+def _length(example: Example, loaded: LoadedModel) -> str:
     """Whether the example is "cut" or "whole". Raises: DataError, where nothing of it is left to learn."""
     encoded = Encoder(loaded.tokenizer, loaded.max_length).encode(example)
     if len(encoded.ids) < loaded.max_length:
