@@ -19,6 +19,7 @@ from flexlora_client.agent.diary import Diary
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
+from flexlora_client.agent.tensorboard import TensorBoard
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
@@ -60,6 +61,7 @@ class RunOptions:
     threads: int | None
     max_rounds: int | None
     max_rate: float | None = None  # bytes a second, each way
+    tensorboard: Path | None = None
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -92,6 +94,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     work.lock()  # before anything that takes long
     try:
         reporter.keep(Diary(work.folder, spec.name))
+        if options.tensorboard is not None:
+            reporter.tell(TensorBoard(options.tensorboard, spec.name))
         _prepared(home, options, api, reporter, spec, work, client_id).run()
     finally:
         work.release()

@@ -120,6 +120,10 @@ def run(
         int | None,
         typer.Option("--max-rate", min=1, help="Most kB a second that slices and updates take of the line, each way."),
     ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="FOLDER", help="Write this participant's metrics for TensorBoard."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", hidden=True, help="Do what `doctor` does.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -148,6 +152,7 @@ def run(
             device=device,
             threads=threads,
             max_rounds=max_rounds,
+            tensorboard=tensorboard,
             max_rate=None if max_rate is None else max_rate * 1000.0,
         ),
         as_json=as_json,
