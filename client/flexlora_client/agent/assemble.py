@@ -23,6 +23,7 @@ from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.measure_slice import SliceMeasuring
 from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter
+from flexlora_client.agent.tensorboard import TensorBoard
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
@@ -71,6 +72,7 @@ class RunOptions:
     keep_local: Part | None = None
     evaluates_only: bool = False
     max_rate: float | None = None  # bytes a second, each way
+    tensorboard: Path | None = None
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -103,6 +105,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     work.lock()  # before anything that takes long
     try:
         reporter.keep(Diary(work.folder, spec.name))
+        if options.tensorboard is not None:
+            reporter.tell(TensorBoard(options.tensorboard, spec.name))
         _prepared(home, options, api, reporter, spec, work, client_id).run()
     finally:
         work.release()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, ProgressColumn, TimeRemainingColumn
@@ -12,6 +13,16 @@ from flexlora_client.agent.diary import Diary
 from flexlora_client.coordinator_api.upload_parts import ProgressCallback
 
 EventField = str | int | float | bool | None | Mapping[str, float] | Sequence[Mapping[str, object]]
+
+
+class Listener(Protocol):
+    """Whoever is told the events beside people and programs."""
+
+    def event(self, kind: str, at: str, fields: Mapping[str, Any]) -> None:
+        """What happened, when (RFC 3339, UTC), and its fields; docs/events.md lists them."""
+
+    def close(self) -> None:
+        """There are no more events."""
 
 
 class Reporter:
@@ -29,6 +40,7 @@ class Reporter:
         self._run, self._as_json, self._now = run, as_json, now
         self._round = ""  # of all rounds, once there was a task
         self._diary: Diary | None = None
+        self._listeners: list[Listener] = []
         self._console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def step(self, kind: str, sentence: str, **fields: EventField) -> None:
@@ -47,19 +59,24 @@ class Reporter:
         at = self._now().astimezone(UTC).isoformat(timespec="milliseconds")
         if kind == "task":
             self._round = f"round {fields['round']} of {fields['rounds']}, "
-        if self._diary is not None:
-            self._diary.event(kind, at, fields)
+        for listener in self._listeners:
+            listener.event(kind, at, fields)
         if self._as_json:
             print(json.dumps({"at": at, "event": kind, "run": self._run, **fields}), flush=True)
 
     def keep(self, diary: Diary) -> None:
         """Write to the diary too from now on."""
         self._diary = diary
+        self.tell(diary)
+
+    def tell(self, listener: Listener) -> None:
+        """Tell it every event from now on."""
+        self._listeners.append(listener)
 
     def close(self) -> None:
-        """Close the diary."""
-        if self._diary is not None:
-            self._diary.close()
+        """Close whoever listens."""
+        for listener in self._listeners:
+            listener.close()
 
     @contextmanager
     def bytes_bar(self, label: str) -> Iterator[ProgressCallback]:

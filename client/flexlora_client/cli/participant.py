@@ -161,6 +161,10 @@ def run(
         int | None,
         typer.Option("--max-rate", min=1, help="Most kB a second that slices and updates take of the line, each way."),
     ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="FOLDER", help="Write this participant's metrics for TensorBoard."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", hidden=True, help="Do what `doctor` does.")] = False,
     as_json: JsonOption = False,
     home: HomeOption = None,
@@ -202,6 +206,7 @@ def run(
             evaluation_share=0.25 if evaluation_share is None else evaluation_share,
             keep_local=keep_local,
             evaluates_only=role == "evaluator",
+            tensorboard=tensorboard,
             max_rate=None if max_rate is None else max_rate * 1000.0,
         ),
         as_json=as_json,

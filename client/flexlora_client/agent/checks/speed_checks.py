@@ -14,6 +14,8 @@ STEPS = 4  # the first one, which prepares much, is not counted
 def _speed(subject: Subject) -> str | Doubt:
     spec, local = subject.spec, subject.local_trainer
     training = spec.training
+    if not local.train:
+        return "there is nothing to train on"
     short = spec.model_copy(update={"training": training.model_copy(update={"max_steps": STEPS})})
     request = replace(subject.request, spec=short)
     ends = [time.monotonic()]
