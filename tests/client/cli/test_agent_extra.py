@@ -54,5 +54,7 @@ def test_operating_loads_nothing_of_training(site: Served, tmp_path: Path) -> No
 def test_a_missing_extra_is_named(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT, *command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (Exit.BAD_INPUT, "")
-    lacks = "filelock, jinja2, peft, PIL, psutil, pyarrow, safetensors, torch, transformers, which this installation lacks"
+    lacks = (
+        "filelock, jinja2, peft, PIL, psutil, pyarrow, safetensors, torch, transformers, which this installation lacks"
+    )
     assert done.stderr == f"error: this command needs {lacks}: pip install 'flexlora[agent]'\n"
