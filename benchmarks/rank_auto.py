@@ -91,7 +91,7 @@ def _round(spec: RunSpec, own: Any, models: Any, choice: Any) -> Figures:
 
     from flexlora_client.training.contract import Compute, Job
     from flexlora_client.training.evaluation.evaluate import evaluate
-    from flexlora_client.training.fitting.memory import peak_memory, reset_peak
+    from flexlora_client.training.fitting.memory import PeakMemory
     from flexlora_client.training.loop.standard import StandardTrainer
     from flexlora_client.training.models.devices import release_memory
     from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
@@ -104,26 +104,26 @@ def _round(spec: RunSpec, own: Any, models: Any, choice: Any) -> Figures:
             Path(name) / "out",
         )
         release_memory(device)
-        reset_peak(device)
-        began = time.perf_counter()
-        evaluate(spec, served, own.heldout, device="cpu", models=models, answers=own.answers, compute=compute)
-        job = Job(
-            spec,
-            1,
-            served,
-            own.train,
-            own.heldout,
-            output,
-            "cpu",
-            None,
-            lambda step, total, loss: None,
-            compute=compute,
-        )
-        outcome = StandardTrainer(models).train(job)
-        evaluate(spec, output, own.heldout, device="cpu", models=models, answers=0, compute=compute)
-        seconds = time.perf_counter() - began
+        with PeakMemory(device) as peak:
+            began = time.perf_counter()
+            evaluate(spec, served, own.heldout, device="cpu", models=models, answers=own.answers, compute=compute)
+            job = Job(
+                spec,
+                1,
+                served,
+                own.train,
+                own.heldout,
+                output,
+                "cpu",
+                None,
+                lambda step, total, loss: None,
+                compute=compute,
+            )
+            outcome = StandardTrainer(models).train(job)
+            evaluate(spec, output, own.heldout, device="cpu", models=models, answers=0, compute=compute)
+            seconds = time.perf_counter() - began
     return {
-        "peak_bytes": peak_memory(device),
+        "peak_bytes": peak.bytes,
         "seconds": seconds,
         "changed": None if outcome.compute is None else str(outcome.compute),
     }

@@ -1,29 +1,36 @@
 """How much memory a device has left for this process, and the most that the process took of it.
 
 Main memory ends at what the machine has, at a control group's limit (containers) or at a limit of the process (`ulimit`).
-Counted is resident memory: what `VmRSS` and `VmHWM` of Linux's /proc/PID/status count.
+Counted is what cannot be dropped when memory is short: on Linux without pages of files (libraries, mapped weights), else all
+that is resident.
 """
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import psutil
 import torch
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
-# limit, use and the entry of memory.stat that counts file pages which the kernel drops when memory is short
+# limit, use and the entries of memory.stat that count pages of files, which the kernel drops when memory is short
 CGROUP_FILES = {
-    2: ("memory.max", "memory.current", "inactive_file"),
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
 }
+SAMPLE_S = 0.005  # between two looks at main memory
 
 
 def used_memory(device: torch.device) -> int:
     """Bytes that this process holds of the device's memory."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
+    status = _status()
+    if status:
+        return status["RssAnon"] + status["RssShmem"]
     rss: int = psutil.Process().memory_info().rss
     return rss
 
@@ -37,28 +44,34 @@ def free_memory(device: torch.device) -> int:
     return max(0, min([available, *_cgroup_room(), *_process_room()]))
 
 
-def reset_peak(device: torch.device) -> None:
-    """Begin a new measurement for `peak_memory`. Where the system has no such thing, the old peak stays."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
+class PeakMemory:
+    """A context that measures the most bytes this process held of the device's memory inside it, as `bytes`."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._end = threading.Event()
+        self._sampling = threading.Thread(target=self._sample, daemon=True)
+        self.bytes = 0
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held of the device's memory since `reset_peak`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    status = _status()
-    if "VmHWM" in status:
-        return status["VmHWM"]
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._sampling.start()
+        return self
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_reserved(self._device)
+        else:
+            self._end.set()
+            self._sampling.join()
+
+    def _sample(self) -> None:
+        """The system counts the most resident memory, but with pages of files, so it has to be looked at again and again."""
+        while not self._end.wait(SAMPLE_S):
+            self.bytes = max(self.bytes, used_memory(self._device))
 
 
 @contextmanager
@@ -116,16 +129,21 @@ def _cgroup_room() -> Iterator[int]:
         except (OSError, ValueError):
             continue
         if limit != "max" and int(limit) < psutil.virtual_memory().total:
-            yield int(limit) - usage + int(stat.get(droppable, 0))
+            yield int(limit) - usage + sum(int(stat.get(name, 0)) for name in droppable)
 
 
 def _cgroup_folders() -> Iterator[tuple[int, Path]]:
-    try:
-        entries = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in entries:
+    """The folders of the control groups that bound this process's memory, with the interface's version."""
+    for entry in _cgroup_entries():
+        _, controllers, path = entry.split(":", 2)
         if controllers in ("", "memory"):
             version, root = (2, CGROUP_ROOT) if not controllers else (1, CGROUP_ROOT / "memory")
             inside = root / path.lstrip("/")
             yield from ((version, folder) for folder in (inside, *inside.parents) if folder.is_relative_to(root))
+
+
+def _cgroup_entries() -> list[str]:
+    try:
+        return Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []

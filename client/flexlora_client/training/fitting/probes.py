@@ -11,7 +11,7 @@ from flexlora_client.errors import OutOfMemory
 from flexlora_client.training.contract import Compute
 from flexlora_client.training.encoding.batches import collate, summed_loss
 from flexlora_client.training.encoding.encoder import Encoded
-from flexlora_client.training.fitting.memory import at_most, peak_memory, reset_peak
+from flexlora_client.training.fitting.memory import PeakMemory, at_most
 from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.devices import release_memory
 from flexlora_client.training.models.load_model import LoadedModel
@@ -44,9 +44,8 @@ def probe(
     settings = replace(compute, micro_batch=len(examples))
     one_batch = training.model_copy(update={"batch_size": len(examples)})
     release_memory(loaded.device)
-    reset_peak(loaded.device)
     try:
-        with at_most(growth, loaded.device):
+        with PeakMemory(loaded.device) as peak, at_most(growth, loaded.device):
             stepper = Stepper(replace(loaded, compute=settings), one_batch)
             loaded.model.train()
             backward, update = _timed_steps(stepper, examples, loaded.device)
@@ -59,7 +58,7 @@ def probe(
         loaded.model.eval()
     if stepper.compute != settings:  # memory ended, and the stepper went on with less
         return None
-    return Probe(padded_tokens(examples), backward, forward, update, peak_memory(loaded.device))
+    return Probe(padded_tokens(examples), backward, forward, update, peak.bytes)
 
 
 def _timed_steps(stepper: Stepper, examples: Sequence[Encoded], device: torch.device) -> tuple[float, float]:
