@@ -156,4 +156,4 @@ def _writer(wanted: _Wanted) -> "Writer":
     loaded = Models().with_slice(read_slice(folder, spec), spec, wanted.device, wanted.model)
     loaded.model.eval()
     max_tokens, temperature, top_p, seed = wanted.sampling
-    return Writer(loaded, Sampling(max_tokens, temperature, top_p, seed))
+    return Writer(loaded, spec, Sampling(max_tokens, temperature, top_p, seed))

@@ -11,6 +11,7 @@ from flexlora_client.training.data.examples import Chat, Prompted, Turn
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.evaluation.greedy_answers import greedy, is_encoder_decoder
 from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_shared.messages.runs import RunSpec
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Writer:
     """A loaded model, ready to write."""
 
     loaded: LoadedModel
+    spec: RunSpec  # whose prompt format is used
     sampling: Sampling
 
     def complete(self, prompt: str, on_text: Callable[[str], None]) -> str:
@@ -57,7 +59,7 @@ class Writer:
 
     @property
     def _encoder(self) -> Encoder:
-        return Encoder(self.loaded.tokenizer, self.loaded.positions)
+        return Encoder.of(self.spec, self.loaded.preprocessor, self.loaded.positions)
 
     @property
     def _room(self) -> int:

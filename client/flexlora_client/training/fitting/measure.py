@@ -2,14 +2,17 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from flexlora_client.errors import DeviceError, OutOfMemory
+from flexlora_client.errors import DataError, DeviceError, OutOfMemory
 from flexlora_client.training.contract import Compute
 from flexlora_client.training.data.examples import Example
+from flexlora_client.training.data.store import lengths_of
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
+from flexlora_client.training.encoding.packing import learnable
 from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.fitting.choice import Bounds, Choice, Costs, choose
 from flexlora_client.training.fitting.estimate import BYTES_PER_PARAMETER, Estimate, Measured
@@ -88,7 +91,7 @@ class _Measurement:
     def choice(self) -> Choice:
         self._check_weights()
         loaded = self._place(min(self._sizes))
-        encoder = Encoder(loaded.tokenizer, loaded.max_length)
+        encoder = Encoder.of(self._spec, loaded.preprocessor, loaded.max_length)
         work = self._workload(encoder)
         few, many = self._examples(encoder)
         own = self._participant.compute
@@ -130,10 +133,21 @@ class _Measurement:
         return plan_workload(encoder, own.train, own.heldout, own.answers, self._spec)
 
     def _examples(self, encoder: Encoder) -> tuple[Encoded, list[Encoded]]:
-        """One of middle length, and the longest."""
-        ordered = sorted(self._participant.train, key=lambda example: example.characters)
+        """A sequence of middle length, and the longest."""
+        train = self._participant.train
+        lengths = lengths_of(train)
+        ordered = sorted(range(len(train)), key=lengths.__getitem__)
         size = min(LARGEST_PROBE, self._participant.compute.micro_batch or self._spec.training.batch_size)
-        return encoder.encode(ordered[len(ordered) // 2]), [encoder.encode(example) for example in ordered[-size:]]
+        half = len(ordered) // 2
+        few = next(self._sequences(encoder, ordered[half:] + ordered[:half]), None)
+        if few is None:
+            raise DataError("no example has a token to learn; give them more text.")
+        return few, [*islice(self._sequences(encoder, ordered[::-1]), size)][::-1]
+
+    def _sequences(self, encoder: Encoder, order: Sequence[int]) -> Iterator[Encoded]:
+        train = self._participant.train
+        for encoded in learnable(encoder, (train[index] for index in order)):
+            yield max(encoded.sequences, key=lambda row: len(row.ids))
 
     def _estimate(self, loaded: LoadedModel, few: Encoded, many: Sequence[Encoded], compute: Compute) -> Estimate:
         lowest = min(self._sizes)
@@ -153,7 +167,7 @@ class _Measurement:
         spare = max(0.0, self._bounds.memory - before) / MEMORY_SHARE
         small = probe(loaded, [few], self._spec.training, compute, spare)
         if small is None:
-            return [Probe(len(few.ids), 0.0, 0.0, 0.0, 2 * round(self._bounds.memory))]
+            return [Probe(padded_tokens([few]), 0.0, 0.0, 0.0, 2 * round(self._bounds.memory))]
         growth = max(1, small.peak - before) / small.tokens
         affordable = (self._bounds.memory - before) / growth
         while len(many) > 1 and padded_tokens(many) > affordable:

@@ -33,8 +33,8 @@ class Probe:
 
 
 def padded_tokens(examples: Sequence[Encoded]) -> int:
-    """Tokens of the batch that these make."""
-    return len(examples) * max(len(example.ids) for example in examples)
+    """Tokens of the batch that these make, of images their number."""
+    return len(examples) * max(1, *(len(example.ids) for example in examples))
 
 
 def probe(

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from flexlora_client.training.data.examples import Chat, Example, Prompted
+from flexlora_client.training.data.examples import Chat, Example, Instructed, Prompted
+from flexlora_client.training.data.store import lengths_of
 from flexlora_client.training.encoding.encoder import Encoder
+from flexlora_client.training.encoding.packing import Units, learnable
 from flexlora_client.training.loop.plan import plan_steps
 from flexlora_shared.messages.runs import RunSpec
 
@@ -60,9 +62,10 @@ def plan_workload(
     encoder: Encoder, train: Sequence[Example], heldout: Sequence[Example], answers: int, spec: RunSpec
 ) -> Workload:
     """The work of round 1; other rounds shuffle anew and take as long."""
-    lengths = token_lengths(encoder, train)
-    steps = plan_steps([example.characters for example in train], spec.training, 1)
-    questions = sum(isinstance(example, Prompted | Chat) for example in heldout)
+    units = Units(encoder, train)
+    lengths = units.lengths if encoder.packing else token_lengths(encoder, train)
+    steps = plan_steps(units.lengths, spec.training, 1)
+    questions = sum(isinstance(example, Prompted | Instructed | Chat) for example in heldout)
     return Workload(
         tuple(tuple(lengths[index] for index in step) for step in steps),
         spec.training.batch_size,
@@ -73,17 +76,21 @@ def plan_workload(
 
 
 def token_lengths(encoder: Encoder, examples: Sequence[Example]) -> list[int]:
-    """Tokens of each example."""
+    """Tokens of each example, 1 of an image."""
     stride = -(-len(examples) // ENCODED_AT_MOST) or 1
-    known = {index: len(encoder.encode(examples[index]).ids) for index in range(0, len(examples), stride)}
+    known = {index: _tokens(encoder, examples[index]) for index in range(0, len(examples), stride)}
     if stride == 1:
         return list(known.values())
     longest = max(known.values())
     ratio = sum(known.values()) / max(1, sum(examples[index].characters for index in known))
     return [
-        known[index] if index in known else min(longest, max(1, round(ratio * example.characters)))
-        for index, example in enumerate(examples)
+        known[index] if index in known else min(longest, max(1, round(ratio * characters)))
+        for index, characters in enumerate(lengths_of(examples))
     ]
+
+
+def _tokens(encoder: Encoder, example: Example) -> int:
+    return max(1, sum(len(row.ids) for encoded in learnable(encoder, [example]) for row in encoded.sequences))
 
 
 def _batches(parts: Sequence[Sequence[int]]) -> Batches:
