@@ -58,9 +58,9 @@ def home(site: Served, tmp_path: Path) -> dict[str, str]:
 
 
 def make(site: Served, llama: Path, name: str) -> None:
-    """A started run of one round of 120 steps with dropout and a schedule."""
+    """A started run of one round of 300 steps with dropout and a schedule."""
     spec = make_run(llama, target=["q_proj", "down_proj"], gather_timeout=0.0)
-    training = {"epochs": 20, "lora_dropout": 0.1, "schedule": "cosine", "learning_rate": 0.001}
+    training = {"epochs": 50, "lora_dropout": 0.1, "schedule": "cosine", "learning_rate": 0.001}
     changes = {"name": name, "rounds": 1, "training": spec.training.model_copy(update=training)}
     definition = spec.model_copy(update=changes).model_dump(mode="json")
     site.operator.expect(201, "POST", "/v1/runs", json=definition)

@@ -69,7 +69,7 @@ def steps_of(job: Job, trainer: StandardTrainer) -> tuple[list[int], bytes, list
     return steps, trainer.train(listening).adapter.read_bytes(), told
 
 
-@pytest.mark.parametrize("last", [1, 4])
+@pytest.mark.parametrize("last", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_killed_training_goes_on_to_the_same_bytes(
     job: Job, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_job_does_not_count(job: Job, models: Models) ->
     assert steps[0] == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"half a checkpoint"])
+@pytest.mark.parametrize("damage", [pytest.param(b"", marks=pytest.mark.slow), b"half a checkpoint"])
 def test_a_damaged_checkpoint_does_not_count(job: Job, models: Models, damage: bytes) -> None:
     with pytest.raises(Stopped):
         StandardTrainer(models).train(replace(job, stop=lambda: True))
