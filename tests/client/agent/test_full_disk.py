@@ -42,6 +42,7 @@ def test_a_finished_update_survives(site: Served, disk: Disk) -> None:
     disk.free()
 
 
+@pytest.mark.slow
 def test_no_room_for_an_update_is_found_before_it_is_trained(site: Served, disk: Disk) -> None:
     run, trainer = site.run(rounds=1), Nudge()
     full = pytest.raises(BadInput, match=r"no room for an update of \d+ bytes \(No space left")
@@ -50,6 +51,7 @@ def test_no_room_for_an_update_is_found_before_it_is_trained(site: Served, disk:
     assert trainer.jobs == []
 
 
+@pytest.mark.slow
 def test_no_room_for_a_slice_is_a_sentence(site: Served, disk: Disk) -> None:
     run = site.run(rounds=1)
     full = pytest.raises(BadInput, match=r"cannot write .*: No space left on device; free space")

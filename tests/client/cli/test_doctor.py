@@ -129,7 +129,6 @@ def test_what_is_doubtful_is_told_and_run_goes_on(
     ("change", "check", "detail"),
     [
         ({"rank": 3}, "rank", "allows the ranks 2 4 8, not 3"),
-        ({"more": ["--rank-pattern", "typo=4"]}, "rank", "typo names no module"),
         ({"more": ["--rank-pattern", "q_proj=0"]}, "rank", "rank_pattern"),
         ({"more": ["--device", "abacus"]}, "data", "no device"),
         ({"row": '{"prompt": 1}'}, "data", "line 1"),
