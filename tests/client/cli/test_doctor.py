@@ -17,7 +17,7 @@ from tests.support.tiny_models import make_llama, make_run
 
 ALL = (
     *("address", "tls", "clock", "key", "run", "rank", "data"),
-    *("disk", "memory", "model", "tokenizer", "template", "encoding", "speed"),
+    *("disk", "memory", "fingerprint", "model", "tokenizer", "template", "encoding", "speed"),
 )
 Findings = dict[str, dict[str, str]]
 

@@ -10,7 +10,7 @@ from flexlora_client.errors import DataError
 from flexlora_client.training.data.examples import Chat, Prompted, Turn
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.evaluation.greedy_answers import greedy, is_encoder_decoder
-from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_client.training.models.load_model import NO_LIMIT_TOKENS, LoadedModel
 from flexlora_shared.messages.runs import RunSpec
 
 
@@ -59,7 +59,8 @@ class Writer:
 
     @property
     def _encoder(self) -> Encoder:
-        return Encoder.of(self.spec, self.loaded.preprocessor, self.loaded.positions)
+        # with no bound of its own: what does not fit is refused here, or left out with a word
+        return Encoder.of(self.spec, self.loaded.preprocessor, NO_LIMIT_TOKENS)
 
     @property
     def _room(self) -> int:

@@ -54,7 +54,6 @@ def load(model: type[PreTrainedModel], config: Any, **fields: Any) -> LoadedMode
     tokenizer.pad_token = tokenizer.eos_token
     options: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
-        "classifies": False,
         "max_length": 64,
         "positions": 64,
     } | fields
