@@ -35,7 +35,7 @@ from tests.support.architectures import ARCHITECTURES, Architecture
 from tests.support.command import call
 from tests.support.tiny_models import LABELS, make_job
 
-IN_EVERY_RUN = {"qwen2", "bert", "bert SEQ_CLS, no pooler saved"}  # of the default tests: a second each
+IN_EVERY_RUN = {"qwen2", "bert"}  # of the default tests: two seconds together
 DOCUMENT = (Path(__file__).parents[2] / "docs/models.md").read_text()
 RANKS = (2, 8)
 IDS = torch.tensor([[5, 9, 200, 17, 33, 120], [41, 2, 77, 250, 6, 99]])

@@ -227,9 +227,17 @@ def _local_trainer(options: RunOptions, data: LoadedData, device: str, client_id
 
 
 def _tell_data(data: LoadedData, reporter: Reporter) -> None:
-    counts = {"examples": len(data.train), "heldout": len(data.heldout), "rows": data.rows, "skipped": data.skipped}
     first, *notes = data.lines()
-    reporter.step("data", first, **counts, duplicates=data.duplicates, leaked=data.leaked)
+    reporter.step(
+        "data",
+        first,
+        examples=len(data.train),
+        heldout=len(data.heldout),
+        rows=data.rows,
+        skipped=data.skipped,
+        duplicates=data.duplicates,
+        leaked=data.leaked,
+    )
     for note in notes:
         reporter.step("data-note", note, note=note.strip())
 

@@ -12,6 +12,8 @@ from flexlora_client.agent.loop import Agent
 from flexlora_client.errors import Stopped
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Plain
+from flexlora_client.training.evaluation.evaluate import Measured
+from flexlora_client.training.evaluation.sample import SampleSize
 from tests.client.agent.test_loop import Listening, agent
 from tests.support.kit import Served
 from tests.support.trainers import Nudge
@@ -87,10 +89,10 @@ def test_ctrl_c_while_the_trained_adapter_is_evaluated_loses_no_training(
 ) -> None:
     run, key, trainer = site.run(rounds=1), site.enroll().key, Nudge()
 
-    def evaluate(self: LocalTrainer, *folders: Any, generate: bool, **more: Any) -> dict[str, float]:
-        if not generate:
+    def evaluate(self: LocalTrainer, *folders: Any, most: SampleSize | None = None, **more: Any) -> Measured:
+        if most is not None:  # what was trained, on the examples of the slice
             raise KeyboardInterrupt
-        return {"loss": 1.0}
+        return Measured({"loss": 1.0}, SampleSize(1))
 
     def evaluating(working: Agent) -> Agent:
         return replace(working, local_trainer=replace(working.local_trainer, heldout=(Plain("four"),)))

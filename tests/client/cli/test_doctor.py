@@ -121,7 +121,7 @@ def test_what_is_doubtful_is_told_and_run_goes_on(
     doubts = {name: check["detail"] for name, check in found.items() if check["state"] == "warning"}
     assert list(doubts) == ["run", "encoding", "speed"]
     assert "is DRAFT; its operator has to start it" in doubts["run"]
-    assert "100% of 2 examples are longer than 32 tokens" in doubts["encoding"]
+    assert "100.0% of 2 examples are cut at 32 tokens" in doubts["encoding"]
     assert "rounds end after 0.0 minutes" in doubts["speed"]
 
 

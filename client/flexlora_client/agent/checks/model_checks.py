@@ -88,5 +88,5 @@ MODEL_CHECKS = (
     Check("model", _model, needs=("rank", "data", "memory", "fingerprint")),
     Check("tokenizer", _tokenizer, needs=("model",)),
     Check("template", _template, needs=("model",)),
-    Check("encoding", _encoding, needs=("model",)),
+    Check("encoding", _encoding, needs=("template",)),
 )

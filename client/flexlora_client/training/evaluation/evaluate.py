@@ -6,7 +6,7 @@ loss          what training minimises, on average: cross entropy in nats over al
 perplexity    exp(loss) of models that write
 exact_match   share of answers generated greedily that equal the expected one, but for white space at the ends
 rouge_l       their mean ROUGE-L;  answers: how many there are
-choice_*      see `choices`, where there are examples of multiple choice
+choice_*      see `multiple_choice`, where there are examples of multiple choice
 accuracy      share of examples classified right in every label; of tags, share of words
 macro_f1      mean F1 of the classes that occur, of multi-label of all labels
 tag_f1        of words that are or should be tagged other than "O", where the run has such a tag
@@ -33,8 +33,8 @@ from flexlora_client.training.encoding.batches import collate, loss_of, predicti
 from flexlora_client.training.encoding.encoder import Encoder, NothingToLearn, Question
 from flexlora_client.training.encoding.packing import learnable
 from flexlora_client.training.evaluation import metrics
-from flexlora_client.training.evaluation.choices import choose
 from flexlora_client.training.evaluation.greedy_answers import answer, figures
+from flexlora_client.training.evaluation.multiple_choice import choose
 from flexlora_client.training.evaluation.own_metric import OwnMetric
 from flexlora_client.training.evaluation.sample import Clock, SampleSize, TimeLimit, in_sample_order
 from flexlora_client.training.models.load_model import LoadedModel, Models

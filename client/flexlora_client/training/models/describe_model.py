@@ -70,7 +70,8 @@ def describe(
     trained = _head(network) if labels else {}
     trained |= _missing(network, spec, missing.difference(trained))
     extra = tuple(ExtraTensor(name=name, shape=tuple(p.shape), init=_init(name, p)) for name, p in trained.items())
-    layers = linear_layers(network, saved_modules(extra), target, exclude, smallest_rank)
+    reads_text = task_type != "IMAGE_CLASSIFICATION"
+    layers = linear_layers(network, saved_modules(extra), target, exclude, smallest_rank, reads_text=reads_text)
     layers = placeable(layers, spec, extra, build, smallest_rank, named=target != ALL_LINEAR)
     identified, prompt_format, notes = _identity(spec)
     return Description(identified, layers.chosen, extra, prompt_format, (*layers.notes, *notes))
@@ -137,8 +138,11 @@ def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
 
 def _head(network: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """Every parameter outside the pretrained body."""
-    body = network.base_model_prefix + "."
-    return {name: parameter for name, parameter in network.named_parameters() if not name.startswith(body)}
+    bodies = [network.base_model_prefix]
+    if not hasattr(network, bodies[0]):  # CLIP's image classifier
+        bodies = [name for name, child in network.named_children() if isinstance(child, PreTrainedModel)]
+    inside = tuple(f"{body}." for body in bodies)
+    return {name: parameter for name, parameter in network.named_parameters() if not name.startswith(inside)}
 
 
 def _missing(network: PreTrainedModel, spec: ModelSpec, names: set[str]) -> dict[str, torch.nn.Parameter]:

@@ -45,6 +45,9 @@ def load_config(path: str, revision: str | None, model: ModelSpec) -> Pretrained
         raise ModelError("the run classifies but has no labels; its operator must define them.")
     config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
     _check_suits(path, config, model.task_type)
+    config.architectures = (
+        config.architectures or []
+    )  # where a task has several classes, transformers looks for one here
     if model.labels:
         config.id2label = dict(enumerate(model.labels))
         config.label2id = {label: index for index, label in config.id2label.items()}

@@ -29,7 +29,13 @@ class Layers:
 
 
 def linear_layers(
-    network: PreTrainedModel, saved: Sequence[str], target: str | Sequence[str], exclude: Sequence[str], rank: int
+    network: PreTrainedModel,
+    saved: Sequence[str],
+    target: str | Sequence[str],
+    exclude: Sequence[str],
+    rank: int,
+    *,
+    reads_text: bool = True,
 ) -> Layers:
     """The layers that `target` names, in the model's order; `saved` are modules that are trained in full instead.
 
@@ -47,7 +53,8 @@ def linear_layers(
     _check_names("exclusion", found, exclude, allow_none=True)
     layers = Layers(tuple(m for m in found if target == ALL_LINEAR or any(matches(m.name, t) for t in targets)), ())
     layers = Layers(tuple(m for m in layers.chosen if not any(matches(m.name, key) for key in exclude)), ())
-    layers = layers.without(_outside_text(network, layers.chosen), "text does not pass through them")
+    if reads_text and not getattr(network.config, "is_encoder_decoder", False):
+        layers = layers.without(_outside_text(network, layers.chosen), "text does not pass through them")
     direct = [m for m in layers.chosen if _read_directly(network, m.name)]
     layers = layers.without(direct, "the mixer's kernel reads their weights past the adapter")
     small = [m for m in layers.chosen if min(m.out_features, m.in_features) < rank]

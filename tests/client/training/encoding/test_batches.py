@@ -54,11 +54,12 @@ def load(model: type[PreTrainedModel], config: Any, **fields: Any) -> LoadedMode
     tokenizer.pad_token = tokenizer.eos_token
     options: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
+        "preprocessor": tokenizer,
         "max_length": 64,
         "positions": 64,
     } | fields
     made: Any = model(config)
-    return LoadedModel(made.eval(), tokenizer, torch.device("cpu"), dtype=torch.float32, **options)
+    return LoadedModel(made.eval(), device=torch.device("cpu"), dtype=torch.float32, **options)
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +185,8 @@ def picture(mode: str, file_format: str, colour: Any) -> bytes:
 def test_images_of_any_kind_become_pixels_of_one_shape() -> None:
     config = ViTConfig(**LABELLED, image_size=16, patch_size=8)
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    loaded = load(ViTForImageClassification, config, task_type="IMAGE_CLASSIFICATION", processor=processor)
-    encoder = Encoder(loaded.tokenizer, 64)
+    loaded = load(ViTForImageClassification, config, task_type="IMAGE_CLASSIFICATION", preprocessor=processor)
+    encoder = Encoder(make_tokenizer(), 64)
     images = [
         picture("RGB", "PNG", (255, 0, 0)), picture("P", "GIF", 3), picture("L", "JPEG", 9), picture("RGBA", "PNG", (1, 2, 3, 0)),
     ]  # fmt: skip

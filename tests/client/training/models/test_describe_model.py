@@ -15,6 +15,7 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     DeepseekV3Config,
+    DeiTConfig,
     Gemma3Config,
     GPT2Config,
     LlamaConfig,
@@ -26,6 +27,8 @@ from transformers import (
     Qwen2Config,
     Qwen2MoeConfig,
     RobertaConfig,
+    SiglipConfig,
+    T5GemmaConfig,
     ViTConfig,
 )
 
@@ -250,6 +253,13 @@ def test_a_vision_tower_that_text_does_not_pass_through(tmp_path: Path) -> None:
     assert found.notes[0].endswith("text does not pass through them.")
 
 
+def test_an_encoder_decoder_is_text_on_both_sides(tmp_path: Path) -> None:
+    """Its text configuration is that of the decoder alone."""
+    T5GemmaConfig(encoder=GROUPED, decoder=GROUPED, **TOKENS).save_pretrained(tmp_path)
+    found = describe(str(tmp_path), "SEQ_2_SEQ_LM")
+    assert {module.name.split(".")[1] for module in found.modules} == {"encoder", "decoder"}
+
+
 def test_what_a_classifiers_checkpoint_lacks_becomes_extra_tensors(tmp_path: Path) -> None:
     """A masked language model has no pooler, which a classifier uses: it starts alike for everybody, and is averaged."""
     BertForMaskedLM(BertConfig(**SMALL)).save_pretrained(tmp_path)
@@ -273,7 +283,13 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "config"), [("TOKEN_CLS", CONFIGS["bert"]), ("IMAGE_CLASSIFICATION", ViTConfig(**VISION))]
+    ("task", "config"),
+    [
+        ("TOKEN_CLS", CONFIGS["bert"]),
+        ("IMAGE_CLASSIFICATION", ViTConfig(**VISION)),
+        ("IMAGE_CLASSIFICATION", DeiTConfig(**VISION)),
+        ("IMAGE_CLASSIFICATION", SiglipConfig(vision_config=VISION, text_config=VISION)),
+    ],
 )
 def test_other_classifiers_have_heads_too(task: TaskType, config: PretrainedConfig, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
