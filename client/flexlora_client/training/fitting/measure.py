@@ -87,7 +87,9 @@ class _Measurement:
 
     def choice(self) -> Choice:
         self._check_weights()
+        before = used_memory(self._device)
         loaded = self._place(min(self._sizes))
+        self._reserve_mapped_weights(loaded, used_memory(self._device) - before)
         encoder = Encoder(loaded.tokenizer, loaded.max_length)
         work = self._workload(encoder)
         few, many = self._examples(encoder)
@@ -115,6 +117,12 @@ class _Measurement:
             raise OutOfMemory(
                 f"the base model takes at least {weights / GIB:.2f} GiB, of {memory / GIB:.2f} free; {REMEDY}."
             )
+
+    def _reserve_mapped_weights(self, loaded: LoadedModel, taken: int) -> None:
+        """Leave room for weights that are pages of their file: those can be dropped, but then every step reads them anew."""
+        weights = sum(parameter.nbytes for parameter in loaded.model.get_base_model().parameters())
+        if self._device.type == "cpu":
+            self._bounds = replace(self._bounds, memory=self._bounds.memory - max(0, weights - taken))
 
     def _place(self, rank: int) -> LoadedModel:
         own = self._participant
