@@ -10,6 +10,7 @@ from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Example, Labelled
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
 from flexlora_client.training.loop.training_loop import FitResult, fit, plan_steps
+from flexlora_client.training.models.devices import trim_heap
 from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.placing import trained_tensors
@@ -49,6 +50,7 @@ class StandardTrainer:
         began = time.monotonic()
         fitted = _fit_seeded(loaded, encoded, steps, job)
         seconds = time.monotonic() - began
+        trim_heap()  # writing takes a copy, which must not come on top of the optimizer's freed state
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
         metrics = {"train_loss": fitted.loss, "train_steps": float(len(steps)), "train_seconds": seconds}
         metrics |= {"train_predictions": float(fitted.predictions)}
