@@ -9,7 +9,8 @@ from flexlora_client.training.fitting.workload import Workload
 
 Verdict = Literal["fits", "too slow", "too large"]
 TRANSFER_BYTES_PER_S = 2.5e6  # of the slice down and the update up, where nothing is known of the line
-PLACINGS = 3  # times that a slice is put into the model: to evaluate it, to train it, to evaluate what was trained
+# A slice is read and put into the model to evaluate it, to train it, to evaluate what was trained; writing takes as long
+PLACINGS = 4
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,14 @@ class Costs:
 
     estimates: Mapping[bool, Estimate]  # by gradient checkpointing
     answering: Sequence[tuple[int, float]]  # batches of so many questions take so many seconds; empty: no answers
-    placing: float  # seconds
+    placing: Sequence[tuple[int, float]]  # reading a slice of so many numbers and placing it takes so many seconds
 
     def option(self, rank: int, parameters: int, micro_batch: int, checkpointing: bool, work: Workload) -> Option:
         """The option, not judged yet."""
         estimate, batches = self.estimates[checkpointing], work.training(micro_batch)
         peak = estimate.peak(parameters, batches.largest)
         seconds = batches.count * estimate.backward(parameters, batches.mean)
-        seconds += len(work.steps) * estimate.update(parameters) + PLACINGS * self.placing
+        seconds += len(work.steps) * estimate.update(parameters) + PLACINGS * line(sorted(self.placing), parameters)
         held = work.evaluation(micro_batch)
         seconds += 2 * held.count * estimate.forward(parameters, held.mean) + self._answers(work.answers, micro_batch)
         transfer = 2 * work.bytes_per_number * parameters / TRANSFER_BYTES_PER_S

@@ -22,6 +22,7 @@ from flexlora_client.training.fitting.workload import Workload, plan_workload
 from flexlora_client.training.loop.sparing import can_checkpoint
 from flexlora_client.training.models.devices import release_memory, resolve_device
 from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.slice_files import read_slice
 from flexlora_client.training.models.trial_slice import adapter_parameters, trial_slice, write_trial_slice
 from flexlora_shared.messages.runs import RunSpec
 
@@ -82,7 +83,7 @@ class _Measurement:
         self._spec, self._participant, self._models = spec, participant, models
         self._device = resolve_device(participant.device)
         self._sizes = {rank: adapter_parameters(spec, rank) for rank in ranks}
-        self._placing = 0.0
+        self._placing: dict[int, float] = {}  # seconds by numbers of the adapter
         models.clear()
         release_memory(self._device)
         share = MEMORY_SHARE * free_memory(self._device)
@@ -90,7 +91,9 @@ class _Measurement:
 
     def choice(self) -> Choice:
         self._check_weights()
+        before = used_memory(self._device)
         loaded = self._place(min(self._sizes))
+        self._reserve_mapped_weights(loaded, used_memory(self._device) - before)
         encoder = Encoder.of(self._spec, loaded.preprocessor, loaded.max_length)
         work = self._workload(encoder)
         few, many = self._examples(encoder)
@@ -98,7 +101,7 @@ class _Measurement:
         micro_batches = [min(own.micro_batch, work.batch_size)] if own.micro_batch else work.micro_batches
         estimates = {own.gradient_checkpointing: self._estimate(loaded, few, many, own)}
         answering = self._answering(work)
-        costs = Costs(estimates, answering, self._placing)
+        costs = Costs(estimates, answering, list(self._placing.items()))
         choice = choose(self._sizes, micro_batches, costs, work, self._bounds)
         too_large = any(option.verdict == "too large" for option in choice.options)
         if too_large and not own.gradient_checkpointing and can_checkpoint(loaded):
@@ -119,14 +122,24 @@ class _Measurement:
                 f"the base model takes at least {weights / GIB:.2f} GiB, of {memory / GIB:.2f} free; {REMEDY}."
             )
 
+    def _reserve_mapped_weights(self, loaded: LoadedModel, taken: int) -> None:
+        """Leave room for weights that are pages of their file: those can be dropped, but then every step reads them anew."""
+        weights = sum(parameter.nbytes for parameter in loaded.model.get_base_model().parameters())
+        if self._device.type == "cpu":
+            self._bounds = replace(self._bounds, memory=self._bounds.memory - max(0, weights - taken))
+
     def _place(self, rank: int) -> LoadedModel:
-        own = self._participant
-        trial = trial_slice(self._spec, rank)
-        self._models.with_slice(trial, self._spec, own.device, own.model_path, compute=own.compute)
-        began = time.perf_counter()  # the model is loaded by now
-        loaded = self._models.with_slice(trial, self._spec, own.device, own.model_path, compute=own.compute)
-        self._placing = time.perf_counter() - began
+        with tempfile.TemporaryDirectory() as name:
+            folder = write_trial_slice(trial_slice(self._spec, rank), self._spec, Path(name) / "trial")
+            self._placed(folder)
+            began = time.perf_counter()  # the model is loaded by now
+            loaded = self._placed(folder)
+            self._placing[self._sizes[rank]] = time.perf_counter() - began
         return loaded
+
+    def _placed(self, folder: Path) -> LoadedModel:
+        own, served = self._participant, read_slice(folder, self._spec)
+        return self._models.with_slice(served, self._spec, own.device, own.model_path, compute=own.compute)
 
     def _workload(self, encoder: Encoder) -> Workload:
         own = self._participant

@@ -12,6 +12,7 @@ from flexlora_client.training.encoding.packing import Unit, Units, learnable
 from flexlora_client.training.loop.checkpoints import INTERVAL_S, Checkpoints
 from flexlora_client.training.loop.plan import Steps, plan_steps, steps_in_epoch
 from flexlora_client.training.loop.training_loop import FitResult, fit
+from flexlora_client.training.models.devices import trim_heap
 from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.placing import trained_tensors
@@ -61,6 +62,7 @@ class StandardTrainer:
             Checkpoints(job, self._checkpoint_interval),
             steps_in_epoch(len(units.lengths), job.spec.training),
         )
+        trim_heap()  # writing takes a copy, which must not come on top of the optimizer's freed state
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
         trained_on = {source for step in steps[: fitted.steps] for index in step for source in used[index].sources}
         compute = fitted.compute if fitted.compute != job.compute else None

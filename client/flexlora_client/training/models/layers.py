@@ -41,6 +41,16 @@ def reset_layers(model: PeftModel) -> None:
         layer.set_adapter(TRAINED_ADAPTER)
 
 
+def give_memory(model: PeftModel) -> None:
+    """Give the adapters of off-loaded layers memory where the layers compute: PEFT makes them without, as their weights are."""
+    for _, layer in lora_layers(model):
+        hook = getattr(layer.get_base_layer(), "_hf_hook", None)  # accelerate's; it moves the weights in and out
+        for factors in (layer.lora_A, layer.lora_B):
+            weight = factors[TRAINED_ADAPTER].weight
+            if hook is not None and isinstance(weight, torch.Tensor) and weight.is_meta:
+                factors[TRAINED_ADAPTER].to_empty(device=hook.execution_device)
+
+
 def freeze_lora_A(model: PeftModel) -> None:
     """Train lora_B alone."""
     for _, layer in lora_layers(model):

@@ -21,6 +21,7 @@ from flexlora_client.training.models.layers import (
     TRAINED_ADAPTER,
     add_frozen_slice,
     freeze_lora_A,
+    give_memory,
     is_frozen_key,
     is_lora_A_key,
     lora_layers,
@@ -64,6 +65,7 @@ def place_slice(
             previous.model.unload()
         _check_base(base, spec)
         previous = WrappedModel(_wrap(adapter.config, base, spec), adapter.config, dropout)
+        give_memory(previous.model)
     reset_layers(previous.model)
     for parameter in previous.model.parameters():
         if parameter.requires_grad:

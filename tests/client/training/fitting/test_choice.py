@@ -53,7 +53,7 @@ def test_noise_never_makes_more_work_cheaper() -> None:
 
 
 def chosen(memory: float, seconds: float, costs: Costs | None = None, sizes: Any = None) -> Any:
-    return choose(SIZES, sizes or WORK.micro_batches, costs or Costs({False: estimate(100, 400)}, (), 0.0), WORK,
+    return choose(SIZES, sizes or WORK.micro_batches, costs or Costs({False: estimate(100, 400)}, (), [(100, 0.0)]), WORK,
                   Bounds(memory, seconds))  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_a_near_deadline_takes_a_lower_rank() -> None:
 
 def test_checkpointing_is_taken_where_memory_asks_for_it() -> None:
     sparing = Estimate([Measured(size, [_sparing(size, 10), _sparing(size, 60)]) for size in (100, 400)])
-    costs = Costs({False: estimate(100, 400), True: sparing}, (), 0.0)
+    costs = Costs({False: estimate(100, 400), True: sparing}, (), [(100, 0.0)])
     assert not chosen(1e9, 1e9, costs).chosen.gradient_checkpointing
     choice = chosen(truth(400, 20).peak - 1, 1e9, costs)
     assert (choice.chosen.rank, choice.chosen.gradient_checkpointing) == (16, True)
@@ -108,7 +108,7 @@ def test_where_nothing_fits_nothing_is_chosen() -> None:
 
 def test_answers_take_full_batches_and_a_rest() -> None:
     work = Workload(WORK.steps, 4, WORK.heldout, 10, 0)
-    costs = Costs({False: estimate(100, 400)}, [(1, 2.0), (4, 5.0)], 0.5)
+    costs = Costs({False: estimate(100, 400)}, [(1, 2.0), (4, 5.0)], [(100, 0.5)])
     with_answers = costs.option(4, 100, 4, False, work).seconds
-    without = Costs(costs.estimates, (), 0.0).option(4, 100, 4, False, work).seconds
-    assert with_answers - without == pytest.approx(2 * 5.0 + 3.0 + 3 * 0.5)
+    without = Costs(costs.estimates, (), [(100, 0.0)]).option(4, 100, 4, False, work).seconds
+    assert with_answers - without == pytest.approx(2 * 5.0 + 3.0 + 4 * 0.5)

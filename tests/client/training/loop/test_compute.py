@@ -15,12 +15,15 @@ from torch.utils.hooks import RemovableHandle
 from flexlora_client.errors import DeviceError, DivergedError, OutOfMemory
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute, Outcome
 from flexlora_client.training.data.examples import Example, Labelled, Prompted
+from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.loop.standard import StandardTrainer
-from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.loop.step import Stepper
+from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.placing import place_slice
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
-from tests.support.tiny_models import make_job, make_run, make_slice
+from tests.support.tiny_models import load_base, make_job, make_run, make_slice, make_tokenizer
 
 UNEVEN: list[Example] = [
     Prompted(f"What is {n} plus one?" + " Please." * (n % 4), "It is " * (n % 3 + 1)) for n in range(14)
@@ -236,3 +239,24 @@ def test_a_changed_setting_of_loading_loads_the_model_anew(run: Federation) -> N
     first = run.load()
     assert run.load(Compute(micro_batch=2, gradient_checkpointing=True)) is first
     assert run.load(Compute(dtype="bfloat16")) is not first
+
+
+def test_layers_that_accelerate_keeps_elsewhere_train_the_same(run: Federation, llama: Path) -> None:
+    """As `--offload` places them; here their weights move between main memory and itself."""
+    served, encoder = read_slice(run.served, run.spec), Encoder(make_tokenizer(), 64)
+    examples, losses = [encoder.encode(example) for example in UNEVEN[:4]], []
+    for offload in (False, True):
+        base = load_base(llama, run.spec)
+        if offload:
+            base = importlib.import_module("accelerate").cpu_offload(base, execution_device=torch.device("cpu"))
+        placed = place_slice(served, base, run.spec, None)
+        settings = Compute(gradient_checkpointing=True)
+        loaded = LoadedModel(
+            placed.model, run.models.with_slice(served, run.spec, "cpu").tokenizer, torch.device("cpu"), 64, 128, False,
+            torch.float32, settings,
+        )  # fmt: skip
+        placed.model.train()
+        stepper = Stepper(loaded, TRAINING)
+        losses.append([stepper.step(examples)[0] for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[1][1] < losses[1][0]
