@@ -233,7 +233,7 @@ def _(c: Served) -> Answer:
     module = spec()["modules"][0]
     faults: list[dict[str, Any]] = [
         {"ranks": [2, 2]},
-        {"ranks": [21]},  # a module has 20 outputs
+        {"ranks": [25]},  # no module has more than 24 rows and columns
         {"modules": [module, module]},
         {"extra": [{"name": "head", "shape": [2]}]},
         {"extra": [{"name": "layers.0.q_proj.lora_A.weight", "shape": [2]}]},

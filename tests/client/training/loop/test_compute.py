@@ -252,8 +252,8 @@ def test_layers_that_accelerate_keeps_elsewhere_train_the_same(run: Federation, 
         placed = place_slice(served, base, run.spec, None)
         settings = Compute(gradient_checkpointing=True)
         loaded = LoadedModel(
-            placed.model, run.models.with_slice(served, run.spec, "cpu").tokenizer, torch.device("cpu"), 64, 128, False,
-            torch.float32, settings,
+            placed.model, run.models.with_slice(served, run.spec, "cpu").tokenizer, torch.device("cpu"), 64, 128, "CAUSAL_LM",
+            torch.float32, compute=settings,
         )  # fmt: skip
         placed.model.train()
         stepper = Stepper(loaded, TRAINING)
