@@ -39,9 +39,7 @@ class Writer:
         """
         ids = self._encoder.question(Prompted(prompt, "")).ids
         if len(ids) > self._room:
-            raise DataError(
-                f"the prompt has {len(ids)} tokens; with {self.sampling.max_tokens} to be written, the model takes {self._room}."
-            )
+            raise DataError(f"the prompt has {len(ids)} tokens, the model takes {self._room}; shorten it.")
         return self._write(ids, on_text)
 
     def reply(self, turns: Sequence[Turn], on_text: Callable[[str], None]) -> tuple[str, int]:
@@ -64,9 +62,11 @@ class Writer:
 
     @property
     def _room(self) -> int:
-        """Most tokens of a prompt."""
-        apart = is_encoder_decoder(self.loaded)
-        return self.loaded.positions if apart else max(1, self.loaded.positions - self.sampling.max_tokens)
+        """Most tokens of a prompt: a decoder keeps a quarter of its positions for what is written, or what is asked for."""
+        positions = self.loaded.positions
+        if is_encoder_decoder(self.loaded):
+            return positions
+        return positions - max(1, min(self.sampling.max_tokens, positions // 4))
 
     def _write(self, ids: Sequence[int], on_text: Callable[[str], None]) -> str:
         chosen: dict[str, object] = {}
@@ -78,13 +78,14 @@ class Writer:
                 "top_k": 0,
             }
         apart, inputs = is_encoder_decoder(self.loaded), torch.tensor([list(ids)], device=self.loaded.device)
+        new = self.sampling.max_tokens if apart else min(self.sampling.max_tokens, self.loaded.positions - len(ids))
         devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad(), self.loaded.precision():
             torch.manual_seed(self.sampling.seed)
             made = self.loaded.model.generate(  # type: ignore[no-untyped-call]
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),
-                generation_config=greedy(self.loaded, self.sampling.max_tokens, **chosen),
+                generation_config=greedy(self.loaded, new, **chosen),
                 streamer=_Streamer(self.loaded, on_text),
             )
         return str(self.loaded.tokenizer.decode(made[0, 0 if apart else len(ids) :], skip_special_tokens=True))

@@ -4,7 +4,6 @@ The adapter and the optimizer's state are float32 in every case; `torch.autocast
 """
 
 import importlib.util
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ from flexlora_client.training.contract import Compute
 from flexlora_client.training.models import devices
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
-# It reports casts that are meant (float32 to float16 before an 8-bit product), once a layer, and a kernel it lacks.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def check_compute(compute: Compute, device: torch.device) -> None:
