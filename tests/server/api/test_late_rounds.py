@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load
 
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import Participant, Served, encode, part, tensors
+
+pytestmark = MOSTLY_ON_SQLITE
 
 
 def two(coordinator: Served, **changes: Any) -> tuple[list[Participant], list[dict[str, Any]], list[bytes]]:
