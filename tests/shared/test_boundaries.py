@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 IMPORT_ALL = """
@@ -47,13 +48,19 @@ PARTS: dict[
     ],
     "client": [
         ("flexlora_client.cli", "-", SERVER_ONLY | COMPUTING | CLIENT_ONLY - {"httpx2", "flexlora_client"}),
-        ("flexlora_client", "flexlora_client.training", SERVER_ONLY - {"jinja2"}),
     ],
+    "agent": [("flexlora_client", "flexlora_client.training", SERVER_ONLY - {"jinja2"})],
     "serving": [(within({"cli"}), "-", {"torch", "safetensors"})],
 }
 
 
-@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+SLOW = {"agent"}  # imports all that trains; what it names itself is looked at below
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [pytest.param(parts, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name, parts in PARTS.items()],
+)
 def test_what_a_part_imports(parts: list[Part]) -> None:
     asked = [word for packages, left_out, _ in parts for word in (packages, left_out)]
     command = [sys.executable, "-W", "ignore", "-c", IMPORT_ALL, *asked]
@@ -62,3 +69,9 @@ def test_what_a_part_imports(parts: list[Part]) -> None:
         found = set(line.split())
         assert set(packages.split(",")) <= found
         assert found & foreign == set(), packages
+
+
+def test_no_module_of_the_client_names_a_library_of_the_server() -> None:
+    named = grimp.build_graph("flexlora_client", include_external_packages=True, cache_dir=None).modules
+    assert named & {"torch", "typer"} == {"torch", "typer"}
+    assert named & SERVER_ONLY - {"jinja2"} == set()

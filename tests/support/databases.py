@@ -16,6 +16,10 @@ from flexlora_server.database.transactions import Store
 
 # for tests of what no database has to do with: a mark of one test, or of a module as its `pytestmark`
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+# for tests of rules that are one for both databases, and take long: scripts/test-slow tries them on PostgreSQL
+MOSTLY_ON_SQLITE = pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @cache

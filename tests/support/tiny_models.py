@@ -1,7 +1,9 @@
 """Small real models, tokenizers, runs and slices for the tests of training."""
 
 import json
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from transformers import (
 
 from flexlora_client.training.contract import Job
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.models.describe_model import describe
-from flexlora_shared.messages.runs import RunSpec, TaskType, TrainingSpec
+from flexlora_client.training.models.describe_model import Description, describe
+from flexlora_shared.messages.runs import ModelSpec, RunSpec, TaskType, TrainingSpec
 
 LABELS = ("bird", "fish", "tree")
 CORPUS = [
@@ -91,6 +93,12 @@ def make_bert(directory: Path) -> Path:
     return directory
 
 
+@cache  # the same for all tests of one model: a trial adapter is placed for each description
+def _described(base: str, config: bytes, task: TaskType, target: str | tuple[str, ...]) -> Description:
+    """A model's description, made once for each content of its configuration."""
+    return describe(base, task, target, LABELS if task == "SEQ_CLS" else ())
+
+
 def make_run(
     base: Path,
     task: TaskType = "CAUSAL_LM",
@@ -99,7 +107,8 @@ def make_run(
     **fields: Any,
 ) -> RunSpec:
     """A run of the model, of ranks 2, 4 and 8; without the model's fingerprint, which clients made by hand cannot tell."""
-    described = describe(str(base), task, target, LABELS if task == "SEQ_CLS" else ())
+    layers = target if isinstance(target, str) else tuple(target)
+    described = _described(str(base), (base / "config.json").read_bytes(), task, layers)
     quick = TrainingSpec(learning_rate=0.01, epochs=6, batch_size=4, max_length=64)
     return RunSpec(
         name="test",
@@ -115,11 +124,15 @@ def make_run(
 
 def load_base(base: Path, spec: RunSpec) -> PreTrainedModel:
     """The base model as plain transformers loads it."""
+    return _load(base, spec.model)
+
+
+def _load(base: Path, spec: ModelSpec) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
     options: dict[str, Any] = {}
-    if spec.model.task_type == "SEQ_CLS":
+    if spec.task_type == "SEQ_CLS":
         auto = AutoModelForSequenceClassification
-        options = {"num_labels": len(spec.model.labels), "ignore_mismatched_sizes": True}
+        options = {"num_labels": len(spec.labels), "ignore_mismatched_sizes": True}
     model: PreTrainedModel = auto.from_pretrained(base, **options)
     model.config.pad_token_id = 1 if model.config.pad_token_id is None else model.config.pad_token_id
     return model
@@ -141,14 +154,28 @@ def make_slice(directory: Path, base: Path, spec: RunSpec, rank: int = 4, *, see
         "target_modules": [module.name for module in spec.modules],
         "modules_to_save": heads or None,
     }
+    directory.mkdir(parents=True, exist_ok=True)
+    made = _slice_files(
+        base, (base / "config.json").read_bytes(), spec.model.model_dump_json(), json.dumps(options | fields), seed
+    )
+    for name, content in made.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@cache  # many tests begin with the same slice
+def _slice_files(base: Path, config: bytes, model: str, options: str, seed: int) -> dict[str, bytes]:
+    """Contents of a slice's files by their names."""
+    fields = json.loads(options)
     torch.manual_seed(seed)
-    model = get_peft_model(load_base(base, spec), LoraConfig(**(options | fields)))
-    for name, parameter in model.named_parameters():
+    peft = get_peft_model(_load(base, ModelSpec.model_validate_json(model)), LoraConfig(**fields))
+    for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    model.save_pretrained(str(directory))
-    edit_config(directory, target_modules=options["target_modules"])  # PEFT shortens lists of 20 and more
-    return directory
+    with tempfile.TemporaryDirectory() as folder:
+        peft.save_pretrained(folder)
+        edit_config(Path(folder), target_modules=fields["target_modules"])  # PEFT shortens lists of 20 and more
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def load_peft(base: Path, spec: RunSpec, adapter: Path) -> PeftModel:

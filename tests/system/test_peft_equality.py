@@ -96,7 +96,14 @@ def logits(model: PeftModel | PreTrainedModel) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "case",
+    [
+        # the cases with patterns go through all that the plain ones do
+        pytest.param(case, id=name, marks=[] if case.pattern else pytest.mark.slow)
+        for name, case in CASES.items()
+    ],
+)
 def test_plain_peft_computes_what_the_agent_does(
     case: Case, llama: Path, bert: Path, site: Served, tmp_path: Path
 ) -> None:

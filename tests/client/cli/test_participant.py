@@ -253,6 +253,7 @@ def test_data_that_cannot_be_read(site: Served, home: dict[str, str], tmp_path: 
     assert "line 1" in taking_part(home, broken).err
 
 
+@pytest.mark.slow
 def test_an_agent_killed_while_training_trains_again(
     site: Served, home: dict[str, str], data: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from flexlora_server.database.queries import events
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import Participant, Served, encode, tensors
 
 REASON = "a batch of 8 examples does not fit into 8 GB"
@@ -70,6 +71,7 @@ def _check_who_sees_it(coordinator: Served, other: Participant, failed: Particip
     assert told == ["a participant cannot finish its task"]
 
 
+@MOSTLY_ON_SQLITE
 def test_a_round_that_cannot_reach_its_quorum_opens_again(coordinator: Served) -> None:
     (a, b), tasks = begun(coordinator, "ab", min_updates=2)
     a.upload(tasks[0], update(coordinator))
@@ -88,6 +90,7 @@ def test_a_round_that_cannot_reach_its_quorum_opens_again(coordinator: Served) -
     assert summary(coordinator)["state"] == "PUBLISHED"
 
 
+@MOSTLY_ON_SQLITE
 def test_a_new_declaration_gets_the_task_again_at_its_rank(coordinator: Served) -> None:
     (a, b, c), tasks = begun(coordinator, "abc")
     fail(b, tasks[1])
@@ -100,6 +103,7 @@ def test_a_new_declaration_gets_the_task_again_at_its_rank(coordinator: Served) 
     assert summary(coordinator)["state"] == "AGGREGATING"
 
 
+@MOSTLY_ON_SQLITE
 @pytest.mark.parametrize("announced_before", [True, False])
 def test_an_update_wins_over_a_failure(coordinator: Served, announced_before: bool) -> None:
     (a, b, c), tasks = begun(coordinator, "abc")
@@ -121,6 +125,7 @@ def test_an_update_wins_over_a_failure(coordinator: Served, announced_before: bo
     assert len(coordinator.round("run", 1)["inputs"]) == 3
 
 
+@MOSTLY_ON_SQLITE
 def test_a_failure_of_an_abandoned_attempt_counts_in_the_next(coordinator: Served) -> None:
     """It began from the same adapter with the same data: it would fail again."""
     (a, b), tasks = begun(coordinator, "ab", min_updates=2)
@@ -135,6 +140,7 @@ def test_a_failure_of_an_abandoned_attempt_counts_in_the_next(coordinator: Serve
     assert summary(coordinator)["state"] == "OPEN"
 
 
+@MOSTLY_ON_SQLITE
 def test_who_has_no_task_cannot_fail(coordinator: Served) -> None:
     (a, _), tasks = begun(coordinator, "ab")
     body = {"attempt": 1, "kind": "data", "reason": REASON}

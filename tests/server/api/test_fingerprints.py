@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import Served
+
+pytestmark = MOSTLY_ON_SQLITE
 
 RUNS = {"weights": "a" * 64, "tokenizer": "b" * 64}
 

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from flexlora_shared.messages.clients import INSTANCE_HEADER
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import Participant, Served, encode, tensors
 
 TASK = "/v1/runs/run/task"
@@ -75,6 +76,7 @@ def test_a_poll_that_waits_ends_when_another_one_declares(coordinator: Served) -
     second.expect(204, "GET", TASK, params={"wait": 1})
 
 
+@MOSTLY_ON_SQLITE
 def test_a_restart_after_a_while_goes_on_without_a_word(coordinator: Served) -> None:
     coordinator.run(min_clients=2)
     first, second = pair(coordinator)
@@ -84,6 +86,7 @@ def test_a_restart_after_a_while_goes_on_without_a_word(coordinator: Served) -> 
     second.expect(204, "GET", TASK, params={"wait": 1})
 
 
+@MOSTLY_ON_SQLITE
 def test_who_may_still_train_is_named_however_long_ago(coordinator: Served) -> None:
     coordinator.run(min_clients=1, round_timeout=9999.0)
     first, second = pair(coordinator)
@@ -93,6 +96,7 @@ def test_who_may_still_train_is_named_however_long_ago(coordinator: Served) -> N
     assert "replaced" in second.declared()
 
 
+@MOSTLY_ON_SQLITE
 def test_agents_that_name_no_instance_are_never_refused(coordinator: Served) -> None:
     """Agents of earlier releases."""
     coordinator.run(min_clients=2)
@@ -105,6 +109,7 @@ def test_agents_that_name_no_instance_are_never_refused(coordinator: Served) -> 
         agent.expect(204, "GET", TASK, params={"wait": 1})
 
 
+@MOSTLY_ON_SQLITE
 def test_an_instance_is_a_short_name(coordinator: Served) -> None:
     coordinator.run()
     first, _ = pair(coordinator)

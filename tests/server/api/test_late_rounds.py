@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load
 
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import Participant, Served, encode, part, tensors
 
 
@@ -91,6 +92,7 @@ def stored(coordinator: Served, number: int, module: str = "layers.0.q_proj") ->
     return product(response.content, module)
 
 
+@MOSTLY_ON_SQLITE
 def test_without_the_option_late_is_lost(coordinator: Served) -> None:
     (quick, slow), tasks, data = two(coordinator)
     quick.upload(tasks[0], data[0])
@@ -101,6 +103,7 @@ def test_without_the_option_late_is_lost(coordinator: Served) -> None:
     slow.problem("round-closed", "PUT", f"/v1/uploads/{upload}/commit")
 
 
+@MOSTLY_ON_SQLITE
 def test_nothing_follows_the_last_round(coordinator: Served) -> None:
     (quick, slow), tasks, data = two(coordinator, late_updates="next-round", rounds=1)
     quick.upload(tasks[0], data[0])
@@ -112,6 +115,7 @@ def test_nothing_follows_the_last_round(coordinator: Served) -> None:
     coordinator.check_storage()
 
 
+@MOSTLY_ON_SQLITE
 def test_grace_lets_an_upload_on_its_way_arrive(coordinator: Served) -> None:
     (quick, slow), tasks, data = two(coordinator, grace=50.0)
     quick.upload(tasks[0], data[0])
@@ -125,6 +129,7 @@ def test_grace_lets_an_upload_on_its_way_arrive(coordinator: Served) -> None:
     assert len(inputs(coordinator, 1)) == 2
 
 
+@MOSTLY_ON_SQLITE
 def test_while_others_have_grace_a_late_update_fills_the_quorum(coordinator: Served) -> None:
     (quick, slow), tasks, data = two(coordinator, grace=50.0, min_updates=2, late_updates="next-round")
     upload = slow.announce(tasks[1], data[1])["id"]
@@ -136,6 +141,7 @@ def test_while_others_have_grace_a_late_update_fills_the_quorum(coordinator: Ser
     assert len(inputs(coordinator, 1)) == 2
 
 
+@MOSTLY_ON_SQLITE
 def test_over_selection_does_not_wait_for_the_slowest(coordinator: Served) -> None:
     pair, tasks, data = two(
         coordinator, clients_per_round=1, over_selection=1, min_clients=1, gather_timeout=1e4, late_updates="next-round"
@@ -145,6 +151,7 @@ def test_over_selection_does_not_wait_for_the_slowest(coordinator: Served) -> No
     assert pair[1].upload(tasks[1], data[1])["counts_in"] == 2
 
 
+@MOSTLY_ON_SQLITE
 def test_what_an_abandoned_attempt_trained_counts_in_the_next(coordinator: Served) -> None:
     """Its upload was on its way when the quorum was missed; it goes on, and counts though it comes before the next attempt."""
     (quick, slow), tasks, data = two(coordinator, min_updates=2)
@@ -163,6 +170,7 @@ def test_what_an_abandoned_attempt_trained_counts_in_the_next(coordinator: Serve
     assert {one for one, _ in inputs(coordinator, 1)} == {first["upload_id"], second["upload_id"]}
 
 
+@MOSTLY_ON_SQLITE
 def test_in_grace_the_same_announcement_finds_its_upload_and_the_task_is_still_given(coordinator: Served) -> None:
     (quick, slow), tasks, data = two(coordinator, grace=50.0)
     quick.upload(tasks[0], data[0])
@@ -175,6 +183,7 @@ def test_in_grace_the_same_announcement_finds_its_upload_and_the_task_is_still_g
     assert slow.commit(upload)["counts_in"] == 1
 
 
+@MOSTLY_ON_SQLITE
 def test_only_who_was_drawn_for_this_attempt_is_given_its_task(coordinator: Served) -> None:
     coordinator.run(clients_per_round=1, min_updates=1)
     participants = {

@@ -299,7 +299,10 @@ def test_fedavg_is_the_plain_average_of_the_factors(coordinator: Served) -> None
 
 
 @ON_SQLITE
-@pytest.mark.parametrize(("dtype", "rounding"), [("float32", PROMISED), ("float16", 2e-3), ("bfloat16", 1.6e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [("float32", PROMISED), pytest.param("float16", 2e-3, marks=pytest.mark.slow), ("bfloat16", 1.6e-2)],
+)
 def test_idle_rounds_change_nothing_with_the_residual_strategy(
     coordinator: Served, dtype: str, rounding: float
 ) -> None:

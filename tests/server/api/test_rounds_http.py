@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flexlora_server.database.transactions import Store
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import Clock, Participant, Served, encode, part, served, spec, tensors
 
 
@@ -184,6 +185,7 @@ STATES = {  # what each of start, pause, resume, cancel does to a run in each st
 }
 
 
+@MOSTLY_ON_SQLITE
 @pytest.mark.parametrize("state", STATES)
 def test_what_the_operator_may_do(coordinator: Served, state: str) -> None:
     for index, action in enumerate(("start", "pause", "resume", "cancel")):

@@ -12,10 +12,12 @@ from flexlora_server.app import create_app
 from flexlora_server.errors import Refusal
 from flexlora_server.storage import digest
 from flexlora_server.storage.local_uploads import LocalUploads
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import Participant, Served, part, part_head, raw_answer, raw_request, served
 from tests.support.sending import BIG, begun, offset, put
 
 
+@MOSTLY_ON_SQLITE
 def test_a_cut_in_the_middle_of_a_part_keeps_what_came(coordinator: Served) -> None:
     participant, task, data = coordinator.working(modules=[BIG], norm_bound=1e9)
     upload = participant.announce(task, data)["id"]
@@ -110,6 +112,7 @@ def test_bytes_that_vanish_in_a_commit_are_explained_by_the_row(
     participant.problem("upload-not-found", "PUT", f"/v1/uploads/{upload}/commit")
 
 
+@MOSTLY_ON_SQLITE
 def test_a_part_without_bytes_is_not_waited_for_either(coordinator: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]
@@ -140,6 +143,7 @@ def test_a_damaged_part_is_not_acknowledged_where_it_cannot_be_cut_off(
     participant.commit(upload)
 
 
+@MOSTLY_ON_SQLITE
 def test_bytes_that_are_lost_are_sent_again(coordinator: Served) -> None:
     participant, task, data = coordinator.working()
     upload = participant.announce(task, data)["id"]

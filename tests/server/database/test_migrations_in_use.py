@@ -69,6 +69,7 @@ def test_not_while_it_is_served(database_url: URL, next_schema: Callable[[str], 
     run_migrate(database_url)
 
 
+@pytest.mark.slow
 @ON_SQLITE  # PostgreSQL counts sessions, whatever program they are of
 def test_not_while_a_worker_runs(database_url: URL, next_schema: Callable[[str], None], tmp_path: Path) -> None:
     process = command("worker", database_url, tmp_path / "data")

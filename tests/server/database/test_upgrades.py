@@ -67,7 +67,9 @@ def finish(running: Served, keys: dict[str, str], arrived: int) -> None:
     assert all(fault is None for _, fault in check_each_blob(running.store, running.settings))
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize(
+    "name", [SCHEMAS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SCHEMAS[1:-1]), SCHEMAS[-1]]
+)
 def test_a_run_goes_on_after_migrating(name: str, empty_database: Callable[[], URL], tmp_path: Path) -> None:
     url = empty_database()
     schemas.load(name, url)

@@ -104,7 +104,7 @@ def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path, strategy: st
     assert len(figures) == 1
 
 
-@pytest.mark.parametrize("route", ["gram", "subspace", "eigh"])
+@pytest.mark.parametrize("route", ["gram", "subspace", pytest.param("eigh", marks=pytest.mark.slow)])
 def test_so_it_is_on_the_routes_of_larger_modules(tmp_path: Path, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every thread's first product, too: what is compared are float64 figures, to the last bit."""
     monkeypatch.setattr(cost, "choose_routes", lambda *shape, exact: (route,))
@@ -122,6 +122,7 @@ def test_so_it_is_on_the_routes_of_larger_modules(tmp_path: Path, route: str, mo
     assert len(figures) == 1
 
 
+@pytest.mark.slow
 def test_so_it_is_in_a_process_that_was_told_of_one_thread_by_the_program_alone(tmp_path: Path) -> None:
     """As a worker is: without OMP_NUM_THREADS, the first product in a new thread is summed otherwise than all later ones."""
     run = RunSpec.model_validate(spec(modules=_large(5), ranks=[16]))
