@@ -51,6 +51,7 @@ class Architecture:
     settings: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
     refused: str = ""  # part of the sentence with which `describe` refuses it
     problem: ProblemType = "single-label"
+    pairs: bool = False  # its tokenizer joins pairs of texts and gives token_type_ids
     wraps: Callable[[PretrainedConfig], PreTrainedModel] | None = None  # the model saved, where it is not the task's
 
     @property
@@ -76,7 +77,7 @@ class Architecture:
         if self.task == "IMAGE_CLASSIFICATION":
             transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
         else:
-            tokenizer = make_tokenizer()
+            tokenizer = make_tokenizer(pairs=self.pairs)
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
             tokenizer.save_pretrained(folder)
         return folder
@@ -201,10 +202,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     *(causal(name, SMALL, refused=ENCODER) for name in ("bert", "roberta", "electra", "xlm-roberta")),
     causal("whisper", {"d_model": 32, "vocab_size": 304}, refused="SEQ_2_SEQ_LM"),
-    *(
-        Architecture(f"{name} SEQ_CLS", "SEQ_CLS", name, settings)
-        for name, settings in (("bert", SMALL), ("roberta", ENCODED), ("electra", SMALL | {"embedding_size": 16}))
-    ),
+    Architecture("bert SEQ_CLS", "SEQ_CLS", "bert", pairs=True),
+    Architecture("roberta SEQ_CLS", "SEQ_CLS", "roberta", ENCODED),
+    Architecture("electra SEQ_CLS", "SEQ_CLS", "electra", SMALL | {"embedding_size": 16}),
     Architecture("bert SEQ_CLS, no pooler saved", "SEQ_CLS", "bert", wraps=masked("BertForMaskedLM")),
     Architecture("llama SEQ_CLS", "SEQ_CLS", "llama", GROUPED),
     Architecture("xlm-roberta SEQ_CLS", "SEQ_CLS", "xlm-roberta", ENCODED, problem="multi-label"),

@@ -4,11 +4,13 @@ import json
 import tempfile
 from collections.abc import Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -35,8 +37,8 @@ CORPUS = [
 ]
 
 
-def make_tokenizer(*, bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 300 tokens, without a padding token, as Llama's."""
+def make_tokenizer(*, bos: bool = True, eos: bool = True, pairs: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 300 tokens, without a padding token, as Llama's; with `pairs`, it parts them as Bert's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -47,9 +49,23 @@ def make_tokenizer(*, bos: bool = True, eos: bool = True) -> PreTrainedTokenizer
     )
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    if pairs:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, bos_token="<s>" if bos else None, eos_token="</s>" if eos else None
+        tokenizer_object=tokenizer,
+        bos_token="<s>" if bos else None,
+        eos_token="</s>" if eos else None,
+        model_input_names=["input_ids", *(["token_type_ids"] if pairs else []), "attention_mask"],
     )
+
+
+def image_file(colour: tuple[int, int, int], side: int = 16) -> bytes:
+    """A PNG of one colour."""
+    content = BytesIO()
+    Image.new("RGB", (side, side), colour).save(content, "PNG")
+    return content.getvalue()
 
 
 def make_llama(directory: Path) -> Path:

@@ -1,27 +1,28 @@
 """Every architecture from `describe` to plain PEFT: the same held-out loss to six digits, or a refusal in a sentence.
 
 Coordinator and participants run in one process, without the network: the coordinator's own functions cut slices, check and
-aggregate uploads. Tasks that the agent's batches do not know are trained by a loop of this file.
+aggregate uploads, the agent's own loop trains and evaluates.
 """
 
 import hashlib
 import json
-import math
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from flexlora_client.errors import Exit
-from flexlora_client.training.data.examples import Example, Labelled, Prompted
+from flexlora_client.training.data.examples import Example, Labelled, Pictured, Prompted, Scored, Tagged
+from flexlora_client.training.encoding.encoder import IGNORE_INDEX
+from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.loop.standard import StandardTrainer
-from flexlora_client.training.models.load_model import Models
-from flexlora_client.training.models.placing import trained_tensors
-from flexlora_client.training.models.slice_files import read_slice, write_slice
-from flexlora_client.training.models.task_classes import AUTO_CLASSES
+from flexlora_client.training.models.task_classes import AUTO_CLASSES, PROBLEM_TYPES
 from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
 from flexlora_server.adapter_files.inspect_upload import check_upload
 from flexlora_server.adapter_files.peft_config import adapter_config
@@ -33,14 +34,13 @@ from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from flexlora_shared.messages.uploads import UploadCreate
 from tests.support.architectures import ARCHITECTURES, Architecture
 from tests.support.command import call
-from tests.support.tiny_models import LABELS, make_job
+from tests.support.tiny_models import LABELS, image_file, make_job
 
 IN_EVERY_RUN = {"qwen2", "bert"}  # of the default tests: two seconds together
 DOCUMENT = (Path(__file__).parents[2] / "docs/models.md").read_text()
 RANKS = (2, 8)
 IDS = torch.tensor([[5, 9, 200, 17, 33, 120], [41, 2, 77, 250, 6, 99]])
-QUESTIONS = [Prompted(f"Number {number}?", f" {word}") for number, word in enumerate(["Paris", "day"] * 2)]
-ANIMALS = [Labelled(f"{LABELS[number % 3]} {number}", number % 3) for number in range(6)]
+HELD_OUT = 2  # examples, of different length
 
 
 def cases() -> list[Any]:
@@ -70,14 +70,15 @@ def test_an_architecture_from_describe_to_plain_peft(case: Architecture, tmp_pat
         published = next_round(spec, case, number, published, tmp_path)
     for rank in RANKS:
         exported = cut(spec, rank, published, tmp_path / f"exported-{rank}")
-        loaded = Models().with_slice(read_slice(exported, spec), spec, "cpu")
+        found = evaluate(spec, exported, examples_of(case)[:HELD_OUT], device="cpu", answers=0)
         plain = AUTO_CLASSES[case.task].from_pretrained(base, **plain_options(case))
-        before = heldout_loss(plain, case)
-        if case.task == "CAUSAL_LM":
-            assert_causal(loaded.model)
+        before = heldout_loss(plain, case, base)
         opened = PeftModel.from_pretrained(plain, exported)
-        assert heldout_loss(opened, case) == pytest.approx(heldout_loss(loaded.model, case), rel=1e-6)
-        assert abs(heldout_loss(opened, case) - before) > 1e-4, "what was learnt shows"
+        if case.task == "CAUSAL_LM":
+            assert_causal(opened)
+        after = heldout_loss(opened, case, base)
+        assert found["loss"] == pytest.approx(after, rel=1e-6)
+        assert abs(after - before) > 1e-4, "what was learnt shows"
         assert opened.config.id2label == dict(enumerate(case.labels)) or not case.labels
 
 
@@ -152,48 +153,64 @@ def next_round(spec: RunSpec, case: Architecture, number: int, previous: Path, f
 
 
 def train(spec: RunSpec, case: Architecture, number: int, served: Path, output: Path) -> Path:
-    """A participant's training: the agent's own where it knows the task."""
-    if case.task in {"CAUSAL_LM", "SEQ_CLS"} and case.problem == "single-label":
-        examples: list[Example] = [*QUESTIONS] if case.task == "CAUSAL_LM" else [*ANIMALS]
-        return StandardTrainer().train(make_job(spec, served, examples, output, round=number)).adapter
-    loaded = Models().with_slice(read_slice(served, spec), spec, "cpu")
-    loaded.model.train()
-    optimizer = torch.optim.AdamW([p for p in loaded.model.parameters() if p.requires_grad], lr=0.02)
-    for _ in range(2):
-        loss = loaded.model(**inputs_of(case, seed=number)).loss
-        assert math.isfinite(float(loss))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return write_slice(trained_tensors(loaded.model), served, spec, output)
+    """A participant's training, by the agent's own loop."""
+    return StandardTrainer().train(make_job(spec, served, examples_of(case), output, round=number)).adapter
 
 
-def inputs_of(case: Architecture, seed: int = 0) -> dict[str, torch.Tensor]:
-    """What the model is called with, labels included: transformers' own loss of the task."""
-    generator = torch.Generator().manual_seed(seed)
-    classes = len(LABELS)
+def examples_of(case: Architecture) -> list[Example]:
+    """Rows of different length of the case's task; the first two are held out."""
+    count, classes = range(6), len(LABELS)
     if case.task == "IMAGE_CLASSIFICATION":
-        pixels = torch.randn(2, 3, 16, 16, generator=generator)
-        return {"pixel_values": pixels, "labels": torch.tensor([seed % classes, (seed + 1) % classes])}
-    given = {"input_ids": (IDS + seed) % 300, "attention_mask": torch.ones_like(IDS)}
+        return [Pictured(image_file((200 * (n % 3 == 0), 40 * n, 90), side=10 + n), n % classes) for n in count]
     if case.task == "TOKEN_CLS":
-        return {**given, "labels": (IDS + seed) % classes}
+        return [Tagged(("The", LABELS[n % classes], *["sings"] * n), (0, n % classes, *[1] * n)) for n in count]
+    if case.problem == "multi-label":
+        return [Scored(f"{LABELS[n % classes]} {n * 7}", (float(n % 2), 1.0, float(n < 3))) for n in count]
+    if case.problem == "regression":
+        return [Scored(f"{LABELS[n % classes]} {n * 7}", (n / 4, -0.5, 1.0)) for n in count]
     if case.task == "SEQ_CLS":
-        single = torch.tensor([seed % classes, (seed + 1) % classes])
-        several = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.5]])
-        if case.problem == "multi-label":
-            several = several.round()
-        return {**given, "labels": single if case.problem == "single-label" else several}
-    return {**given, "labels": given["input_ids"].clone()}
+        return [Labelled(f"{LABELS[n % classes]} {n}", n % classes, "a" * n if case.pairs else None) for n in count]
+    return [Prompted(f"Number {n * n}?", f" {word}") for n, word in enumerate(["Paris", "day"] * 3)]
 
 
-def heldout_loss(model: Any, case: Architecture) -> float:
-    """The loss of fixed inputs by the model's own class."""
+def heldout_loss(model: Any, case: Architecture, base: Path) -> float:
+    """The mean loss over the held-out predictions by transformers' own loss functions, example by example."""
     model.eval()
-    model.config.problem_type = {
-        "single-label": "single_label_classification",
-        "multi-label": "multi_label_classification",
-        "regression": "regression",
-    }[case.problem]
-    with torch.no_grad():
-        return float(model(**inputs_of(case)).loss)
+    if case.task == "SEQ_CLS":
+        model.config.problem_type = PROBLEM_TYPES[case.problem]
+    load = AutoImageProcessor if case.task == "IMAGE_CLASSIFICATION" else AutoTokenizer
+    reader = load.from_pretrained(base)
+    total, predictions = 0.0, 0
+    for example in examples_of(case)[:HELD_OUT]:
+        inputs, count = plain_inputs(reader, example, case)
+        with torch.no_grad():
+            total += float(model(**inputs).loss) * count
+        predictions += count
+    return total / predictions
+
+
+def plain_inputs(reader: Any, example: Example, case: Architecture) -> tuple[dict[str, Any], int]:
+    """What a user of transformers gives the model for an example, labels included, and how many predictions it makes."""
+    match example:
+        case Pictured(image, label):
+            return {**reader(Image.open(BytesIO(image)), return_tensors="pt"), "labels": torch.tensor([label])}, 1
+        case Labelled(text, label, pair):
+            return {**reader(text, pair, return_tensors="pt"), "labels": torch.tensor([label])}, 1
+        case Scored(text, values):
+            return {**reader(text, return_tensors="pt"), "labels": torch.tensor([values])}, 1
+        case Tagged(words, tags):
+            made = reader([f" {word}" for word in words], is_split_into_words=True, return_tensors="pt")
+            first = [made.word_ids().index(number) for number in range(len(words))]
+            labels = torch.full_like(made.input_ids, IGNORE_INDEX)
+            labels[0, first] = torch.tensor(tags)
+            return {**made, "labels": labels}, len(words)
+        case Prompted(prompt, completion):
+            end = reader.eos_token
+            if case.task == "SEQ_2_SEQ_LM":
+                labels = reader(text_target=completion + end, return_tensors="pt").input_ids
+                return {**reader(prompt, return_tensors="pt"), "labels": labels}, labels.shape[1]
+            made, given = reader(prompt + completion + end, return_tensors="pt"), len(reader(prompt).input_ids)
+            labels = made.input_ids.clone()
+            labels[0, :given] = IGNORE_INDEX
+            return {**made, "labels": labels}, labels.shape[1] - given
+    raise AssertionError(example)

@@ -91,6 +91,8 @@ def _print(shown: Sequence["Shown"], found: "Survey", max_length: int) -> None:
 
 def _counts(found: "Survey", max_length: int) -> list[str]:
     lines = [f"{found.examples} examples, {found.tokens} tokens, {found.learned} of them to learn"]
+    if not found.tokens and found.learned:  # images
+        lines = [f"{found.examples} examples, each with a label to learn"]
     if found.lengths is not None and found.lengths.most:
         n = found.lengths
         lines.append(

@@ -13,6 +13,7 @@ AUTO_CLASSES = {
     "TOKEN_CLS": ("AutoModelForTokenClassification", "token-classification"),
     "IMAGE_CLASSIFICATION": ("AutoModelForImageClassification", "image-classification"),
 }
+PROBLEM_TYPES = {"multi-label": "multi_label_classification", "regression": "regression"}  # others are the default
 
 
 def model_card(spec: RunSpec, round_: int, rank: int, metrics: Mapping[str, float], *, own: bool) -> str:
@@ -68,7 +69,10 @@ def _code(spec: RunSpec, auto: str) -> str:
         arguments.append(f"revision={json.dumps(spec.model.revision)}")
     if spec.model.labels:
         names = (f"{index}: {json.dumps(name, ensure_ascii=False)}" for index, name in enumerate(spec.model.labels))
-        arguments.append(f"num_labels={len(spec.model.labels)}, id2label={{{', '.join(names)}}}")
+        arguments.append(f"id2label={{{', '.join(names)}}}")
+        if spec.model.problem_type in PROBLEM_TYPES:
+            arguments.append(f'problem_type="{PROBLEM_TYPES[spec.model.problem_type]}"')
+        arguments.append("ignore_mismatched_sizes=True")  # the base model's own head may be for other classes
     return "\n".join(
         [
             "from peft import PeftModel",

@@ -103,7 +103,7 @@ def test_the_card_names_base_labels_and_how_to_load() -> None:
     assert "averaged over the participants" in card
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
-    assert r'num_labels=2, id2label={0: "bird", 1: "a \"fish\""}' in code
+    assert r'id2label={0: "bird", 1: "a \"fish\""}, ignore_mismatched_sizes=True)' in code
     assert 'revision="0123abc"' in code
     assert "| loss | 0.25 |" in card
     local = model_card(

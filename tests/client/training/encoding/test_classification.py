@@ -1,7 +1,6 @@
 """Texts with classes, numbers and tagged words."""
 
 import pytest
-from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from flexlora_client.errors import DataError, ModelError
@@ -13,12 +12,7 @@ from tests.support.tiny_models import make_tokenizer
 @pytest.fixture(scope="module")
 def paired() -> PreTrainedTokenizerFast:
     """A tokenizer that parts pairs and gives token_type_ids, as Bert's."""
-    tokenizer = make_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    return tokenizer
+    return make_tokenizer(pairs=True)
 
 
 def test_a_text_and_a_pair(paired: PreTrainedTokenizerFast) -> None:
