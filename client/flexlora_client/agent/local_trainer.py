@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-import torch
-
 from flexlora_client.agent.reserve import reserved
 from flexlora_client.agent.slice_cache import SliceRequest
-from flexlora_client.errors import BadInput, ClientError, DeviceError, TrainingError
+from flexlora_client.errors import BadInput, ClientError, OutOfMemory, TrainingError
 from flexlora_client.training.contract import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -31,6 +29,7 @@ from flexlora_client.training.data.examples import Example
 from flexlora_client.training.evaluation.evaluate import Measured, measure
 from flexlora_client.training.evaluation.own_metric import METRIC_NAME_PATTERN, OwnMetric
 from flexlora_client.training.evaluation.sample import SampleSize
+from flexlora_client.training.models.devices import is_out_of_memory
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_client.training.trainer_support import check_supported
@@ -179,16 +178,16 @@ def _releasing(progress: Progress, release: Callable[[], None]) -> Progress:
 
 @contextmanager
 def _translate_errors(doing: str) -> Iterator[None]:
-    """Turn exceptions of custom training loops and model code into BadInput or DeviceError."""
+    """Turn exceptions of custom training loops and model code into BadInput or OutOfMemory."""
     try:
         yield
     except (ClientError, TrainingError):
         raise
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"{doing} needs more memory than the device has; end what else uses it, or give another --device."
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"{doing} needs more memory than the device has; end what else uses it, or give another --device."
+            ) from error
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}, line {place.lineno}"
         raise BadInput(f"{doing} failed in {where}: {type(error).__name__}: {error}") from error

@@ -12,6 +12,7 @@ from flexlora_client.errors import (
     DeviceError,
     DivergedError,
     ModelError,
+    OutOfMemory,
     PluginError,
 )
 from flexlora_shared.messages.tasks import Failure, FailureKind, Task
@@ -38,8 +39,10 @@ def failure_kind(error: Exception) -> FailureKind:
             return "data"
         case ModelError() | AdapterError():
             return "model"
+        case OutOfMemory():
+            return "memory"
         case DeviceError():
-            return "memory" if "memory" in str(error) else "device"
+            return "device"
         case OSError():
             return "other"
         case _:

@@ -18,6 +18,7 @@ from flexlora_client.agent.slice_cache import SliceCache
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, sha256_of, sync_file, write_whole
 from flexlora_client.training.data.examples import Example
+from flexlora_client.training.data.store import digest_of
 from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_shared.messages.base import Message, RunName, Sha256
 from flexlora_shared.messages.tasks import Trainable
@@ -58,10 +59,7 @@ class WorkState(Message):
 
 def compute_basis(client_id: str, examples: Sequence[Example]) -> str:
     """SHA-256 over the client id and the examples: a kept update is valid only for these."""
-    digest = hashlib.sha256(client_id.encode())
-    for example in examples:
-        digest.update(f"\0{example!r}".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    return hashlib.sha256(client_id.encode() + b"\0" + digest_of(examples)).hexdigest()
 
 
 class WorkFolder:

@@ -38,7 +38,7 @@ class Progress(Protocol):
     """Called after every optimizer step; raise here to stop training, then no output is written."""
 
     def __call__(self, step: int, total: int, loss: float) -> None:
-        """Step `step` (from 1) of `total` is done; `loss` is its mean loss."""
+        """Step `step` (from 1) of `total` is done; `loss` is its mean loss, 0 where it had nothing to learn."""
 
 
 @dataclass(frozen=True)

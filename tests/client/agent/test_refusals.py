@@ -12,7 +12,7 @@ from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.work_folder import WorkFolder
-from flexlora_client.errors import BadInput, DeviceError, Refused
+from flexlora_client.errors import BadInput, OutOfMemory, Refused
 from flexlora_client.training.data.examples import Example, Plain
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration
@@ -166,7 +166,7 @@ class Broken(list[Example]):
     ("error", "kind", "part"),
     [
         (IndexError("list index out of range"), BadInput, r"evaluation failed in .*, line \d+: IndexError: list"),
-        (torch.OutOfMemoryError("CUDA out of memory"), DeviceError, "evaluation needs more memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory, "evaluation needs more memory"),
     ],
 )
 def test_an_evaluation_that_fails_in_foreign_code_is_a_sentence(

@@ -3,7 +3,7 @@
 import pytest
 
 from flexlora_client.agent.report_failure import report_failure
-from flexlora_client.errors import BadInput, DataError, DeviceError, DivergedError, ModelError, Unreachable
+from flexlora_client.errors import BadInput, DataError, DeviceError, DivergedError, ModelError, OutOfMemory, Unreachable
 from flexlora_shared.messages.tasks import Failure
 from tests.client.agent.test_refusals import told
 from tests.support.connecting import Waits, connect
@@ -19,7 +19,8 @@ QUIET = "the participant's own output says more"
         (BadInput("training failed in mine.py, line 3: KeyError: 'my secret'"), "training", f"BadInput; {QUIET}"),
         (OSError(28, "No space left on device"), "other", f"OSError; {QUIET}"),
         (ModelError("no such\tmodel\x00."), "model", "no such model ."),
-        (DeviceError("it needs more memory."), "memory", "it needs more memory."),
+        (OutOfMemory("it is too small."), "memory", "it is too small."),
+        (DeviceError("there is no memory card reader."), "device", "there is no memory card reader."),
         (DeviceError("there is no device."), "device", "there is no device."),
         (DivergedError("the loss is nan " * 100), "training", ("the loss is nan " * 100)[:500]),
     ],

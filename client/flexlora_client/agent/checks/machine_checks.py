@@ -1,6 +1,7 @@
 """Checks of this machine: room on its disk and in its memory."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from flexlora_client.agent.checks.findings import Check, Doubt
 from flexlora_client.agent.checks.model_checks import loads_model
 from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.credentials import check_writable
-from flexlora_client.errors import BadInput, DeviceError
-from flexlora_client.training.models.devices import base_dtype
+from flexlora_client.errors import BadInput, OutOfMemory
+from flexlora_client.training.contract import Compute
+from flexlora_client.training.fitting.memory import free_memory
+from flexlora_client.training.models.precision import compute_dtype
 from flexlora_shared.layout import size_bounds
 
 SLICES_ON_DISK = 6  # one served, one on its way, the update, and a checkpoint of parameters with two moments
-COPIES_OF_TRAINED = 4  # parameters, gradients and AdamW's two moments, in float32
+TRAINED_BYTES = 8  # of a trained number: itself and its gradient, in float32
+MOMENT_BYTES = {"adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit": 0}  # paged ones need not be on the device
+QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5}
+BLOCK = re.compile(r"\.\d+\.")  # quantized layers stand in numbered blocks, embeddings and the output head do not
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -33,24 +39,28 @@ def disk(subject: Subject) -> str:
 
 
 def memory(subject: Subject) -> str | Doubt:
-    """Compare a rough need with what is free. Raises: DeviceError where the base model alone is larger than the memory."""
+    """Compare a rough need with what is free. Raises: OutOfMemory where the base model alone is larger than the memory."""
     if not loads_model(subject):
         return "not known of the training loop of --trainer"
-    path = Path(subject.local_trainer.model_path or subject.spec.model.id)
-    base = _base_bytes(path, subject.device)
+    path, compute = Path(subject.local_trainer.model_path or subject.spec.model.id), subject.local_trainer.compute
+    base = _base_bytes(path, subject.device, compute)
     if base is None:
         return "not known before the base model is here"
     trained = sum(_elements(shape) for shape in subject.request.shapes.values())
-    needed = base + COPIES_OF_TRAINED * 4 * trained
+    needed = base + (TRAINED_BYTES + MOMENT_BYTES[compute.optimizer]) * trained
     free, total = _memory(subject.device)
+    if compute.offload:  # layers that the device cannot hold lie in main memory
+        free, total = (one + other for one, other in zip((free, total), _memory(torch.device("cpu")), strict=True))
     if base > total:
-        raise DeviceError(
+        raise OutOfMemory(
             f"the base model alone takes {_size(base)}, {subject.device} has {_size(total)} in all; "
-            "choose a run with a smaller base model, or a machine with more memory."
+            "load it smaller with --quantization nf4 or --dtype bfloat16, or choose a machine with more memory."
         )
     sizes = f"at least {_size(needed)} are needed beside the activations, {_size(free)} are free"
     if needed > free:
-        return Doubt(f"{sizes} on {subject.device}; end what else uses it, or declare a lower rank")
+        return Doubt(
+            f"{sizes} on {subject.device}; end what else uses it, declare a lower rank, or use --quantization nf4"
+        )
     return sizes
 
 
@@ -58,24 +68,30 @@ def _memory(device: torch.device) -> tuple[int, int]:
     """Bytes free and in all."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    virtual = psutil.virtual_memory()
-    return virtual.available, virtual.total
+    return free_memory(device), psutil.virtual_memory().total
 
 
-def _base_bytes(folder: Path, device: torch.device) -> int | None:
+def _base_bytes(folder: Path, device: torch.device, compute: Compute) -> float | None:
     """Bytes of the base model in memory, by the headers of its files; None where there are none."""
-    found = [_stored(path, device) for path in folder.glob("*.safetensors")]
+    found = [_stored(path, device, compute) for path in folder.glob("*.safetensors")]
     return sum(found) or None
 
 
-def _stored(path: Path, device: torch.device) -> int:
+def _stored(path: Path, device: torch.device, compute: Compute) -> float:
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     except (OSError, ValueError, MemoryError):
         return 0  # loading says what is wrong with it
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    return sum(_elements(t["shape"]) * base_dtype(device, STORED.get(t["dtype"])).itemsize for t in tensors)
+    tensors = ((name, entry["shape"], entry["dtype"]) for name, entry in header.items() if name != "__metadata__")
+    return sum(_elements(shape) * _number_bytes(name, shape, dtype, device, compute) for name, shape, dtype in tensors)
+
+
+def _number_bytes(name: str, shape: list[int], dtype: str, device: torch.device, compute: Compute) -> float:
+    """What a number of this tensor takes once it is loaded."""
+    if compute.quantization != "none" and len(shape) == 2 and BLOCK.search(name):
+        return QUANTIZED_BYTES[compute.quantization]
+    return compute_dtype(compute, device, STORED.get(dtype)).itemsize
 
 
 def _elements(shape: list[int] | tuple[int, ...]) -> int:

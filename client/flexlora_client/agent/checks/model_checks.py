@@ -4,6 +4,7 @@ from flexlora_client.agent.checks.findings import Check, Doubt
 from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.errors import DataError, ModelError
 from flexlora_client.training.data.examples import Chat
+from flexlora_client.training.data.store import of_kinds
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.encoding.survey import survey
 from flexlora_client.training.loop.standard import StandardTrainer
@@ -60,7 +61,7 @@ def _template(subject: Subject) -> str | Doubt:
                 "use the run's own base model, with all files of its folder."
             )
         return "the tokenizer has the one that the run asks for"
-    if not has and any(isinstance(example, Chat) for example in subject.local_trainer.train):
+    if not has and of_kinds(subject.local_trainer.train, (Chat,)):
         return Doubt(
             "the tokenizer has none: turns of conversations are joined as plain lines, which the model may not know"
         )

@@ -15,6 +15,7 @@ from flexlora_client.training.data.examples import (
     Scored,
     Tagged,
 )
+from flexlora_client.training.data.store import of_kinds
 from flexlora_shared.messages.runs import ModelSpec
 
 ANSWERED = (Prompted, Instructed, Chat, Choice)
@@ -25,7 +26,7 @@ def check_task(examples: Sequence[Example], model: ModelSpec) -> None:
     if not examples:
         raise DataError("there are no examples; give a data file with at least one.")
     kinds, expected = _kinds(model)
-    if not all(isinstance(example, kinds) for example in examples):
+    if len(of_kinds(examples, kinds)) < len(examples):
         raise DataError(f"the examples are of another task than the run's; it learns from {expected}.")
 
 

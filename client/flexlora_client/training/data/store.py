@@ -30,6 +30,7 @@ class ExampleStore:
         self._seed = seed
         self._file = SpooledTemporaryFile(max_size=in_memory or IN_MEMORY, dir=str(folder) if folder else None)  # noqa: SIM115  # closed by the finalizer
         self._starts, self._lengths, self._keys = array("q", [0]), array("q"), array("Q")
+        self._kinds, self._known = array("B"), list[type[Example]]()  # of each example, its place among those known
         self._lock = threading.Lock()
         weakref.finalize(self, self._file.close)
 
@@ -46,6 +47,9 @@ class ExampleStore:
         self._starts.append(self._starts[-1] + len(content))
         self._lengths.append(example.characters)
         self._keys.append(key_of(example, self._seed))
+        if type(example) not in self._known:
+            self._known.append(type(example))
+        self._kinds.append(self._known.index(type(example)))
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -67,6 +71,11 @@ class ExampleStore:
     def keys(self) -> NDArray[np.uint64]:
         """`key_of` each example (n,)."""
         return np.array(self._keys, dtype=np.uint64)
+
+    def are(self, kinds: tuple[type, ...]) -> NDArray[np.bool_]:
+        """Whether each example is of one of these types (n,)."""
+        fitting = [place for place, kind in enumerate(self._known) if issubclass(kind, kinds)]
+        return np.isin(np.array(self._kinds), fitting)
 
 
 class Selection(Sequence[Example]):
@@ -93,13 +102,45 @@ class Selection(Sequence[Example]):
         chosen: list[int] = self._store.lengths[self._indices].tolist()
         return chosen
 
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """`key_of` each example (n,), without reading them."""
+        return self._store.keys[self._indices]
+
+    def of_kinds(self, kinds: tuple[type, ...]) -> "Selection":
+        """Those of these types, without reading them."""
+        return Selection(self._store, self._indices[self._store.are(kinds)[self._indices]])
+
+    def by_key(self) -> "Selection":
+        """The same examples, ordered by their keys."""
+        return Selection(self._store, self._indices[np.argsort(self.keys, kind="stable")])
+
 
 def lengths_of(examples: Sequence[Example]) -> list[int]:
     """`characters` of each example."""
     return examples.lengths if isinstance(examples, Selection) else [example.characters for example in examples]
 
 
-def key_of(example: Example, seed: int) -> int:
+def of_kinds(examples: Sequence[Example], kinds: tuple[type, ...]) -> Sequence[Example]:
+    """Those of these types."""
+    if isinstance(examples, Selection):
+        return examples.of_kinds(kinds)
+    return [example for example in examples if isinstance(example, kinds)]
+
+
+def by_key(examples: Sequence[Example]) -> Sequence[Example]:
+    """The examples in an order that their content decides, those of a store without reading them."""
+    return examples.by_key() if isinstance(examples, Selection) else sorted(examples, key=key_of)
+
+
+def digest_of(examples: Sequence[Example]) -> bytes:
+    """SHA-256 over the keys of the examples in their order."""
+    if isinstance(examples, Selection):
+        return sha256(examples.keys.astype("<u8").tobytes()).digest()
+    return sha256(b"".join(key_of(example).to_bytes(8, "little") for example in examples)).digest()
+
+
+def key_of(example: Example, seed: int = 0) -> int:
     """64 bits of a digest of the example's content and the seed: equal examples have equal keys."""
     digest = sha256(f"{seed}\0{example!r}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8])

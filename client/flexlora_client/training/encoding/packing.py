@@ -13,6 +13,9 @@ from flexlora_client.training.data.store import lengths_of
 from flexlora_client.training.encoding.encoded import Encoded, NothingToLearn, Tokens, of_tokens
 from flexlora_client.training.encoding.encoder import Encoder
 
+KEPT_BYTES = 64 << 20  # of encoded examples, which later epochs find again; others are encoded once an epoch
+BYTES_PER_TOKEN = 60  # a number of Python, and its places in `ids` and `targets`
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -23,11 +26,17 @@ class Unit:
 
 
 class Units:
-    """The units of a participant's examples; those with nothing to learn are left out."""
+    """The units of a participant's examples, encoded when a step needs them; packed ones at once, and kept in memory.
+
+    `empty`: the units met so far that have nothing to learn.
+    """
 
     def __init__(self, encoder: Encoder, examples: Sequence[Example]) -> None:
         self._encoder, self._examples = encoder, examples
         self._packed = _packed(encoder, examples) if encoder.packing else None
+        self._kept: dict[int, Encoded] = {}
+        self._room = KEPT_BYTES
+        self.empty = set[int]()
 
     @property
     def lengths(self) -> list[int]:
@@ -36,12 +45,38 @@ class Units:
             return lengths_of(self._examples)
         return [len(unit.encoded.ids) for unit in self._packed]
 
-    def encoded(self, indices: Iterable[int]) -> dict[int, Unit]:
+    def encoded(self, indices: Iterable[int]) -> list[Encoded]:
         """The units of these indices that have something to learn."""
         if self._packed is not None:
-            return {index: self._packed[index] for index in indices}
-        made = ((index, _encoded(self._encoder, self._examples[index])) for index in indices)
-        return {index: Unit(encoded, (index,)) for index, encoded in made if encoded is not None}
+            return [self._packed[index].encoded for index in indices]
+        made = [self._made(index) for index in indices if index not in self.empty]
+        return [encoded for encoded in made if encoded is not None]
+
+    def sources(self, indices: Iterable[int]) -> set[int]:
+        """The examples in these units, by index, without the units known to be empty."""
+        if self._packed is not None:
+            return {source for index in indices for source in self._packed[index].sources}
+        return set(indices) - self.empty
+
+    def _made(self, index: int) -> Encoded | None:
+        if index in self._kept:
+            return self._kept[index]
+        encoded = _encoded(self._encoder, self._examples[index])
+        if encoded is None:
+            self.empty.add(index)
+        elif (size := _size(encoded)) <= self._room:
+            self._kept[index], self._room = encoded, self._room - size
+        return encoded
+
+
+class Sequences:
+    """Every sequence of some examples, encoded anew each time they are gone over; nothing of all of them is kept."""
+
+    def __init__(self, encoder: Encoder, examples: Iterable[Example]) -> None:
+        self._encoder, self._examples = encoder, examples
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return (sequence for encoded in learnable(self._encoder, self._examples) for sequence in encoded.sequences)
 
 
 def learnable(encoder: Encoder, examples: Iterable[Example]) -> Iterator[Encoded]:
@@ -55,6 +90,11 @@ def _encoded(encoder: Encoder, example: Example) -> Encoded | None:
         return encoder.encode(example)
     except NothingToLearn:
         return None
+
+
+def _size(encoded: Encoded) -> int:
+    """Bytes in memory, roughly."""
+    return sum(BYTES_PER_TOKEN * len(row.ids) + len(row.image) + 500 for row in encoded.sequences)
 
 
 def _packed(encoder: Encoder, examples: Sequence[Example]) -> list[Unit]:

@@ -17,11 +17,11 @@ Prompts and conversations (their last answer is asked for) are answered. A parti
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 
@@ -29,6 +29,7 @@ from flexlora_client.errors import DataError, DivergedError
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.data.examples import Chat, Choice, Example, Instructed, Prompted
 from flexlora_client.training.data.of_task import check_task
+from flexlora_client.training.data.store import by_key, of_kinds
 from flexlora_client.training.encoding.batches import collate, loss_of, predictions
 from flexlora_client.training.encoding.encoder import Encoder, NothingToLearn, Question
 from flexlora_client.training.encoding.packing import learnable
@@ -36,7 +37,7 @@ from flexlora_client.training.evaluation import metrics
 from flexlora_client.training.evaluation.greedy_answers import answer, figures
 from flexlora_client.training.evaluation.multiple_choice import choose
 from flexlora_client.training.evaluation.own_metric import OwnMetric
-from flexlora_client.training.evaluation.sample import Clock, SampleSize, TimeLimit, in_sample_order
+from flexlora_client.training.evaluation.sample import Clock, SampleSize, TimeLimit
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
@@ -109,7 +110,7 @@ def measure(
         read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice, compute=compute
     )
     loaded.model.eval()
-    return _Measuring(loaded, spec, TimeLimit(seconds, clock), own_metric).run(in_sample_order(heldout), most)
+    return _Measuring(loaded, spec, TimeLimit(seconds, clock), own_metric).run(by_key(heldout), most)
 
 
 @dataclass
@@ -141,13 +142,15 @@ class _Measuring:
         """All metrics, the examples being in the order in which they are taken."""
         model, size = self.spec.model, self._batch_size
         encoder = Encoder.of(self.spec, self.loaded.preprocessor, self.loaded.max_length)
-        choices = [example for example in examples if isinstance(example, Choice)][: most.choices]
-        asked = [example for example in examples if isinstance(example, Prompted | Instructed | Chat)][: most.answers]
+        choices = of_kinds(examples, (Choice,))[: most.choices]
+        asked = of_kinds(examples, (Prompted, Instructed, Chat))[: most.answers]
         parts = 1 + bool(choices) + bool(asked)
         tally = self._forward(encoder, examples[: most.examples], self.limit.part(parts))
         found, chosen, answered = _figures(tally, model), 0, 0
         if choices:
-            more, chosen = choose(self.loaded, encoder, choices, size, self.limit.part(1 + bool(asked)))
+            more, chosen = choose(
+                self.loaded, encoder, cast(Sequence[Choice], choices), size, self.limit.part(1 + bool(asked))
+            )
             found |= more
         if asked:
             questions = list(_questions(encoder, asked))
@@ -188,11 +191,11 @@ def kind_of(model: ModelSpec) -> Kind:
     return {"TOKEN_CLS": "tags", "IMAGE_CLASSIFICATION": "single-label"}.get(model.task_type, "text")  # type: ignore[return-value]
 
 
-def _questions(encoder: Encoder, examples: Sequence[Prompted | Instructed | Chat]) -> Iterator[Question]:
+def _questions(encoder: Encoder, examples: Iterable[Example]) -> Iterator[Question]:
     """What is asked, without examples that have no room for an answer."""
     for example in examples:
         with suppress(NothingToLearn):
-            yield encoder.question(example)
+            yield encoder.question(cast(Prompted | Instructed | Chat, example))
 
 
 def _decided(kind: Kind, logits: torch.Tensor) -> torch.Tensor:

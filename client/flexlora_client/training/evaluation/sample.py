@@ -3,32 +3,20 @@
 Examples are taken in an order that their content decides, so that two evaluations of different length share the shorter one.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from flexlora_client.training.data.examples import Example
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class SampleSize:
-    """Over how many examples figures are: of each kind the first ones in the order of `in_sample_order`."""
+    """Over how many examples figures are: of each kind the first ones in the order of their keys."""
 
     examples: int  # the loss and what is computed beside it
     choices: int = 0  # multiple choice
     answers: int = 0  # generated texts
-
-
-def in_sample_order(examples: Sequence[Example]) -> list[Example]:
-    """The examples, ordered by a digest of their content."""
-    return sorted(examples, key=_digest)
-
-
-def _digest(example: Example) -> bytes:
-    return hashlib.sha256(f"evaluation\0{example!r}".encode("utf-8", "surrogatepass")).digest()
 
 
 class TimeLimit:

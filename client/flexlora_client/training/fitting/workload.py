@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from flexlora_client.training.data.examples import Chat, Example, Instructed, Prompted
-from flexlora_client.training.data.store import lengths_of
+from flexlora_client.training.data.store import lengths_of, of_kinds
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.encoding.packing import Units, learnable
 from flexlora_client.training.loop.plan import plan_steps
@@ -65,7 +65,7 @@ def plan_workload(
     units = Units(encoder, train)
     lengths = units.lengths if encoder.packing else token_lengths(encoder, train)
     steps = plan_steps(units.lengths, spec.training, 1)
-    questions = sum(isinstance(example, Prompted | Instructed | Chat) for example in heldout)
+    questions = len(of_kinds(heldout, (Prompted, Instructed, Chat)))
     return Workload(
         tuple(tuple(lengths[index] for index in step) for step in steps),
         spec.training.batch_size,

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from flexlora_client.training.models.load_model import LoadedModel
 class BestEpoch:
     """Looks at the held-out loss after each epoch; a round cut short ends with an epoch that is not whole."""
 
-    def __init__(self, loaded: LoadedModel, stepper: Stepper, heldout: Sequence[Encoded], batch_size: int) -> None:
+    def __init__(self, loaded: LoadedModel, stepper: Stepper, heldout: Iterable[Encoded], batch_size: int) -> None:
         self._loaded, self._stepper = loaded, stepper
         self._heldout, self._batch_size = heldout, batch_size
         self.epoch, self.loss = 0, math.inf  # the best so far
@@ -49,10 +50,10 @@ class BestEpoch:
     def _heldout_loss(self) -> float:
         """Mean over all predictions, in nats."""
         self._loaded.model.eval()
-        total = 0.0
+        total, weight, rest = 0.0, 0, iter(self._heldout)
         with torch.no_grad():
-            for start in range(0, len(self._heldout), self._batch_size):
-                batch = collate(self._heldout[start : start + self._batch_size], self._loaded)
-                total += summed_loss(self._loaded, batch).item()
+            while batch := [*islice(rest, self._batch_size)]:
+                total += summed_loss(self._loaded, collate(batch, self._loaded)).item()
+                weight += sum(example.weight for example in batch)
         self._loaded.model.train()
-        return total / sum(example.weight for example in self._heldout)
+        return total / weight

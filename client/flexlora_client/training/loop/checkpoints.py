@@ -13,6 +13,7 @@ import torch
 
 from flexlora_client.files import sha256_of
 from flexlora_client.training.contract import ADAPTER_FILE, Job
+from flexlora_client.training.data.store import digest_of
 from flexlora_client.training.loop import snapshots
 
 INTERVAL_S = 30.0
@@ -64,6 +65,6 @@ def identify(job: Job) -> str:
     digest = hashlib.sha256()
     parts = (job.spec.model_dump_json(), job.round, job.trainable, job.participant, job.device, job.model_path)
     slice_digest = sha256_of(job.adapter / ADAPTER_FILE)
-    for part in (*parts, job.compute, slice_digest, torch.__version__, *job.train, None, *job.heldout):
-        digest.update(f"{part!r}\0".encode("utf-8", "surrogatepass"))
+    for part in (*parts, job.compute, slice_digest, torch.__version__, digest_of(job.train), digest_of(job.heldout)):
+        digest.update(f"{part!r}\0".encode())
     return digest.hexdigest()

@@ -1,14 +1,13 @@
 """The agent's own training loop, for causal language models and sequence classification."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
-from flexlora_client.errors import DataError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.of_task import check_task
 from flexlora_client.training.encoding.encoder import Encoded, Encoder
-from flexlora_client.training.encoding.packing import Unit, Units, learnable
+from flexlora_client.training.encoding.packing import Sequences, Units
 from flexlora_client.training.loop.checkpoints import INTERVAL_S, Checkpoints
 from flexlora_client.training.loop.plan import Steps, plan_steps, steps_in_epoch
 from flexlora_client.training.loop.training_loop import FitResult, fit
@@ -51,20 +50,14 @@ class StandardTrainer:
         loaded = self._start(job)
         encoder = Encoder.of(job.spec, loaded.preprocessor, loaded.max_length)
         units = Units(encoder, job.train)
-        steps, used = _planned(units, job)
+        steps = plan_steps(units.lengths, job.spec.training, job.round)
         heldout = _heldout_to_select_by(job, encoder)
-        fitted = _fit_seeded(
-            loaded,
-            {index: unit.encoded for index, unit in used.items()},
-            heldout,
-            steps,
-            job,
-            Checkpoints(job, self._checkpoint_interval),
-            steps_in_epoch(len(units.lengths), job.spec.training),
-        )
+        checkpoints = Checkpoints(job, self._checkpoint_interval)
+        per_epoch = steps_in_epoch(len(units.lengths), job.spec.training)
+        fitted = _fit_seeded(loaded, units, heldout, steps, job, checkpoints, per_epoch)
         trim_heap()  # writing takes a copy, which must not come on top of the optimizer's freed state
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
-        trained_on = {source for step in steps[: fitted.steps] for index in step for source in used[index].sources}
+        trained_on = units.sources(index for step in steps[: fitted.steps] for index in step)
         compute = fitted.compute if fitted.compute != job.compute else None
         return Outcome(adapter, len(trained_on), _metrics(fitted, len(steps)), compute)
 
@@ -80,16 +73,6 @@ class StandardTrainer:
         return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=trains_A, compute=job.compute)
 
 
-def _planned(units: Units, job: Job) -> tuple[Steps, dict[int, Unit]]:
-    """The steps over the units that have something to learn, and those units by index."""
-    planned = plan_steps(units.lengths, job.spec.training, job.round)
-    used = units.encoded(sorted({index for step in planned for index in step}))
-    steps = [step for step in ([index for index in step if index in used] for step in planned) if step]
-    if not steps:
-        raise DataError("no example has a token to learn; give them more text.")
-    return steps, used
-
-
 def _metrics(fitted: FitResult, planned: int) -> dict[str, float]:
     metrics = {
         "train_loss": fitted.loss,
@@ -101,19 +84,19 @@ def _metrics(fitted: FitResult, planned: int) -> dict[str, float]:
     return metrics if fitted.selected_epoch is None else metrics | {"selected_epoch": float(fitted.selected_epoch)}
 
 
-def _heldout_to_select_by(job: Job, encoder: Encoder) -> list[Encoded]:
+def _heldout_to_select_by(job: Job, encoder: Encoder) -> Iterable[Encoded]:
     """The held-out examples where the run takes the best epoch; empty: it takes the last."""
     if job.spec.training.select == "last":
         return []
     if not job.heldout:
         job.notice("the run takes each round's best epoch by held-out loss; without held-out examples it is the last")
-    return [sequence for encoded in learnable(encoder, job.heldout) for sequence in encoded.sequences]
+    return Sequences(encoder, job.heldout)
 
 
 def _fit_seeded(
     loaded: LoadedModel,
-    encoded: dict[int, Encoded],
-    heldout: Sequence[Encoded],
+    units: Units,
+    heldout: Iterable[Encoded],
     steps: Steps,
     job: Job,
     checkpoints: Checkpoints,
@@ -124,4 +107,4 @@ def _fit_seeded(
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(training.seed + 1_000_003 * job.round)
-        return fit(loaded, encoded, heldout, steps, job, checkpoints, per_epoch)
+        return fit(loaded, units, heldout, steps, job, checkpoints, per_epoch)

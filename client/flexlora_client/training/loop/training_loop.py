@@ -8,13 +8,14 @@ batches, a learning rate that follows the run, and an end at the round's deadlin
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from flexlora_client.errors import DivergedError, Stopped
+from flexlora_client.errors import DataError, DivergedError, Stopped
 from flexlora_client.training.contract import Compute, Job
 from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.encoding.packing import Units
 from flexlora_client.training.loop.best_epoch import BestEpoch
 from flexlora_client.training.loop.checkpoints import Checkpoints
 from flexlora_client.training.loop.optimizer_state import restore_optimizer, save_optimizer
@@ -31,7 +32,7 @@ class FitResult:
 
     loss: float  # nats, mean over all predictions
     predictions: int
-    steps: int  # fewer than planned where the deadline ended training
+    steps: int  # fewer than planned where the deadline ended training; those without anything to learn count
     seconds: float
     selected_epoch: int | None  # whose tensors were taken; None: the last step's
     compute: Compute  # how it was computed in the end
@@ -40,8 +41,8 @@ class FitResult:
 class _Fit:
     """A training under way: everything that a checkpoint saves and brings back."""
 
-    def __init__(self, loaded: LoadedModel, stepper: Stepper, selection: BestEpoch | None) -> None:
-        self._device, self._stepper, self._selection = loaded.device, stepper, selection
+    def __init__(self, loaded: LoadedModel, stepper: Stepper, selection: BestEpoch | None, units: Units) -> None:
+        self._device, self._stepper, self._selection, self._units = loaded.device, stepper, selection, units
         self.done, self.loss, self.predictions = 0, 0.0, 0
         self._seconds, self._began = 0.0, time.monotonic()
 
@@ -56,6 +57,7 @@ class _Fit:
     def state_dict(self) -> dict[str, Any]:
         return {
             "tally": (self.done, self.loss, self.predictions, self.seconds),
+            "empty": sorted(self._units.empty),
             "tensors": copied(self._stepper.parameters),
             "stepper": copied(self._stepper.state_dict()),
             "random": random_state(self._device),
@@ -64,6 +66,7 @@ class _Fit:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.done, self.loss, self.predictions, self._seconds = state["tally"]
+        self._units.empty.update(state["empty"])
         put_back(state["tensors"], self._stepper.parameters)
         self._stepper.load_state_dict(state["stepper"])
         set_random_state(state["random"], self._device)
@@ -73,8 +76,8 @@ class _Fit:
 
 def fit(
     loaded: LoadedModel,
-    encoded: Mapping[int, Encoded],
-    heldout: Sequence[Encoded],
+    units: Units,
+    heldout: Iterable[Encoded],
     steps: Steps,
     job: Job,
     checkpoints: Checkpoints,
@@ -82,26 +85,32 @@ def fit(
 ) -> FitResult:
     """Train the model's trainable tensors in place; `heldout` is empty unless the run selects the best epoch.
 
-    `per_epoch` is the number of steps in an epoch.
+    `per_epoch` is the number of steps in an epoch. Examples are encoded when their step comes: those with nothing to learn are
+    left out of it, and a step of such examples alone changes nothing, but counts, so that the learning rate's way is known.
 
     Raises:
+        DataError: no example has anything to learn.
         DivergedError: a loss is not finite.
         Stopped: the job asked for it; a checkpoint is written.
     """
     stepper = Stepper(loaded, job.spec.training)
     restore_optimizer(stepper, job)
-    selection = BestEpoch(loaded, stepper, heldout, job.spec.training.batch_size) if heldout else None
-    under_way = _Fit(loaded, stepper, selection)
+    selection = None
+    if next(iter(heldout), None) is not None:
+        selection = BestEpoch(loaded, stepper, heldout, job.spec.training.batch_size)
+    under_way = _Fit(loaded, stepper, selection, units)
     state = checkpoints.read()
     if state is not None:
         under_way.load_state_dict(state)
         job.notice(f"training goes on after step {under_way.done} of {len(steps)}, where a checkpoint was written")
     loaded.model.train()
     try:
-        _train(under_way, stepper, selection, encoded, steps, job, checkpoints, per_epoch)
+        _train(under_way, stepper, selection, units, steps, job, checkpoints, per_epoch)
     finally:
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
+    if not under_way.predictions:
+        raise DataError("no example has a token to learn; give them more text.")
     if selection is not None:
         selection.restore()
     save_optimizer(stepper, job)
@@ -114,7 +123,7 @@ def _train(
     under_way: _Fit,
     stepper: Stepper,
     selection: BestEpoch | None,
-    encoded: Mapping[int, Encoded],
+    units: Units,
     steps: Steps,
     job: Job,
     checkpoints: Checkpoints,
@@ -124,7 +133,8 @@ def _train(
     while under_way.done < len(steps):
         number = under_way.done + 1
         stepper.set_learning_rate(learning_rate(job.spec, job.round, number, len(steps)))
-        loss, predictions = stepper.step([encoded[index] for index in steps[number - 1]])
+        examples = units.encoded(steps[number - 1])
+        loss, predictions = stepper.step(examples) if examples else (0.0, 0)
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} at step {number} of {len(steps)}; lower the learning rate of the run."
@@ -132,7 +142,9 @@ def _train(
         under_way.count(loss, predictions)
         job.progress(number, len(steps), loss)
         mean = (time.monotonic() - began) / (number - before)
-        last = number == len(steps) or _is_over(job, mean + (selection.seconds if selection is not None else 0.0))
+        last = number == len(steps)
+        if under_way.predictions:  # something is to be uploaded
+            last = last or _is_over(job, mean + (selection.seconds if selection is not None else 0.0))
         if selection is not None and (last or number % per_epoch == 0):
             selection.look(-(-number // per_epoch))
         if last:
@@ -146,5 +158,5 @@ def _train(
 
 
 def _is_over(job: Job, seconds: float) -> bool:
-    """Whether another step, which takes so long, would end after the deadline; at least one step is always done."""
+    """Whether another step, which takes so long, would end after the deadline."""
     return job.deadline is not None and time.time() + seconds > job.deadline

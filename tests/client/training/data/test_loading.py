@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,10 +16,11 @@ from flexlora_client.agent.work_folder import compute_basis
 from flexlora_client.errors import DataError
 from flexlora_client.training.data import store
 from flexlora_client.training.data.data_options import DataOptions
-from flexlora_client.training.data.examples import Chat, Example, Plain, Turn
+from flexlora_client.training.data.examples import Chat, Example, Instructed, Plain, Prompted, Turn
 from flexlora_client.training.data.loading import LoadedData, load_data
+from flexlora_client.training.data.of_task import check_task
 from flexlora_client.training.data.split import split
-from flexlora_client.training.data.store import ExampleStore, lengths_of
+from flexlora_client.training.data.store import ExampleStore, Selection, by_key, digest_of, lengths_of, of_kinds
 from flexlora_shared.messages.runs import ModelSpec
 from tests.support.data_files import FLAT, NESTED, Writer, as_csv, as_jsonl
 
@@ -140,6 +142,21 @@ def test_a_part_is_a_sequence(tmp_path: Path) -> None:
     assert Plain("text 100") not in data.train
     assert lengths_of(data.train) == lengths_of(everything) == [6] * len(everything)
     assert compute_basis("me", data.train) == compute_basis("me", everything)
+
+
+def test_what_is_known_of_examples_takes_no_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed: list[Example] = [Plain("a"), Prompted("b", "c"), Plain("d"), Instructed("e", "f", "g"), Plain("a")]
+    kept, picked = filled(mixed, tmp_path, 1), np.array([4, 3, 1, 0])
+    part, same = Selection(kept, picked), [mixed[n] for n in picked]
+    ordered, asked = by_key(same), [example for example in same if isinstance(example, Prompted | Instructed)]
+    monkeypatch.setattr(ExampleStore, "__getitem__", None)
+    digests, chosen, sample = digest_of(part), of_kinds(part, (Prompted, Instructed)), by_key(part)
+    check_task(part, CAUSAL)
+    monkeypatch.undo()
+    assert digests == digest_of(same)
+    assert digests != digest_of(same[::-1])
+    assert list(chosen) == asked == of_kinds(same, (Prompted, Instructed))
+    assert list(sample) == ordered
 
 
 def test_a_full_disk_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

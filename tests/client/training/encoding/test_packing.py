@@ -7,7 +7,8 @@ import pytest
 
 from flexlora_client.errors import DataError
 from flexlora_client.training.data.examples import Chat, Example, Plain, Prompted, Turn
-from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
+from flexlora_client.training.encoding import packing
+from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoded, Encoder
 from flexlora_client.training.encoding.packing import Units
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_shared.messages.runs import TrainingSpec
@@ -22,21 +23,21 @@ def test_texts_are_joined_and_cut_every_max_length_tokens() -> None:
     encoder = Encoder(make_tokenizer(), 16, packing=True)
     units = Units(encoder, TEXTS)
     made = units.encoded(range(len(units.lengths)))
-    assert [marked_sequence(encoder, unit.encoded) for unit in made.values()] == [
+    assert [marked_sequence(encoder, encoded) for encoded in made] == [
         "<s>[[abc</s>]]<s>[[" + "q" * 10 + "]]",  # how a text begins does not follow from the one before
         "[[" + "q" * 10 + "</s>]]<s>[[xyz</s>]]",
     ]
-    assert [unit.sources for unit in made.values()] == [(0, 1), (1, 2)]
+    assert [units.sources([n]) for n in range(2)] == [{0, 1}, {1, 2}]
     assert units.lengths == [16, 16]
-    assert sum(unit.encoded.cut for unit in made.values()) == 0
+    assert sum(encoded.cut for encoded in made) == 0
 
 
 def test_other_examples_stay_by_themselves() -> None:
     encoder = Encoder(make_tokenizer(), 16, packing=True)
     asked = Prompted("w", "v")
-    made = Units(encoder, [TEXTS[0], asked, TEXTS[2]]).encoded(range(2))
-    assert [unit.sources for unit in made.values()] == [(1,), (0, 2)]
-    assert made[0].encoded == encoder.encode(asked)
+    units = Units(encoder, [TEXTS[0], asked, TEXTS[2]])
+    assert [units.sources([n]) for n in range(2)] == [{1}, {0, 2}]
+    assert units.encoded([0]) == [encoder.encode(asked)]
 
 
 def test_a_long_text_by_itself_is_all_its_sequences() -> None:
@@ -48,11 +49,30 @@ def test_a_long_text_by_itself_is_all_its_sequences() -> None:
 
 
 def test_without_packing_each_example_is_a_unit_and_empty_ones_are_left_out() -> None:
-    units = Units(Encoder(make_tokenizer(bos=False), 8), [Plain("abc"), Prompted("a" * 9, "b")])
+    encoder = Encoder(make_tokenizer(bos=False), 8)
+    examples: list[Example] = [Plain("abc"), Prompted("a" * 9, "b")]
+    units = Units(encoder, examples)
     assert units.lengths == [3, 10]
-    assert [unit.sources for unit in units.encoded([0, 1]).values()] == [(0,), (1,)]
+    assert units.encoded([1, 0]) == [encoder.encode(example) for example in examples[::-1]]
+    assert units.sources([0, 1]) == {0, 1}
     nothing = Units(Encoder(make_tokenizer(bos=False), 1), [Plain("q")])
-    assert nothing.encoded([0]) == {}
+    assert nothing.encoded([0]) == []
+    assert (nothing.sources([0]), nothing.empty) == (set(), {0})
+
+
+def test_only_what_fits_is_kept_for_later_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Example] = []
+    original = Encoder.encode
+
+    def listening(self: Encoder, example: Example) -> Encoded:
+        seen.append(example)
+        return original(self, example)
+
+    monkeypatch.setattr(packing, "KEPT_BYTES", 1000)  # one of them, and half of another
+    monkeypatch.setattr(Encoder, "encode", listening)
+    units = Units(Encoder(make_tokenizer(), 8), [Plain("a"), Plain("b")])
+    assert units.encoded([0, 1]) == units.encoded([0, 1])
+    assert seen == [Plain("a"), Plain("b"), Plain("b")]
 
 
 def test_training_on_packed_texts_counts_examples_and_predictions(llama: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from flexlora_client.errors import Stopped
 from flexlora_client.training.contract import Compute, Job, Progress
-from flexlora_client.training.data.examples import Example, Prompted
+from flexlora_client.training.data.examples import Chat, Example, Prompted, Turn
 from flexlora_client.training.loop import checkpoints, snapshots, training_loop
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import Models
@@ -215,3 +215,27 @@ def test_examples_are_those_really_trained_on(job: Job, models: Models) -> None:
     assert outcome.examples == 4
     assert outcome.adapter.exists()
     assert torch.isfinite(torch.tensor(outcome.metrics["train_loss"]))
+
+
+def test_examples_without_anything_to_learn_are_found_on_the_way(
+    job: Job, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are left out of their steps; a step of them alone counts, and what goes on from a checkpoint is the same."""
+    monkeypatch.setattr(checkpoints, "SHARE", 1e9)
+    crowded: list[Example] = [
+        Chat((Turn("system", f"{n}" * 200), Turn("user", "a"), Turn("assistant", "b"))) for n in range(9)
+    ]
+    job = replace(job, train=[*QUESTIONS[:3], *crowded])
+    alone = replace(job, output=tmp_path / "alone", checkpoints=None, state=None)
+    told: list[tuple[int, int, float]] = []
+    expected = StandardTrainer(models).train(replace(alone, progress=lambda *step: told.append(step)))
+    assert [(step, total) for step, total, _ in told] == [(step, 6) for step in range(1, 7)]
+    empty = [step for step, _, loss in told if not loss]
+    assert empty, "the seed makes a step of them alone"
+    assert (expected.examples, expected.metrics["train_steps"]) == (3, 6)
+    assert expected.metrics["train_predictions"] == 2 * 3 * 8  # epochs, examples, tokens of an answer
+    with pytest.raises(Died):
+        StandardTrainer(models, 0.0).train(replace(job, progress=dies_after(empty[0])))
+    again = StandardTrainer(models).train(job)
+    assert again.adapter.read_bytes() == expected.adapter.read_bytes()
+    assert (again.examples, again.metrics["train_loss"]) == (3, expected.metrics["train_loss"])

@@ -1,0 +1,170 @@
+"""What an agent does of its own in a round: train the slice served, record the update, measure it, keep the adapter."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flexlora_client.agent.local_parts import LocalParts
+from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
+from flexlora_client.agent.reporter import Reporter, format_metrics
+from flexlora_client.agent.results import own_adapter
+from flexlora_client.agent.round_time import RoundTime
+from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest
+from flexlora_client.agent.stop_signals import stop_signals
+from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
+from flexlora_client.errors import BadInput, Stopped
+from flexlora_client.files import sha256_of
+from flexlora_client.training.contract import ADAPTER_FILE, Compute, Outcome
+from flexlora_client.training.evaluation.sample import SampleSize
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Task
+from flexlora_shared.messages.uploads import UploadCreate
+
+HELDOUT_PREFIX = "heldout_"  # of the metrics of what was trained, among those of training
+
+
+@dataclass(frozen=True)
+class TrainRound:
+    """One participant's trainings of one run."""
+
+    spec: RunSpec
+    work_folder: WorkFolder
+    local_trainer: LocalTrainer
+    reporter: Reporter
+    local_parts: LocalParts
+    round_time: RoundTime
+    clock_ahead: float  # seconds that the coordinator's clock is ahead of this machine's
+
+    def train(self, task: Task, request: SliceRequest, start: CachedSlice) -> TrainedUpdate:
+        """The round's update, recorded: from then on it is not trained again.
+
+        Raises:
+            KeyboardInterrupt: the participant stopped it; what is trained is kept, or a checkpoint of it.
+            TrainingError, BadInput: it cannot be trained.
+        """
+        number = task.round
+        with stop_signals(lambda: self._tell_stopping(number)) as stop:
+            outcome = self._fit(task, request, start, stop)
+        trained = self._record(task, request, start, outcome)
+        if stop():  # asked for in the last step, or the training loop does not ask
+            raise KeyboardInterrupt
+        heldout = self._measure_trained(task, start, outcome)
+        if heldout:
+            metrics = sendable_metrics({**trained.upload.metrics, **heldout})
+            trained = trained.model_copy(update={"upload": trained.upload.model_copy(update={"metrics": metrics})})
+            self.work_folder.save_trained(trained)
+        metrics = dict(trained.upload.metrics)
+        self.reporter.step("trained", f"round {number}: {format_metrics(metrics)}", round=number, metrics=metrics)
+        return trained
+
+    def _fit(self, task: Task, request: SliceRequest, start: CachedSlice, stop: Callable[[], bool]) -> Outcome:
+        number, work = task.round, self.work_folder
+        examples = len(self.local_trainer.train)
+        deadline = self.round_time.training_deadline(task.deadline, self.clock_ahead, start.size)
+        output = work.clear_output()
+        start_from = self.local_parts.start_from(start.folder, work.results.last_own(), work.folder / "start")
+        self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)
+        began = time.monotonic()
+        try:
+            with self.reporter.steps_bar("training") as on_progress:
+                outcome = self.local_trainer.fit(
+                    request,
+                    number,
+                    start_from,
+                    output,
+                    lambda step, total, loss: on_progress(step, total),
+                    task.trainable,
+                    deadline=deadline,
+                    stop=stop,
+                    checkpoints=work.checkpoints,
+                    state=work.optimizer,
+                    notice=lambda sentence: self.reporter.step("notice", f"round {number}: {sentence}", round=number),
+                )
+        except Stopped as stopped:
+            self.reporter.step("training-stopped", f"round {number}: {stopped}", round=number)
+            raise KeyboardInterrupt from stopped
+        seconds = time.monotonic() - began
+        work.set_training_seconds(outcome.metrics.get("train_seconds", seconds))  # its own is without loading
+        if outcome.compute is not None:
+            self._report_saving(number, outcome.compute)
+        steps, planned = (outcome.metrics.get(name, 0.0) for name in ("train_steps", "train_steps_planned"))
+        if steps < planned:
+            sentence = f"round {number}: its deadline ended training after {steps:.0f} of {planned:.0f} steps"
+            self.reporter.step("shortened", sentence, round=number, steps=steps, planned=planned)
+        return outcome
+
+    def _record(self, task: Task, request: SliceRequest, start: CachedSlice, outcome: Outcome) -> TrainedUpdate:
+        """Keep the update: from here on it is not trained again."""
+        output, own = self.work_folder.output, outcome.adapter.parent
+        adapter = self.local_parts.shared(own, start.folder, output / "shared") / ADAPTER_FILE
+        trained = TrainedUpdate(
+            run=task.run,
+            basis=self.work_folder.basis,
+            round=task.round,
+            attempt=task.attempt,
+            adapter=start.sha256,
+            file=str(adapter.resolve().relative_to(output.resolve())),
+            own=str(own.resolve().relative_to(output.resolve())),
+            upload=UploadCreate(
+                rank=task.rank,
+                rank_pattern=task.rank_pattern,
+                alpha=request.alpha,
+                alpha_pattern=request.alpha_pattern,
+                use_rslora=self.spec.scaling.use_rslora,
+                trainable=task.trainable,
+                examples=outcome.examples,
+                size=adapter.stat().st_size,
+                sha256=sha256_of(adapter),
+                metrics=sendable_metrics(
+                    {**outcome.metrics, **(_settings(outcome.compute) if outcome.compute else {})}
+                ),
+            ),
+        )
+        self.work_folder.save_trained(trained)
+        return trained
+
+    def _tell_stopping(self, number: int) -> None:
+        sentence = f"round {number}: stopping after this step; Ctrl-C again stops at once"
+        self.reporter.step("stopping", sentence, round=number)
+
+    def _measure_trained(self, task: Task, start: CachedSlice, outcome: Outcome) -> dict[str, float]:
+        """Metrics of what was trained, on the examples that the slice served was measured on."""
+        if not self.local_trainer.heldout:
+            return {}
+        sample, state = None, self.work_folder.state
+        if state.sample is not None and state.evaluated == start.sha256:
+            sample = SampleSize(**state.sample.model_dump())
+        seconds = None if sample else self.local_trainer.evaluation_seconds(state.training_seconds)
+        base_adapter = start.folder if task.trainable == "fresh" else None
+        after = self.local_trainer.evaluate(
+            self.spec, outcome.adapter.parent, most=sample, seconds=seconds, base_adapter=base_adapter
+        )
+        return {f"{HELDOUT_PREFIX}{name}": value for name, value in after.metrics.items()}
+
+    def _report_saving(self, number: int, compute: Compute) -> None:
+        """Tell that training went on with settings that take less memory."""
+        settings = _settings(compute)
+        sentence = f"round {number}: memory ended; training went on with {format_metrics(settings)}"
+        self.reporter.step("memory-saved", sentence, round=number, settings=settings)
+
+    def keep_own(self, trained: TrainedUpdate) -> None:
+        """Keep the participant's own adapter before its update is sent: after the receipt the output folder is emptied."""
+        update, prefix = trained.upload, HELDOUT_PREFIX
+        if update.trainable == "fresh":  # it means nothing without the slice below it
+            return
+        metrics = {name.removeprefix(prefix): v for name, v in update.metrics.items() if name.startswith(prefix)}
+        folder = self.work_folder.own_adapter(trained)
+        try:
+            kept = own_adapter(folder, trained.round, update.rank, update.rank_pattern, metrics, trained.basis)
+            self.work_folder.results.keep_own(folder, kept)
+        except (OSError, BadInput) as error:  # a full disk; the round counts without it
+            sentence = f"round {trained.round}: the adapter trained here is not kept: {error}"
+            self.reporter.step("own-not-kept", sentence, round=trained.round)
+
+
+def _settings(compute: Compute) -> dict[str, float]:
+    """What memory forced, as metrics of the update."""
+    return {
+        "micro_batch": float(compute.micro_batch or 0),
+        "gradient_checkpointing": float(compute.gradient_checkpointing),
+    }
