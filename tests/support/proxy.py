@@ -12,6 +12,7 @@ import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, Literal
 
@@ -36,6 +37,16 @@ def scattered(seed: int, count: int, way: Way, size: int, kinds: Sequence[Kind] 
     return [Fault(random.choice(kinds), way, at) for at in sorted(random.sample(range(size), count))]
 
 
+@dataclass(frozen=True)
+class Marked:
+    """A fault that is placed once the bytes sent up hold `text`: `after` bytes of its way later."""
+
+    kind: Kind
+    way: Way
+    text: bytes
+    after: int
+
+
 @dataclass
 class Proxy:
     """The running proxy, as a test sees it."""
@@ -47,20 +58,38 @@ class Proxy:
     port: int = 0
     connections: int = 0
     taken: dict[Way, int] = field(default_factory=lambda: {"up": 0, "down": 0})  # bytes from either side so far
+    marked: list[Marked] = field(default_factory=list)  # still to be placed
+    struck: threading.Event = field(default_factory=threading.Event)  # a fault has
+    loop: asyncio.AbstractEventLoop = field(init=False)
+    open: set[asyncio.Task[None]] = field(default_factory=set)
+    gone: bool = False  # there is no network: whoever connects is cut off
 
     @property
     def url(self) -> str:
         """Where to reach the target through the proxy, over HTTP."""
         return f"http://127.0.0.1:{self.port}"
 
+    def cut(self) -> None:
+        """Close all connections, and each that is opened until `mend`."""
+        self.gone = True
+        self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in self.open])
+
+    def mend(self) -> None:
+        """Hand on again."""
+        self.loop.call_soon_threadsafe(setattr, self, "gone", False)  # after those that were open are closed
+
     def take(self, way: Way, content: bytes) -> tuple[bytes, Kind | None]:
         """Count bytes: those to hand on, and what strikes behind them."""
+        for marked in [one for one in self.marked if way == "up" and one.text in content]:
+            self.marked.remove(marked)
+            self.faults.append(Fault(marked.kind, marked.way, self.taken[marked.way] + marked.after))
         begin = self.taken[way]
         self.taken[way] += len(content)
         fault = next((fault for fault in self.faults if fault.way == way), None)
         if fault is None or not content or fault.at > self.taken[way]:
             return content, None
         self.faults.remove(fault)
+        self.struck.set()
         return content[: max(0, fault.at - begin)], fault.kind
 
 
@@ -74,7 +103,7 @@ def proxy(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         _narrow(listener, state)
         state.port = listener.getsockname()[1]
-        loop = asyncio.new_event_loop()
+        loop = state.loop = asyncio.new_event_loop()
         serving = loop.create_task(_serve(state, listener))
         thread = threading.Thread(target=_run, args=(loop, serving))
         thread.start()
@@ -103,8 +132,18 @@ async def _serve(state: Proxy, listener: socket.socket) -> None:
     async with asyncio.TaskGroup() as going:
         while True:
             near, _ = await loop.sock_accept(listener)
+            if state.gone:
+                near.close()
+                continue
             state.connections += 1
-            going.create_task(_connection(state, near))
+            task = going.create_task(_connection(state, near))
+            state.open.add(task)
+            task.add_done_callback(state.open.discard)
+            task.add_done_callback(partial(_closed, near))  # cancelled before it began
+
+
+def _closed(near: socket.socket, _: object) -> None:
+    near.close()
 
 
 async def _connection(state: Proxy, near: socket.socket) -> None:
