@@ -108,19 +108,20 @@ class Agent:
 
     def _rounds(self) -> None:
         accepted, waiting = int(self._sender.send_kept()), Waiting(self.api, self.spec.name, self.reporter)
-        lost: tuple[int, int] | None = None  # the coordinator names it again until the round is over
+        # The coordinator names it again until the round is over; at another rank, declared since, it is a task anew.
+        lost: tuple[int, int, int] | None = None
         pause = FIRST_PAUSE_S
         while self.max_rounds is None or accepted < self.max_rounds:
             # a short poll first: whoever watches learns at once that there is nothing to do, and what is waited for
             task = self._next(self.api.retry.uniform(*LONG_POLL_RANGE_S) if waiting.begun else FIRST_POLL_S)
-            if isinstance(task, Task) and (task.round, task.attempt) != lost:
+            if isinstance(task, Task) and (task.round, task.attempt, task.rank) != lost:
                 waiting.end()
                 pause = FIRST_PAUSE_S
                 accepted += self._sender.send_kept(task.round)
                 if self._attempt(task):
                     accepted += 1
                 else:
-                    lost = (task.round, task.attempt)
+                    lost = (task.round, task.attempt, task.rank)
                 continue
             waiting.go_on()
             if isinstance(task, NoTask):
@@ -175,7 +176,7 @@ class Agent:
         return accepted
 
     def _choose_anew(self, below: int | None = None) -> None:
-        """Measure again and declare the rank; it holds from the next round on."""
+        """Measure again and declare the rank; a task that failed is then given again at it."""
         assert self.rank_choice is not None
         rank = self.rank_choice.choose(below)
         if rank != self.declaration.rank:

@@ -26,7 +26,7 @@ from flexlora_client.training.models.devices import resolve_device
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
-from tests.client.agent.test_loop import Listening
+from tests.client.agent.test_loop import Interrupted, Listening
 from tests.support.kit import Served, spec
 from tests.support.tiny_models import make_llama, make_run
 from tests.support.trainers import Nudge
@@ -80,6 +80,20 @@ def test_where_memory_ends_in_a_round_a_lower_rank_is_declared(site: Served, bas
     assert next(event for event in reporter.events if event["event"] == "out-of-memory")["rank"] == 8
     accepted = [event["round"] for event in reporter.events if event["event"] == "accepted"]
     assert accepted == [1, 2], "a new declaration gives the task of the round again, at its rank"
+
+
+def test_a_lower_rank_is_trained_in_the_attempt_in_which_memory_ended(site: Served, base: Path, tmp_path: Path) -> None:
+    def no_wait(kind: str) -> None:
+        if kind == "waiting" and "out-of-memory" in reporter.kinds():
+            raise Interrupted
+
+    changes = {"min_clients": 2, "min_updates": 1, "rounds": 1}
+    with auto_agent(site, base, tmp_path / "home", Full(), no_wait, **changes) as (agent, reporter):
+        site.enroll().declare("run", 4)  # the round goes on with this one, which has not answered
+        agent.max_rounds = 1
+        agent.run()
+    assert [event["attempt"] for event in reporter.events if event["event"] == "task"] == [1, 1]
+    assert reporter.kinds()[-2:] == ["accepted", "stopped"]
 
 
 def test_a_round_near_the_deadline_that_was_predicted_shorter_outdates_the_choice(tmp_path: Path) -> None:
