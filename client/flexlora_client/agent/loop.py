@@ -185,8 +185,12 @@ class Agent:
 
     def _report(self, served: CachedSlice, published: int, request: SliceRequest) -> None:
         seconds = self.local_trainer.evaluation_seconds(self.work_folder.state.training_seconds)
-        with self.round_time.evaluating():
-            self._measuring.report(served, published, request, seconds)
+        try:
+            with self.round_time.evaluating():
+                self._measuring.report(served, published, request, seconds)
+        except (TrainingError, BadInput) as error:  # figures are for people; what is trained counts without them
+            sentence = f"the adapter of round {published} was not evaluated: {error}"
+            self.reporter.step("evaluation-failed", sentence, round=published)
 
     def _finish(self) -> None:
         """Evaluate the final adapter after the end of the run.

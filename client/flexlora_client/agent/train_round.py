@@ -12,7 +12,7 @@ from flexlora_client.agent.round_time import RoundTime
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest
 from flexlora_client.agent.stop_signals import stop_signals
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
-from flexlora_client.errors import BadInput, Stopped
+from flexlora_client.errors import BadInput, Stopped, TrainingError
 from flexlora_client.files import sha256_of
 from flexlora_client.training.contract import ADAPTER_FILE, Compute, Outcome
 from flexlora_client.training.evaluation.sample import SampleSize
@@ -128,7 +128,7 @@ class TrainRound:
         self.reporter.step("stopping", sentence, round=number)
 
     def _measure_trained(self, task: Task, start: CachedSlice, outcome: Outcome) -> dict[str, float]:
-        """Metrics of what was trained, on the examples that the slice served was measured on."""
+        """Metrics of what was trained, on the examples that the slice served was measured on; none where that fails."""
         if not self.local_trainer.heldout:
             return {}
         sample, state = None, self.work_folder.state
@@ -136,9 +136,14 @@ class TrainRound:
             sample = SampleSize(**state.sample.model_dump())
         seconds = None if sample else self.local_trainer.evaluation_seconds(state.training_seconds)
         base_adapter = start.folder if task.trainable == "fresh" else None
-        after = self.local_trainer.evaluate(
-            self.spec, outcome.adapter.parent, most=sample, seconds=seconds, base_adapter=base_adapter
-        )
+        try:
+            after = self.local_trainer.evaluate(
+                self.spec, outcome.adapter.parent, most=sample, seconds=seconds, base_adapter=base_adapter
+            )
+        except (TrainingError, BadInput) as error:  # the update is finished and counts without its figures
+            sentence = f"round {task.round}: the adapter trained here was not evaluated: {error}"
+            self.reporter.step("evaluation-failed", sentence, round=task.round)
+            return {}
         return {f"{HELDOUT_PREFIX}{name}": value for name, value in after.metrics.items()}
 
     def _report_saving(self, number: int, compute: Compute) -> None:

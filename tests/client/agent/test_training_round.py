@@ -9,7 +9,7 @@ import pytest
 
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
-from flexlora_client.errors import Stopped
+from flexlora_client.errors import BadInput, DivergedError, OutOfMemory, Stopped
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Plain
 from flexlora_client.training.evaluation.evaluate import Measured
@@ -103,4 +103,26 @@ def test_ctrl_c_while_the_trained_adapter_is_evaluated_loses_no_training(
     with agent(site, run, tmp_path, trainer, Listening("run"), key) as working:
         evaluating(working).run()
     assert len(trainer.jobs) == 1
+    assert site.round("run", 1)["summary"]["train_metrics"] == {"train_loss": 0.5}
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("evaluation needs more."), DivergedError("nan."), BadInput("--metric")])
+def test_an_evaluation_that_fails_costs_the_figures_alone(
+    site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def evaluate(self: LocalTrainer, *folders: Any, **more: Any) -> Measured:
+        raise error
+
+    monkeypatch.setattr(LocalTrainer, "evaluate", evaluate)
+    reporter = Listening("run")
+    with agent(site, site.run(rounds=1), tmp_path, Nudge(), reporter) as working:
+        replace(working, local_trainer=replace(working.local_trainer, heldout=(Plain("four"),))).run()
+    failed = [event["sentence"] for event in reporter.events if event["event"] == "evaluation-failed"]
+    assert failed == [
+        f"the adapter of round 0 was not evaluated: {error}",  # before training
+        f"round 1: the adapter trained here was not evaluated: {error}",
+        f"the adapter of round 1 was not evaluated: {error}",  # after the run
+    ]
+    assert "accepted" in reporter.kinds()
+    assert reporter.kinds()[-1] == "completed"
     assert site.round("run", 1)["summary"]["train_metrics"] == {"train_loss": 0.5}
