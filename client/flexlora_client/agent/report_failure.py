@@ -21,7 +21,7 @@ from flexlora_shared.messages.tasks import Failure, FailureKind, Task
 ATTEMPTS = Backoff(base=0.5, cap=2.0, attempts=3)  # somebody may wait for the agent's end
 MAX_REASON_CHARS = 500  # the protocol's limit
 QUOTABLE = (DeviceError, DivergedError)  # the sentences of others may quote data, or paths on the participant's machine
-QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+QUOTED = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"")  # an apostrophe is none
 
 
 def report_failure(api: Api, task: Task, error: Exception) -> ClientError | None:
