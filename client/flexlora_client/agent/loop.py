@@ -142,8 +142,9 @@ class Agent:
 
     def _attempt(self, task: Task) -> bool:
         """Do one task; what fails on this side is reported, so that the round does not wait for it."""
+        began = time.monotonic()
         try:
-            return self._round(task)
+            accepted = self._round(task)
         except (TrainingError, BadInput, Corrupted, OSError) as error:
             unreported = report_failure(self.api, task, error)
             told = "told the coordinator" if unreported is None else f"could not tell the coordinator: {unreported}"
@@ -154,10 +155,12 @@ class Agent:
             self.reporter.step("out-of-memory", f"round {task.round}: {error}", round=task.round, rank=task.rank)
             self._choose_anew(below=task.rank)
             return False
+        self._look_at_rank(time.monotonic() - began)
+        return accepted
 
     def _round(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted."""
-        step, number, began = self.reporter.step, task.round, time.monotonic()
+        step, number = self.reporter.step, task.round
         sentence = f"round {number} of {self.spec.rounds}: rank {task.rank}, until {task.deadline}"
         step("task", sentence, round=number, rounds=self.spec.rounds, attempt=task.attempt, deadline=task.deadline)
         self.local_trainer.check(task.trainable)  # before a useless download and evaluation
@@ -170,10 +173,18 @@ class Agent:
         trained = trained or self._training.train(task, request, start)
         self._training.keep_own(trained)
         with self.round_time.uploading():
-            accepted = self._sender.send(trained)
-        if self.rank_choice is not None and self.rank_choice.is_outdated(time.monotonic() - began):
+            return self._sender.send(trained)
+
+    def _look_at_rank(self, seconds: float) -> None:
+        """Choose the rank anew after a round that took much longer than predicted; it stays where nothing fits now."""
+        if self.rank_choice is None or not self.rank_choice.is_outdated(seconds):
+            return
+        try:
             self._choose_anew()
-        return accepted
+        except TrainingError as error:  # the round counts, and so may the next one
+            self.rank_choice.keep(seconds)
+            rank = self.declaration.rank
+            self.reporter.step("rank-kept", f"rank {rank} stays declared: {error}", rank=rank)
 
     def _choose_anew(self, below: int | None = None) -> None:
         """Measure again and declare the rank; a task that failed is then given again at it."""
