@@ -121,7 +121,7 @@ def other_training(job: Job) -> dict[str, Any]:
         lambda job: {"train": QUESTIONS[1:]},
         lambda job: {"heldout": QUESTIONS[:4]},
         lambda job: {"participant": "somebody else"},
-        lambda job: {"compute": Compute(gradient_checkpointing=True)},
+        lambda job: {"compute": Compute(dtype="bfloat16")},
         other_slice,
         other_training,
     ],
@@ -133,6 +133,11 @@ def test_another_job_has_another_checkpoint(job: Job, changed: Callable[[Job], d
 def test_where_a_job_writes_does_not_matter(job: Job, tmp_path: Path) -> None:
     elsewhere = replace(job, output=tmp_path / "elsewhere", deadline=1.0, stop=lambda: True, state=None)
     assert checkpoints.identify(elsewhere) == checkpoints.identify(job)
+
+
+def test_a_checkpoint_counts_for_settings_that_spare_memory(job: Job) -> None:
+    sparing = replace(job, compute=Compute(micro_batch=1, gradient_checkpointing=True))
+    assert checkpoints.identify(sparing) == checkpoints.identify(job)
 
 
 def test_a_checkpoint_of_another_job_does_not_count(job: Job, models: Models) -> None:
