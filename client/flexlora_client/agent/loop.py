@@ -5,9 +5,11 @@ agent with a sentence.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flexlora_client.agent.deliver_update import Sender
+from flexlora_client.agent.deliver_update import USELESS_UPDATE_CODES, Sender
 from flexlora_client.agent.local_parts import EVERYTHING_SHARED, LocalParts
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.measure_slice import SliceMeasuring
@@ -117,7 +119,8 @@ class Agent:
             if isinstance(task, Task) and (task.round, task.attempt, task.rank) != lost:
                 waiting.end()
                 pause = FIRST_PAUSE_S
-                accepted += self._sender.send_kept(task.round)
+                with self._reporting(task):
+                    accepted += self._sender.send_kept(task.round)
                 if self._attempt(task):
                     accepted += 1
                 else:
@@ -141,22 +144,37 @@ class Agent:
             raise
 
     def _attempt(self, task: Task) -> bool:
-        """Do one task; what fails on this side is reported, so that the round does not wait for it."""
+        """Do one task; returns whether its update was accepted, False too where only this round is lost."""
         began = time.monotonic()
         try:
-            accepted = self._round(task)
-        except (TrainingError, BadInput, Corrupted, OSError) as error:
-            unreported = report_failure(self.api, task, error)
-            told = "told the coordinator" if unreported is None else f"could not tell the coordinator: {unreported}"
-            sentence = f"round {task.round}: failed; {told}"
-            self.reporter.step("failed", sentence, round=task.round, told=unreported is None)
-            if not isinstance(error, OutOfMemory) or self.rank_choice is None:
+            with self._reporting(task):
+                accepted = self._round(task)
+        except Refused as error:
+            if error.code is not Code.INVALID_TENSOR:
+                raise
+            return False
+        except OutOfMemory as error:
+            if self.rank_choice is None:
                 raise
             self.reporter.step("out-of-memory", f"round {task.round}: {error}", round=task.round, rank=task.rank)
             self._choose_anew(below=task.rank)
             return False
         self._look_at_rank(time.monotonic() - began)
         return accepted
+
+    @contextmanager
+    def _reporting(self, task: Task) -> Iterator[None]:
+        """Report what fails on this side, so that the round does not wait for it."""
+        try:
+            yield
+        except (Refused, TrainingError, BadInput, Corrupted, OSError) as error:
+            if isinstance(error, Refused) and error.code not in USELESS_UPDATE_CODES:
+                raise
+            unreported = report_failure(self.api, task, error)
+            told = "told the coordinator" if unreported is None else f"could not tell the coordinator: {unreported}"
+            sentence = f"round {task.round}: failed; {told}"
+            self.reporter.step("failed", sentence, round=task.round, told=unreported is None)
+            raise
 
     def _round(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted."""

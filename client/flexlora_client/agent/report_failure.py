@@ -15,6 +15,7 @@ from flexlora_client.errors import (
     DivergedError,
     ModelError,
     OutOfMemory,
+    Refused,
 )
 from flexlora_shared.messages.tasks import Failure, FailureKind, Task
 
@@ -52,6 +53,8 @@ def failure_kind(error: Exception) -> FailureKind:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, Refused):
+        return f"the update was refused with {error.code}"
     if isinstance(error, QUOTABLE):
         without_quotes = QUOTED.sub("'…'", str(error))  # the base model's path, where it does not fit
         printable = "".join(character if character.isprintable() else " " for character in without_quotes)
