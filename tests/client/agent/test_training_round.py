@@ -106,6 +106,22 @@ def test_ctrl_c_while_the_trained_adapter_is_evaluated_loses_no_training(
     assert site.round("run", 1)["summary"]["train_metrics"] == {"train_loss": 0.5}
 
 
+def test_the_room_held_for_the_update_is_free_before_it_is_written(site: Served, tmp_path: Path) -> None:
+    held: list[bool] = []
+
+    class EndsEarly(Nudge):
+        def train(self, job: Job) -> Outcome:
+            job.progress(3, 10, 0.5)
+            held.append((job.output / ".reserved").exists())
+            job.before_writing()
+            held.append((job.output / ".reserved").exists())
+            return super().train(job)
+
+    with agent(site, site.run(rounds=1), tmp_path, EndsEarly(), Listening("run")) as working:
+        working.run()
+    assert held == [True, False]
+
+
 @pytest.mark.parametrize("error", [OutOfMemory("evaluation needs more."), DivergedError("nan."), BadInput("--metric")])
 def test_an_evaluation_that_fails_costs_the_figures_alone(
     site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flexlora_client.errors import Stopped
-from flexlora_client.training.contract import Compute, Job, Progress
+from flexlora_client.training.contract import ADAPTER_FILE, Compute, Job, Progress
 from flexlora_client.training.data.examples import Chat, Example, Prompted, Turn
 from flexlora_client.training.loop import checkpoints, snapshots, training_loop
 from flexlora_client.training.loop.standard import StandardTrainer
@@ -244,3 +244,11 @@ def test_examples_without_anything_to_learn_are_found_on_the_way(
     again = StandardTrainer(models).train(job)
     assert again.adapter.read_bytes() == expected.adapter.read_bytes()
     assert (again.examples, again.metrics["train_loss"]) == (3, expected.metrics["train_loss"])
+
+
+def test_the_room_for_the_update_is_asked_for_when_the_deadline_ended_training(job: Job, models: Models) -> None:
+    written: list[bool] = []
+    late = replace(job, deadline=time.time() - 1, checkpoints=None, state=None)
+    ready = replace(late, before_writing=lambda: written.append((job.output / ADAPTER_FILE).exists()))
+    assert StandardTrainer(models).train(ready).metrics["train_steps"] == 1
+    assert written == [False]
