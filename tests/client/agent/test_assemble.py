@@ -9,6 +9,7 @@ import pytest
 from flexlora_client import credentials
 from flexlora_client.agent import assemble
 from flexlora_client.agent.assemble import RunOptions, take_part
+from flexlora_client.agent.checks.before_declaring import check_before_declaring
 from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter
@@ -27,13 +28,13 @@ def test_the_model_that_was_checked_is_gone_before_a_rank_is_measured(
     data.write_text('{"text": "one two three"}\n{"text": "four five six"}\n')
     site.run(model={"id": str(base)}, modules=[module.model_dump(mode="json") for module in make_run(base).modules])
     client = site.enroll()
+    assert client.key is not None
     identity = Identity(url=site.url, client_id=client.client_id, name="participant", api_key=client.key)
     credentials.save(home, identity)
     checked: list[weakref.ref[object]] = []
-    check = assemble.check_before_declaring
 
     def remember(subject: Subject, reporter: Reporter) -> None:
-        check(subject, reporter)
+        check_before_declaring(subject, reporter)
         assert subject.loaded is not None
         checked.append(weakref.ref(subject.loaded.model))
 
