@@ -122,6 +122,17 @@ def test_the_room_held_for_the_update_is_free_before_it_is_written(site: Served,
     assert held == [True, False]
 
 
+def test_over_how_many_examples_a_loss_is_is_kept_beside_it(
+    site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Measured({"loss": 1.0}, SampleSize(1))
+    monkeypatch.setattr(LocalTrainer, "evaluate", lambda *_, **__: measured)
+    with agent(site, site.run(rounds=1), tmp_path, Nudge(), Listening("run")) as working:
+        replace(working, local_trainer=replace(working.local_trainer, heldout=(Plain("four"), Plain("five")))).run()
+    kept = working.work_folder.results.kept
+    assert [one and (one.loss, one.sample) for one in (kept.last, kept.served)] == [(1.0, 1)] * 2
+
+
 @pytest.mark.parametrize("error", [OutOfMemory("evaluation needs more."), DivergedError("nan."), BadInput("--metric")])
 def test_an_evaluation_that_fails_costs_the_figures_alone(
     site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
