@@ -121,10 +121,7 @@ def _prepared(
     local_trainer, data, device = prepare(home, options, spec, client_id)
     _tell_data(data, reporter)
     work.basis = compute_basis(client_id, local_trainer.train)
-    with tempfile.TemporaryDirectory() as folder:
-        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
-        subject.api, subject.spec, subject.local_trainer, subject.device = api, spec, local_trainer, device
-        check_before_declaring(subject, reporter)
+    fingerprint = _check(home, options, api, reporter, spec, local_trainer, device)
     if options.evaluates_only:
         measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
         assert options.rank is not None  # by the command line
@@ -132,7 +129,7 @@ def _prepared(
     choice = RankChoice(spec, local_trainer, options.compute, reporter) if options.rank is None else None
     rank = options.rank if choice is None else choice.choose()
     assert rank is not None
-    declaration = _build_declaration(options, rank, local_trainer, device, subject.fingerprint)
+    declaration = _build_declaration(options, rank, local_trainer, device, fingerprint)
     return Agent(
         api,
         spec,
@@ -144,6 +141,26 @@ def _prepared(
         kept_parts,
         rank_choice=choice,
     )
+
+
+def _check(
+    home: Path,
+    options: RunOptions,
+    api: Api,
+    reporter: Reporter,
+    spec: RunSpec,
+    local_trainer: LocalTrainer,
+    device: torch.device,
+) -> Fingerprint | None:
+    """Look for what would fail in a round; the base model's fingerprint. Raises: ClientError, TrainingError.
+
+    What is looked at holds the model, of which a measurement would load a second copy: it ends here.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
+        subject.api, subject.spec, subject.local_trainer, subject.device = api, spec, local_trainer, device
+        check_before_declaring(subject, reporter)
+    return subject.fingerprint
 
 
 def prepare(

@@ -19,6 +19,8 @@ DROP_UPDATE_CODES = frozenset({Code.ALREADY_ACCEPTED, Code.INVALID_TENSOR})
 DROP_UPDATE_AND_STOP_CODES = frozenset(
     {Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.DIGEST_MISMATCH}
 )
+# The participant has no update for its round, which waits for it until it is told.
+USELESS_UPDATE_CODES = DROP_UPDATE_AND_STOP_CODES | {Code.INVALID_TENSOR}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Sender:
         """Send an update; returns whether it counts, in its round or a later one.
 
         Raises:
-            Refused: the coordinator refuses this participant or its update for good.
+            Refused: the coordinator refuses this participant or its update for good; with `invalid-tensor` this one alone.
         """
         try:
             receipt = self._upload(trained)
@@ -44,6 +46,8 @@ class Sender:
             if error.code not in KEEP_UPDATE_CODES | DROP_UPDATE_CODES:
                 raise
             self._report_lost(trained, error)
+            if error.code is Code.INVALID_TENSOR:
+                raise
             return False
         self.work_folder.drop_trained()
         self._report_accepted(trained, receipt)
@@ -58,7 +62,12 @@ class Sender:
         if kept is None or kept.round == current:
             return False
         self.reporter.step("kept", f"round {kept.round}: sending the update trained before", round=kept.round)
-        return self.send(kept)
+        try:
+            return self.send(kept)
+        except Refused as error:
+            if error.code is not Code.INVALID_TENSOR:
+                raise
+            return False
 
     def _upload(self, trained: TrainedUpdate) -> Receipt:
         if self.work_folder.unsaved is not None:

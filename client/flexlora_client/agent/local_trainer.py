@@ -113,7 +113,7 @@ class LocalTrainer:
             **around,
         )
         with reserved(output, (adapter / ADAPTER_FILE).stat().st_size) as release, _translate_errors("training"):
-            returned = self.trainer.train(replace(job, progress=_releasing(progress, release)))
+            returned = self.trainer.train(replace(job, progress=_releasing(progress, release), before_writing=release))
         outcome = _check_outcome(returned, request, output)
         self.compute = outcome.compute or self.compute  # what memory forced holds for the next rounds too
         if not (outcome.adapter.parent / CONFIG_FILE).exists():
@@ -166,7 +166,7 @@ def sendable_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _releasing(progress: Progress, release: Callable[[], None]) -> Progress:
-    """The progress, which frees the update's room on the disk after the last step: it is written next."""
+    """The progress, which frees the update's room on the disk after the last step, for loops that do not do it themselves."""
 
     def releasing(step: int, total: int, loss: float) -> None:
         if step >= total:

@@ -5,9 +5,11 @@ agent with a sentence.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flexlora_client.agent.deliver_update import Sender
+from flexlora_client.agent.deliver_update import USELESS_UPDATE_CODES, Sender
 from flexlora_client.agent.local_parts import EVERYTHING_SHARED, LocalParts
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.measure_slice import SliceMeasuring
@@ -108,19 +110,21 @@ class Agent:
 
     def _rounds(self) -> None:
         accepted, waiting = int(self._sender.send_kept()), Waiting(self.api, self.spec.name, self.reporter)
-        lost: tuple[int, int] | None = None  # the coordinator names it again until the round is over
+        # The coordinator names it again until the round is over; at another rank, declared since, it is a task anew.
+        lost: tuple[int, int, int] | None = None
         pause = FIRST_PAUSE_S
         while self.max_rounds is None or accepted < self.max_rounds:
             # a short poll first: whoever watches learns at once that there is nothing to do, and what is waited for
             task = self._next(self.api.retry.uniform(*LONG_POLL_RANGE_S) if waiting.begun else FIRST_POLL_S)
-            if isinstance(task, Task) and (task.round, task.attempt) != lost:
+            if isinstance(task, Task) and (task.round, task.attempt, task.rank) != lost:
                 waiting.end()
                 pause = FIRST_PAUSE_S
-                accepted += self._sender.send_kept(task.round)
+                with self._reporting(task):
+                    accepted += self._sender.send_kept(task.round)
                 if self._attempt(task):
                     accepted += 1
                 else:
-                    lost = (task.round, task.attempt)
+                    lost = (task.round, task.attempt, task.rank)
                 continue
             waiting.go_on()
             if isinstance(task, NoTask):
@@ -140,23 +144,41 @@ class Agent:
             raise
 
     def _attempt(self, task: Task) -> bool:
-        """Do one task; what fails on this side is reported, so that the round does not wait for it."""
+        """Do one task; returns whether its update was accepted, False too where only this round is lost."""
+        began = time.monotonic()
         try:
-            return self._round(task)
-        except (TrainingError, BadInput, Corrupted, OSError) as error:
-            unreported = report_failure(self.api, task, error)
-            told = "told the coordinator" if unreported is None else f"could not tell the coordinator: {unreported}"
-            sentence = f"round {task.round}: failed; {told}"
-            self.reporter.step("failed", sentence, round=task.round, told=unreported is None)
-            if not isinstance(error, OutOfMemory) or self.rank_choice is None:
+            with self._reporting(task):
+                accepted = self._round(task)
+        except Refused as error:
+            if error.code is not Code.INVALID_TENSOR:
+                raise
+            return False
+        except OutOfMemory as error:
+            if self.rank_choice is None:
                 raise
             self.reporter.step("out-of-memory", f"round {task.round}: {error}", round=task.round, rank=task.rank)
             self._choose_anew(below=task.rank)
             return False
+        self._look_at_rank(time.monotonic() - began)
+        return accepted
+
+    @contextmanager
+    def _reporting(self, task: Task) -> Iterator[None]:
+        """Report what fails on this side, so that the round does not wait for it."""
+        try:
+            yield
+        except (Refused, TrainingError, BadInput, Corrupted, OSError) as error:
+            if isinstance(error, Refused) and error.code not in USELESS_UPDATE_CODES:
+                raise
+            unreported = report_failure(self.api, task, error)
+            told = "told the coordinator" if unreported is None else f"could not tell the coordinator: {unreported}"
+            sentence = f"round {task.round}: failed; {told}"
+            self.reporter.step("failed", sentence, round=task.round, told=unreported is None)
+            raise
 
     def _round(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted."""
-        step, number, began = self.reporter.step, task.round, time.monotonic()
+        step, number = self.reporter.step, task.round
         sentence = f"round {number} of {self.spec.rounds}: rank {task.rank}, until {task.deadline}"
         step("task", sentence, round=number, rounds=self.spec.rounds, attempt=task.attempt, deadline=task.deadline)
         self.local_trainer.check(task.trainable)  # before a useless download and evaluation
@@ -169,13 +191,21 @@ class Agent:
         trained = trained or self._training.train(task, request, start)
         self._training.keep_own(trained)
         with self.round_time.uploading():
-            accepted = self._sender.send(trained)
-        if self.rank_choice is not None and self.rank_choice.is_outdated(time.monotonic() - began):
+            return self._sender.send(trained)
+
+    def _look_at_rank(self, seconds: float) -> None:
+        """Choose the rank anew after a round that took much longer than predicted; it stays where nothing fits now."""
+        if self.rank_choice is None or not self.rank_choice.is_outdated(seconds):
+            return
+        try:
             self._choose_anew()
-        return accepted
+        except TrainingError as error:  # the round counts, and so may the next one
+            self.rank_choice.keep(seconds)
+            rank = self.declaration.rank
+            self.reporter.step("rank-kept", f"rank {rank} stays declared: {error}", rank=rank)
 
     def _choose_anew(self, below: int | None = None) -> None:
-        """Measure again and declare the rank; it holds from the next round on."""
+        """Measure again and declare the rank; a task that failed is then given again at it."""
         assert self.rank_choice is not None
         rank = self.rank_choice.choose(below)
         if rank != self.declaration.rank:
@@ -184,8 +214,12 @@ class Agent:
 
     def _report(self, served: CachedSlice, published: int, request: SliceRequest) -> None:
         seconds = self.local_trainer.evaluation_seconds(self.work_folder.state.training_seconds)
-        with self.round_time.evaluating():
-            self._measuring.report(served, published, request, seconds)
+        try:
+            with self.round_time.evaluating():
+                self._measuring.report(served, published, request, seconds)
+        except (TrainingError, BadInput) as error:  # figures are for people; what is trained counts without them
+            sentence = f"the adapter of round {published} was not evaluated: {error}"
+            self.reporter.step("evaluation-failed", sentence, round=published)
 
     def _finish(self) -> None:
         """Evaluate the final adapter after the end of the run.

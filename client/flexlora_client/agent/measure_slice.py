@@ -50,7 +50,7 @@ class SliceMeasuring:
         counted = f"{count} held-out examples" if count == everything else f"{count} of {everything} held-out examples"
         sentence = f"adapter of round {published} on {counted}: {format_metrics(metrics)}"
         self.reporter.step("evaluated", sentence, round=published, examples=count, metrics=metrics)
-        self._note(served, published, request, metrics)
+        self._note(served, published, request, metrics, count)
         pattern = dict(request.rank_pattern)
         try:
             if metrics:
@@ -60,7 +60,14 @@ class SliceMeasuring:
             self.reporter.step("evaluation-refused", f"the evaluation was not taken: {error}", round=published)
         self.work_folder.set_evaluated(served.sha256, measured.sample)
 
-    def _note(self, served: CachedSlice, published: int, request: SliceRequest, metrics: dict[str, float]) -> None:
+    def _note(
+        self,
+        served: CachedSlice,
+        published: int,
+        request: SliceRequest,
+        metrics: dict[str, float],
+        sample: int = 0,
+    ) -> None:
         kept = KeptAdapter(
             own=False,
             folder=f"slices/{served.sha256}",
@@ -70,5 +77,6 @@ class SliceMeasuring:
             rank_pattern=dict(request.rank_pattern),
             metrics=metrics,
             basis=self.work_folder.basis,
+            sample=sample,
         )
         self.work_folder.results.note_served(kept)

@@ -46,6 +46,11 @@ class RankChoice:
         )
         return self.chosen.rank
 
+    def keep(self, seconds: float) -> None:
+        """Go on with the choice, and expect rounds of so many seconds."""
+        assert self.chosen is not None
+        self.chosen = replace(self.chosen, seconds=seconds)
+
     def is_outdated(self, seconds: float) -> bool:
         """Whether a round of so many seconds shows that the choice was wrong: the deadline is near, and it was not predicted."""
         assert self.chosen is not None  # a round comes after a choice

@@ -1,7 +1,9 @@
 """Tells the coordinator that a round's work failed here, so that the round stops waiting for it.
 
-Nothing of the participant's data is sent: sentences about data and from foreign code may quote it, so those stay here.
+Nothing of the participant's data is sent, nor where it keeps its files: most sentences may quote them, so those stay here.
 """
+
+import re
 
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.retry import Backoff, RetryPolicy
@@ -13,13 +15,14 @@ from flexlora_client.errors import (
     DivergedError,
     ModelError,
     OutOfMemory,
-    PluginError,
+    Refused,
 )
 from flexlora_shared.messages.tasks import Failure, FailureKind, Task
 
 ATTEMPTS = Backoff(base=0.5, cap=2.0, attempts=3)  # somebody may wait for the agent's end
 MAX_REASON_CHARS = 500  # the protocol's limit
-QUOTABLE = (ModelError, AdapterError, DeviceError, DivergedError, PluginError)  # their sentences quote no data
+QUOTABLE = (DeviceError, DivergedError)  # the sentences of others may quote data, or paths on the participant's machine
+QUOTED = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"")  # an apostrophe is none
 
 
 def report_failure(api: Api, task: Task, error: Exception) -> ClientError | None:
@@ -50,7 +53,10 @@ def failure_kind(error: Exception) -> FailureKind:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, Refused):
+        return f"the update was refused with {error.code}"
     if isinstance(error, QUOTABLE):
-        printable = "".join(character if character.isprintable() else " " for character in str(error))
+        without_quotes = QUOTED.sub("'…'", str(error))  # the base model's path, where it does not fit
+        printable = "".join(character if character.isprintable() else " " for character in without_quotes)
         return printable[:MAX_REASON_CHARS]
     return f"{type(error).__name__}; the participant's own output says more"

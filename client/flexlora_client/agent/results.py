@@ -32,6 +32,7 @@ class KeptAdapter(Message):
     rank_pattern: RankPattern = {}
     metrics: Metrics = {}
     basis: str = ""  # who trained it on which examples; losses on other ones do not compare
+    sample: int = 0  # held-out examples that the loss is over; nor do losses over more or fewer
 
     @property
     def loss(self) -> float | None:
@@ -69,6 +70,8 @@ class Results:
     def keep_own(self, adapter: Path, trained: KeptAdapter) -> None:
         """Copy the adapter in folder `adapter` under `trained.folder`; the last one, and the best where its loss is least.
 
+        Where its loss does not compare with that of the best, it is the best.
+
         Repeating it changes nothing. Raises: OSError, where the disk is full.
         """
         if self.kept.last is not None and self.kept.last.sha256 == trained.sha256:
@@ -85,7 +88,7 @@ class Results:
         part.replace(target)
         sync_folder(target.parent)
         best = self.kept.best
-        if best is None or best.basis != trained.basis or _less(trained, best):
+        if best is None or not _comparable(best, trained) or _less(trained, best):
             best = trained
         self._save(self.kept.model_copy(update={"last": trained, "best": best}))
 
@@ -99,7 +102,7 @@ class Results:
     def choose(self, source: Source) -> tuple[KeptAdapter, Path]:
         """The adapter asked for, and its folder: `own` is the best own one, `best` the better of it and the one served.
 
-        Raises: BadInput, where there is none, or no held-out loss to choose by.
+        Raises: BadInput, where there is none, or no held-out losses that compare to choose by.
         """
         own, served = self.kept.best, self.kept.served
         chosen = own if source == "own" else served
@@ -107,6 +110,11 @@ class Results:
             if own.loss is None or served.loss is None:
                 raise BadInput(
                     "nothing was measured on held-out data, so neither adapter is the better; name own or global"
+                )
+            if not _comparable(own, served):
+                raise BadInput(
+                    "the adapter trained here and the one served were measured on different examples, so neither is known to be "
+                    "the better; name own or global, and let a larger --evaluation-share measure all held-out examples"
                 )
             chosen = own if own.loss < served.loss else served
         if chosen is None:
@@ -150,7 +158,13 @@ def read_spec(folder: Path) -> RunSpec:
 
 
 def own_adapter(
-    adapter: Path, round_: int, rank: int, rank_pattern: Mapping[str, int], metrics: Mapping[str, float], basis: str
+    adapter: Path,
+    round_: int,
+    rank: int,
+    rank_pattern: Mapping[str, int],
+    metrics: Mapping[str, float],
+    basis: str,
+    sample: int = 0,
 ) -> KeptAdapter:
     """What `keep_own` records of the adapter in folder `adapter`."""
     sha256 = sha256_of(adapter / ADAPTER_FILE)
@@ -163,7 +177,13 @@ def own_adapter(
         rank_pattern=dict(rank_pattern),
         metrics=dict(metrics),
         basis=basis,
+        sample=sample,
     )
+
+
+def _comparable(one: KeptAdapter, other: KeptAdapter) -> bool:
+    """Whether their losses, where there are any, are over the same examples."""
+    return one.basis == other.basis and (one.sample == other.sample or None in (one.loss, other.loss))
 
 
 def _less(one: KeptAdapter, other: KeptAdapter) -> bool:

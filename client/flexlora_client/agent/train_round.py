@@ -12,9 +12,10 @@ from flexlora_client.agent.round_time import RoundTime
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest
 from flexlora_client.agent.stop_signals import stop_signals
 from flexlora_client.agent.work_folder import TrainedUpdate, WorkFolder
-from flexlora_client.errors import BadInput, Stopped
+from flexlora_client.errors import BadInput, Stopped, TrainingError
 from flexlora_client.files import sha256_of
 from flexlora_client.training.contract import ADAPTER_FILE, Compute, Outcome
+from flexlora_client.training.evaluation.evaluate import Measured
 from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
@@ -48,10 +49,12 @@ class TrainRound:
         trained = self._record(task, request, start, outcome)
         if stop():  # asked for in the last step, or the training loop does not ask
             raise KeyboardInterrupt
-        heldout = self._measure_trained(task, start, outcome)
-        if heldout:
+        measured = self._measure_trained(task, start, outcome)
+        if measured is not None:
+            heldout = {f"{HELDOUT_PREFIX}{name}": value for name, value in measured.metrics.items()}
             metrics = sendable_metrics({**trained.upload.metrics, **heldout})
-            trained = trained.model_copy(update={"upload": trained.upload.model_copy(update={"metrics": metrics})})
+            upload = trained.upload.model_copy(update={"metrics": metrics})
+            trained = trained.model_copy(update={"upload": upload, "sample": measured.sample.examples})
             self.work_folder.save_trained(trained)
         metrics = dict(trained.upload.metrics)
         self.reporter.step("trained", f"round {number}: {format_metrics(metrics)}", round=number, metrics=metrics)
@@ -127,19 +130,23 @@ class TrainRound:
         sentence = f"round {number}: stopping after this step; Ctrl-C again stops at once"
         self.reporter.step("stopping", sentence, round=number)
 
-    def _measure_trained(self, task: Task, start: CachedSlice, outcome: Outcome) -> dict[str, float]:
-        """Metrics of what was trained, on the examples that the slice served was measured on."""
+    def _measure_trained(self, task: Task, start: CachedSlice, outcome: Outcome) -> Measured | None:
+        """Metrics of what was trained, on the examples that the slice served was measured on; None where that fails."""
         if not self.local_trainer.heldout:
-            return {}
+            return None
         sample, state = None, self.work_folder.state
         if state.sample is not None and state.evaluated == start.sha256:
             sample = SampleSize(**state.sample.model_dump())
         seconds = None if sample else self.local_trainer.evaluation_seconds(state.training_seconds)
         base_adapter = start.folder if task.trainable == "fresh" else None
-        after = self.local_trainer.evaluate(
-            self.spec, outcome.adapter.parent, most=sample, seconds=seconds, base_adapter=base_adapter
-        )
-        return {f"{HELDOUT_PREFIX}{name}": value for name, value in after.metrics.items()}
+        try:
+            return self.local_trainer.evaluate(
+                self.spec, outcome.adapter.parent, most=sample, seconds=seconds, base_adapter=base_adapter
+            )
+        except (TrainingError, BadInput) as error:  # the update is finished and counts without its figures
+            sentence = f"round {task.round}: the adapter trained here was not evaluated: {error}"
+            self.reporter.step("evaluation-failed", sentence, round=task.round)
+            return None
 
     def _report_saving(self, number: int, compute: Compute) -> None:
         """Tell that training went on with settings that take less memory."""
@@ -153,9 +160,9 @@ class TrainRound:
         if update.trainable == "fresh":  # it means nothing without the slice below it
             return
         metrics = {name.removeprefix(prefix): v for name, v in update.metrics.items() if name.startswith(prefix)}
-        folder = self.work_folder.own_adapter(trained)
+        folder, sample = self.work_folder.own_adapter(trained), trained.sample
         try:
-            kept = own_adapter(folder, trained.round, update.rank, update.rank_pattern, metrics, trained.basis)
+            kept = own_adapter(folder, trained.round, update.rank, update.rank_pattern, metrics, trained.basis, sample)
             self.work_folder.results.keep_own(folder, kept)
         except (OSError, BadInput) as error:  # a full disk; the round counts without it
             sentence = f"round {trained.round}: the adapter trained here is not kept: {error}"

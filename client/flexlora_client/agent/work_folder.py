@@ -38,6 +38,7 @@ class TrainedUpdate(Message):
         ""  # its own adapter's folder inside it, where that holds parts that the file does not; "": the file's folder
     )
     upload: UploadCreate
+    sample: int = 0  # held-out examples that its own loss is over
 
 
 class EvaluatedSample(Message):

@@ -15,10 +15,10 @@ only, and so is a subclass that brings another `train` and does not name them an
 
         supports = ("slice", "B", "fresh")
 
-A loop may ignore `job.stop`, `job.deadline`, `job.checkpoints`, `job.state` and `job.notice`. Then the first Ctrl-C lets it
-finish its round, whose update is sent at the next start, and a second one raises KeyboardInterrupt wherever it is, so it
-should let that pass. A round that takes longer than its deadline is lost, and a killed one begins anew. A loop that heeds
-`stop` raises `Stopped`, with a sentence that says where it stands.
+A loop may ignore `job.stop`, `job.deadline`, `job.checkpoints`, `job.state`, `job.notice` and `job.before_writing`. Then the
+first Ctrl-C lets it finish its round, whose update is sent at the next start, and a second one raises KeyboardInterrupt
+wherever it is, so it should let that pass. A round that takes longer than its deadline is lost, and a killed one begins anew.
+A loop that heeds `stop` raises `Stopped`, with a sentence that says where it stands.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,6 +64,10 @@ def _unheard(sentence: str) -> None:
     """What nobody asked to be told."""
 
 
+def _unready() -> None:
+    """Nothing is made ready for what is written."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One round of local training."""
@@ -86,6 +90,7 @@ class Job:
     checkpoints: Path | None = None  # folder for checkpoints of this round; None: none are written
     state: Path | None = None  # folder that lasts from round to round, for the optimizer's state; None: none is kept
     notice: Callable[[str], None] = _unheard  # takes a sentence for the participant, without a full stop
+    before_writing: Callable[[], None] = _unready  # call it when training is over: room on the disk is held until then
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer import BadParameter
 
+from flexlora_client.agent import rank_choice
 from flexlora_client.agent.assemble import describe_hardware
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
@@ -21,12 +22,12 @@ from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, RetryPolicy
 from flexlora_client.errors import OutOfMemory
 from flexlora_client.training.contract import Compute, Job, Outcome, Trainer
 from flexlora_client.training.data.examples import Example, Plain
-from flexlora_client.training.fitting.choice import Option
+from flexlora_client.training.fitting.choice import Bounds, Choice, Option
 from flexlora_client.training.models.devices import resolve_device
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
-from tests.client.agent.test_loop import Listening
+from tests.client.agent.test_loop import Interrupted, Listening
 from tests.support.kit import Served, spec
 from tests.support.tiny_models import make_llama, make_run
 from tests.support.trainers import Nudge
@@ -82,6 +83,20 @@ def test_where_memory_ends_in_a_round_a_lower_rank_is_declared(site: Served, bas
     assert accepted == [1, 2], "a new declaration gives the task of the round again, at its rank"
 
 
+def test_a_lower_rank_is_trained_in_the_attempt_in_which_memory_ended(site: Served, base: Path, tmp_path: Path) -> None:
+    def no_wait(kind: str) -> None:
+        if kind == "waiting" and "out-of-memory" in reporter.kinds():
+            raise Interrupted
+
+    changes = {"min_clients": 2, "min_updates": 1, "rounds": 1}
+    with auto_agent(site, base, tmp_path / "home", Full(), no_wait, **changes) as (agent, reporter):
+        site.enroll().declare("run", 4)  # the round goes on with this one, which has not answered
+        agent.max_rounds = 1
+        agent.run()
+    assert [event["attempt"] for event in reporter.events if event["event"] == "task"] == [1, 1]
+    assert reporter.kinds()[-2:] == ["accepted", "stopped"]
+
+
 def test_a_round_near_the_deadline_that_was_predicted_shorter_outdates_the_choice(tmp_path: Path) -> None:
     learner = LocalTrainer(Nudge(), Models(), EXAMPLES, (), 0, "cpu", None)
     run = RunSpec.model_validate(spec(round_timeout=100.0))
@@ -91,6 +106,24 @@ def test_a_round_near_the_deadline_that_was_predicted_shorter_outdates_the_choic
     assert choice.is_outdated(81.0)
     choice.chosen = replace(chosen, seconds=70.0)
     assert not choice.is_outdated(81.0)  # about as predicted
+    choice.keep(90.0)
+    assert not choice.is_outdated(99.0)
+
+
+def test_a_slow_round_counts_and_its_rank_stays_where_nothing_fits_any_more(
+    site: Served, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> Choice:
+        slow = Option(2, 1, False, 2**30, seconds=500.0, transfer_seconds=1.0, verdict="too slow")
+        return Choice((slow,), None, Bounds(2**31, 80.0))
+
+    with auto_agent(site, base, tmp_path / "home", Nudge(), lambda kind: None, rounds=1) as (agent, reporter):
+        monkeypatch.setattr(rank_choice, "choose_rank", busy)
+        monkeypatch.setattr(RankChoice, "is_outdated", lambda *_: True)
+        agent.run()
+    assert [event["rank"] for event in reporter.events if event["event"] in ("declared", "rank-kept")] == [8, 8]
+    assert "failed" not in reporter.kinds()
+    assert reporter.kinds()[-1] == "completed"
 
 
 def test_settings_that_memory_forced_are_told_and_kept(site: Served, base: Path, tmp_path: Path) -> None:

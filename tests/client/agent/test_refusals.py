@@ -17,7 +17,7 @@ from flexlora_client.training.data.examples import Example, Plain
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunDetail, RunStatus
-from flexlora_shared.messages.tasks import AdapterRef, Task
+from flexlora_shared.messages.tasks import AdapterRef, Failure, Task
 from flexlora_shared.problems import Code
 from tests.support.connecting import Waits, connect
 from tests.support.misbehaving import Misbehaving, Planned, answer, message, misbehaving, problem
@@ -25,6 +25,7 @@ from tests.support.served_slices import DATA, RANK, RUN, SHA256, config, slice_r
 from tests.support.trainers import Nudge
 
 DECLARE, TASK, GET_RUN = "PUT /v1/runs/run/declaration", "GET /v1/runs/run/task", "GET /v1/runs/run"
+FAILURE = "PUT /v1/runs/run/rounds/1/failure"
 DECLARATION = Declaration(rank=RANK, examples=1)
 
 
@@ -128,17 +129,21 @@ def test_a_run_that_is_over_before_the_start_is_no_error(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("code", [Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH])
 def test_an_update_refused_for_its_form_ends_the_agent_and_is_not_kept(tmp_path: Path, code: Code) -> None:
-    with misbehaving(message(DECLARATION), task(), whole(), config(), problem(code)) as server:
+    with misbehaving(message(DECLARATION), task(), whole(), config(), problem(code), answer(204)) as server:
         with pytest.raises(Refused) as caught:
             take_part(server, tmp_path, Waits())
         assert caught.value.code is code
+        assert server.calls[-1] == FAILURE, "the round does not wait for it"
     assert WorkFolder(tmp_path, "run").state.trained is None
 
 
 def test_a_diverged_update_is_not_trained_again_in_its_round(tmp_path: Path) -> None:
     declared, diverged = message(DECLARATION), problem(Code.INVALID_TENSOR)
-    with misbehaving(declared, task(), whole(), config(), diverged, task(), idle(), *over()) as server:
+    planned = (task(), whole(), config(), diverged, answer(204), task(), idle(), *over())
+    with misbehaving(declared, *planned) as server:
         assert len(take_part(server, tmp_path, Waits()).jobs) == 1
+        failure = Failure.model_validate_json(server.asked[server.calls.index(FAILURE)].body)
+    assert failure.reason == "the update was refused with invalid-tensor"
 
 
 def test_a_last_download_that_fails_does_not_spoil_a_complete_run(

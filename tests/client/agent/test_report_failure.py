@@ -3,7 +3,17 @@
 import pytest
 
 from flexlora_client.agent.report_failure import report_failure
-from flexlora_client.errors import BadInput, DataError, DeviceError, DivergedError, ModelError, OutOfMemory, Unreachable
+from flexlora_client.errors import (
+    AdapterError,
+    BadInput,
+    DataError,
+    DeviceError,
+    DivergedError,
+    ModelError,
+    OutOfMemory,
+    PluginError,
+    Unreachable,
+)
 from flexlora_shared.messages.tasks import Failure
 from tests.client.agent.test_refusals import told
 from tests.support.connecting import Waits, connect
@@ -18,8 +28,12 @@ QUIET = "the participant's own output says more"
         (DataError("row 'my secret' is empty; fill it in."), "data", f"DataError; {QUIET}"),
         (BadInput("training failed in mine.py, line 3: KeyError: 'my secret'"), "training", f"BadInput; {QUIET}"),
         (OSError(28, "No space left on device"), "other", f"OSError; {QUIET}"),
-        (ModelError("no such\tmodel\x00."), "model", "no such model ."),
+        (ModelError("/home/eve/llama is no base model."), "model", f"ModelError; {QUIET}"),
+        (AdapterError("/home/eve/slices/1 lacks a tensor."), "model", f"AdapterError; {QUIET}"),
+        (PluginError("--metric returned 'my secret'."), "training", f"PluginError; {QUIET}"),
+        (DeviceError("no such\tdevice\x00."), "device", "no such device ."),
         (OutOfMemory("it is too small."), "memory", "it is too small."),
+        (OutOfMemory("the model '/home/eve/a' does not fit."), "memory", "the model '…' does not fit."),
         (DeviceError("there is no memory card reader."), "device", "there is no memory card reader."),
         (DeviceError("there is no device."), "device", "there is no device."),
         (DivergedError("the loss is nan " * 100), "training", ("the loss is nan " * 100)[:500]),

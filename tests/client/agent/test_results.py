@@ -11,20 +11,22 @@ from flexlora_shared.messages.runs import RunSpec
 from tests.support.kit import spec
 
 
-def keep(results: Results, folder: Path, round_: int, loss: float | None, basis: str = "mine") -> KeptAdapter:
+def keep(
+    results: Results, folder: Path, round_: int, loss: float | None, basis: str = "mine", sample: int = 10
+) -> KeptAdapter:
     """Keep an adapter that this round trained."""
     made = folder / "made"
     made.mkdir(exist_ok=True)
     (made / ADAPTER_FILE).write_bytes(b"round %d" % round_)
     (made / CONFIG_FILE).write_text("{}")
-    kept = own_adapter(made, round_, 4, {}, {} if loss is None else {"loss": loss}, basis)
+    kept = own_adapter(made, round_, 4, {}, {} if loss is None else {"loss": loss}, basis, sample)
     results.keep_own(made, kept)
     return kept
 
 
 def served(folder: Path, loss: float | None) -> KeptAdapter:
     """A slice in the cache."""
-    kept = own_adapter(folder / "made", 9, 4, {}, {} if loss is None else {"loss": loss}, "mine")
+    kept = own_adapter(folder / "made", 9, 4, {}, {} if loss is None else {"loss": loss}, "mine", 10)
     (folder / "slices").mkdir(exist_ok=True)
     (folder / "made").replace(folder / "slices" / kept.sha256)
     return kept.model_copy(update={"own": False, "folder": f"slices/{kept.sha256}"})
@@ -55,6 +57,22 @@ def test_losses_on_other_data_do_not_compare(tmp_path: Path) -> None:
     keep(results, tmp_path, 1, 0.1, "before")
     keep(results, tmp_path, 2, 5.0, "after")
     assert results.choose("own")[0].round == 2
+
+
+def test_losses_over_more_examples_do_not_compare(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    keep(results, tmp_path, 1, 0.1, sample=5)
+    keep(results, tmp_path, 2, 5.0)
+    assert results.choose("own")[0].round == 2
+
+
+@pytest.mark.parametrize(("basis", "sample"), [("before", 10), ("mine", 5)])
+def test_which_is_better_is_not_said_of_losses_on_other_data(tmp_path: Path, basis: str, sample: int) -> None:
+    results = Results(tmp_path)
+    keep(results, tmp_path, 1, 1.0, basis, sample)
+    results.note_served(served(tmp_path, 2.0))
+    with pytest.raises(BadInput, match="measured on different examples"):
+        results.choose("best")
 
 
 @pytest.mark.parametrize(("own", "other", "better"), [(1.0, 2.0, True), (2.0, 1.0, False)])

@@ -9,7 +9,7 @@ import pytest
 
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
-from flexlora_client.errors import Stopped
+from flexlora_client.errors import BadInput, DivergedError, OutOfMemory, Stopped
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Plain
 from flexlora_client.training.evaluation.evaluate import Measured
@@ -103,4 +103,53 @@ def test_ctrl_c_while_the_trained_adapter_is_evaluated_loses_no_training(
     with agent(site, run, tmp_path, trainer, Listening("run"), key) as working:
         evaluating(working).run()
     assert len(trainer.jobs) == 1
+    assert site.round("run", 1)["summary"]["train_metrics"] == {"train_loss": 0.5}
+
+
+def test_the_room_held_for_the_update_is_free_before_it_is_written(site: Served, tmp_path: Path) -> None:
+    held: list[bool] = []
+
+    class EndsEarly(Nudge):
+        def train(self, job: Job) -> Outcome:
+            job.progress(3, 10, 0.5)
+            held.append((job.output / ".reserved").exists())
+            job.before_writing()
+            held.append((job.output / ".reserved").exists())
+            return super().train(job)
+
+    with agent(site, site.run(rounds=1), tmp_path, EndsEarly(), Listening("run")) as working:
+        working.run()
+    assert held == [True, False]
+
+
+def test_over_how_many_examples_a_loss_is_is_kept_beside_it(
+    site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Measured({"loss": 1.0}, SampleSize(1))
+    monkeypatch.setattr(LocalTrainer, "evaluate", lambda *_, **__: measured)
+    with agent(site, site.run(rounds=1), tmp_path, Nudge(), Listening("run")) as working:
+        replace(working, local_trainer=replace(working.local_trainer, heldout=(Plain("four"), Plain("five")))).run()
+    kept = working.work_folder.results.kept
+    assert [one and (one.loss, one.sample) for one in (kept.last, kept.served)] == [(1.0, 1)] * 2
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("evaluation needs more."), DivergedError("nan."), BadInput("--metric")])
+def test_an_evaluation_that_fails_costs_the_figures_alone(
+    site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def evaluate(self: LocalTrainer, *folders: Any, **more: Any) -> Measured:
+        raise error
+
+    monkeypatch.setattr(LocalTrainer, "evaluate", evaluate)
+    reporter = Listening("run")
+    with agent(site, site.run(rounds=1), tmp_path, Nudge(), reporter) as working:
+        replace(working, local_trainer=replace(working.local_trainer, heldout=(Plain("four"),))).run()
+    failed = [event["sentence"] for event in reporter.events if event["event"] == "evaluation-failed"]
+    assert failed == [
+        f"the adapter of round 0 was not evaluated: {error}",  # before training
+        f"round 1: the adapter trained here was not evaluated: {error}",
+        f"the adapter of round 1 was not evaluated: {error}",  # after the run
+    ]
+    assert "accepted" in reporter.kinds()
+    assert reporter.kinds()[-1] == "completed"
     assert site.round("run", 1)["summary"]["train_metrics"] == {"train_loss": 0.5}

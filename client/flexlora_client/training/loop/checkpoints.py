@@ -1,4 +1,4 @@
-"""Checkpoints within a round: training that was killed or stopped goes on from the last one, with the same bytes as without.
+"""Checkpoints within a round: training that was killed or stopped goes on from the last one, to the same bytes as without.
 
 One file, replaced as a whole. It counts only for a job of the same slice, run, round, examples and way to compute; the
 attempt of the round does not matter. A checkpoint is due once training took INTERVAL_S since the last one, and 20 times
@@ -7,6 +7,7 @@ what writing that one took: writing costs a twentieth of the time at most.
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,10 +62,14 @@ class Checkpoints:
 
 
 def identify(job: Job) -> str:
-    """SHA-256 over everything that decides what training computes."""
+    """SHA-256 over everything that decides what training computes, but for rounding and the random numbers of dropout.
+
+    So without how many examples are computed at once and what is recomputed: a checkpoint outlives an end of memory.
+    """
     digest = hashlib.sha256()
     parts = (job.spec.model_dump_json(), job.round, job.trainable, job.participant, job.device, job.model_path)
+    compute = replace(job.compute, micro_batch=None, gradient_checkpointing=False)
     slice_digest = sha256_of(job.adapter / ADAPTER_FILE)
-    for part in (*parts, job.compute, slice_digest, torch.__version__, digest_of(job.train), digest_of(job.heldout)):
+    for part in (*parts, compute, slice_digest, torch.__version__, digest_of(job.train), digest_of(job.heldout)):
         digest.update(f"{part!r}\0".encode())
     return digest.hexdigest()

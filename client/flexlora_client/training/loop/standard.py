@@ -56,6 +56,7 @@ class StandardTrainer:
         per_epoch = steps_in_epoch(len(units.lengths), job.spec.training)
         fitted = _fit_seeded(loaded, units, heldout, steps, job, checkpoints, per_epoch)
         trim_heap()  # writing takes a copy, which must not come on top of the optimizer's freed state
+        job.before_writing()
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)
         trained_on = units.sources(index for step in steps[: fitted.steps] for index in step)
         compute = fitted.compute if fitted.compute != job.compute else None

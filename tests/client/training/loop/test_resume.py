@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flexlora_client.errors import Stopped
-from flexlora_client.training.contract import Compute, Job, Progress
+from flexlora_client.training.contract import ADAPTER_FILE, Compute, Job, Progress
 from flexlora_client.training.data.examples import Chat, Example, Prompted, Turn
 from flexlora_client.training.loop import checkpoints, snapshots, training_loop
 from flexlora_client.training.loop.standard import StandardTrainer
@@ -121,7 +121,7 @@ def other_training(job: Job) -> dict[str, Any]:
         lambda job: {"train": QUESTIONS[1:]},
         lambda job: {"heldout": QUESTIONS[:4]},
         lambda job: {"participant": "somebody else"},
-        lambda job: {"compute": Compute(gradient_checkpointing=True)},
+        lambda job: {"compute": Compute(dtype="bfloat16")},
         other_slice,
         other_training,
     ],
@@ -133,6 +133,11 @@ def test_another_job_has_another_checkpoint(job: Job, changed: Callable[[Job], d
 def test_where_a_job_writes_does_not_matter(job: Job, tmp_path: Path) -> None:
     elsewhere = replace(job, output=tmp_path / "elsewhere", deadline=1.0, stop=lambda: True, state=None)
     assert checkpoints.identify(elsewhere) == checkpoints.identify(job)
+
+
+def test_a_checkpoint_counts_for_settings_that_spare_memory(job: Job) -> None:
+    sparing = replace(job, compute=Compute(micro_batch=1, gradient_checkpointing=True))
+    assert checkpoints.identify(sparing) == checkpoints.identify(job)
 
 
 def test_a_checkpoint_of_another_job_does_not_count(job: Job, models: Models) -> None:
@@ -239,3 +244,11 @@ def test_examples_without_anything_to_learn_are_found_on_the_way(
     again = StandardTrainer(models).train(job)
     assert again.adapter.read_bytes() == expected.adapter.read_bytes()
     assert (again.examples, again.metrics["train_loss"]) == (3, expected.metrics["train_loss"])
+
+
+def test_the_room_for_the_update_is_asked_for_when_the_deadline_ended_training(job: Job, models: Models) -> None:
+    written: list[bool] = []
+    late = replace(job, deadline=time.time() - 1, checkpoints=None, state=None)
+    ready = replace(late, before_writing=lambda: written.append((job.output / ADAPTER_FILE).exists()))
+    assert StandardTrainer(models).train(ready).metrics["train_steps"] == 1
+    assert written == [False]
