@@ -97,7 +97,16 @@ def test_files_are_read_as_run_reads_them(base: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(define(base, "SEQ_CLS").model_dump_json())
     (tmp_path / "one.csv").write_text("body;kind\nit swims;FISH\n;FISH\n")
     (tmp_path / "two.csv").write_bytes("body;kind\n\u0440\u044b\u0431\u0430;FISH\n".encode("cp1251"))
-    given = ["--data", tmp_path / "one.csv", "--data", tmp_path / "two.csv", "--encoding", "cp1251", "--separator", ";"]
+    given: list[str | Path] = [
+        "--data",
+        tmp_path / "one.csv",
+        "--data",
+        tmp_path / "two.csv",
+        "--encoding",
+        "cp1251",
+        "--separator",
+        ";",
+    ]
     named = ["--column", "text=body", "--column", "label=kind", "--label", "FISH=fish", "--bad-rows", "skip"]
     shown = call("data", "preview", tmp_path / "run.json", *given, *named)
     assert shown.code == Exit.OK, shown.err
