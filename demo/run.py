@@ -23,8 +23,9 @@ from demo.tasks import write_tasks
 from demo.texts import show_texts
 from demo.watch import AgentEndedError, Record, events
 from flexlora_client.errors import DataError, TrainingError
+from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.data.split import load, split
+from flexlora_client.training.data.loading import load_data
 from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.models.describe_model import describe, skeleton
 from flexlora_client.training.models.load_model import Models
@@ -172,10 +173,9 @@ def mixed(people: Sequence[Participant], spec: RunSpec) -> list[Example]:
     files = {person.data: person for person in people}  # several participants may share a file
     parts = []
     for person in files.values():
-        if person.heldout:
-            parts.append(load(person.heldout, spec.model))
-        else:
-            parts.append(split(load(person.data, spec.model), HELDOUT_FRACTION, spec.seed).heldout)
+        heldout = () if person.heldout is None else (person.heldout,)
+        options = DataOptions((person.data,), heldout, HELDOUT_FRACTION)
+        parts.append(load_data(options, spec.model, seed=spec.seed).heldout)
     return [example for heldout in parts for example in heldout[:24]]
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from benchmarks.banking77 import RANKS, SMALLEST, Question, deal, dirichlet_split, read_questions, sample
 from benchmarks.lib.federation.federation import BenchmarkError
 from flexlora_client.training.data.examples import Labelled
-from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
+from tests.support.data_files import load
 
 LABELS = [f"intent-{n % 40}" for n in range(2000)]
 QUESTIONS = [Question(f'question {n}, with a comma and a "quote"', label) for n, label in enumerate(LABELS)]

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.sni import FILE, RANKS, Instance, Task, best_rouge, deal, read_tasks, row, shortened, weighted
 from flexlora_client.training.data.examples import Instructed
-from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
+from tests.support.data_files import load
 
 MODEL = ModelSpec(id="none")
 

@@ -1,4 +1,4 @@
-"""Writes rows as each kind of data file."""
+"""Writes rows as each kind of data file, and reads all examples of one."""
 
 import csv
 import gzip
@@ -9,6 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from flexlora_client.training.data.data_options import DataOptions
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.data.loading import load_data
+from flexlora_shared.messages.runs import ModelSpec
 
 Rows = Sequence[dict[str, Any]]
 Writer = Callable[[Path, Rows], Path]
@@ -75,3 +80,8 @@ def _arrow(path: Path, rows: Rows, opened: Callable[..., Any]) -> Path:
 
 NESTED: list[Writer] = [as_jsonl, as_json, as_gzip, as_parquet, as_arrow, as_stream]
 FLAT: list[Writer] = [*NESTED, as_csv, as_semicolons, as_tsv]
+
+
+def load(path: Path, model: ModelSpec) -> tuple[Example, ...]:
+    """Every example of a file or folder, in its order."""
+    return tuple(load_data(DataOptions((path,), heldout_fraction=0.0), model).train)

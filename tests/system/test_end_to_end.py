@@ -11,13 +11,13 @@ import pytest
 from safetensors.torch import load_file
 
 from demo.cluster import Cluster, cluster
-from flexlora_client.training.data.split import load
 from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.models.describe_model import describe, skeleton
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import module_ranks
+from tests.support.data_files import load
 from tests.support.processes import Watched, watching
 from tests.system.conftest import write_questions
 

@@ -117,7 +117,7 @@ def _prepared(
 ) -> Agent | Evaluator:
     """The agent, about to declare; what would fail in a round has been looked for. Raises: ClientError, TrainingError."""
     kept_parts = local_parts(options.keep_local, spec)
-    _check_auto(options)
+    check_auto(options)
     local_trainer, data, device = prepare(home, options, spec, client_id)
     _tell_data(data, reporter)
     work.basis = compute_basis(client_id, local_trainer.train)
@@ -194,7 +194,7 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
-def _check_auto(options: RunOptions) -> None:
+def check_auto(options: RunOptions) -> None:
     """Refuse what `--rank auto` cannot measure. Raises: UsageError."""
     if options.rank is not None:
         return

@@ -12,6 +12,9 @@ from flexlora_client.agent.checks.machine_checks import MACHINE_CHECKS
 from flexlora_client.agent.checks.model_checks import MODEL_CHECKS
 from flexlora_client.agent.checks.speed_checks import SPEED_CHECKS
 from flexlora_client.agent.checks.subject import Subject
+from flexlora_client.agent.local_parts import local_parts
+from flexlora_client.agent.tensorboard import load_writer
+from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.rate import RateLimit
@@ -34,8 +37,17 @@ def diagnose_all(
         subject.local_trainer, loaded, subject.device = prepared
         return "; ".join(line.strip() for line in loaded.lines())
 
+    def given(subject: Subject) -> str:
+        assemble.check_auto(options)
+        local_parts(options.keep_local, subject.spec)
+        if options.tensorboard is not None:
+            load_writer()
+        return "they go with the run and with each other"
+
     checks = (
         *CONNECTION_CHECKS,
+        Check("options", given, needs=("run",)),
+        Check("folder", _folder, needs=("run",)),
         Check("data", data, needs=("run",)),
         *MACHINE_CHECKS,
         *MODEL_CHECKS,
@@ -45,3 +57,13 @@ def diagnose_all(
         subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
         subject.api = api
         return examine(checks, subject, on_begin)
+
+
+def _folder(subject: Subject) -> str:
+    """Look whether another agent is at work in the run's folder. Raises: BadInput."""
+    if not (subject.home / "runs" / subject.run).is_dir():
+        return "no agent has taken part in the run from this home folder yet"
+    work = WorkFolder(subject.home, subject.run)
+    work.lock()
+    work.release()
+    return "no other agent is at work in it"

@@ -12,6 +12,9 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from flexlora_client.agent.diary import Diary
 from flexlora_client.coordinator_api.upload_parts import ProgressCallback
 
+HELDOUT_PREFIX = "heldout_"  # of the metrics of what was trained, among those of training
+# metrics of the agent's own training loop, which have a place of their own in the sentence about it, or none
+TRAIN_METRICS = ("train_loss", "train_steps", "train_steps_planned", "train_seconds", "train_predictions")
 EventField = str | int | float | bool | None | Mapping[str, float] | Sequence[Mapping[str, object]]
 
 
@@ -114,3 +117,16 @@ class Reporter:
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """Metrics as text: `loss 1.234, accuracy 0.5`."""
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def format_trained(metrics: Mapping[str, float]) -> str:
+    """Metrics of a training as text: `loss 2.507 in 45 steps and 14 s; held out: loss 1.949, accuracy 0.5`."""
+    own = {name: value for name, value in metrics.items() if not name.startswith(HELDOUT_PREFIX)}
+    heldout = {name.removeprefix(HELDOUT_PREFIX): value for name, value in metrics.items() if name not in own}
+    steps, seconds = own.get("train_steps"), own.get("train_seconds")
+    told = f"loss {own['train_loss']:.4g}" if "train_loss" in own else "trained"
+    if steps is not None and seconds is not None:
+        told += f" in {steps:.0f} step{'' if steps == 1 else 's'} and {seconds:.{int(seconds < 10)}f} s"
+    others = {name: value for name, value in own.items() if name not in TRAIN_METRICS}
+    parts = [", ".join(filter(None, [told, format_metrics(others)]))]
+    return "; held out: ".join([*parts, format_metrics(heldout)] if heldout else parts)

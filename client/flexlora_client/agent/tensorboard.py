@@ -1,6 +1,6 @@
 """A participant's own metrics in TensorBoard's files, round by round; nothing of it leaves the machine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,25 @@ from flexlora_client.errors import BadInput
 GROUPS = {"trained": "training", "evaluated": "evaluation"}  # events that carry metrics
 
 
+def load_writer() -> Callable[[str], Any]:
+    """The class of TensorBoard's files. Raises: BadInput, where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an extra
+    except ImportError as error:
+        raise BadInput(
+            f"--tensorboard needs {error.name}, which this installation lacks: pip install 'flexlora[tensorboard]'"
+        ) from None
+    return SummaryWriter
+
+
 class TensorBoard:
     """Writes the metrics of a run's events below `folder`, in a folder of the run's name."""
 
     def __init__(self, folder: Path, run: str) -> None:
         """Raises: BadInput, where TensorBoard is not installed or the folder cannot be written."""
+        writer = load_writer()
         try:
-            from torch.utils.tensorboard import SummaryWriter  # an extra
-        except ImportError as error:
-            raise BadInput(
-                f"--tensorboard needs {error.name}, which this installation lacks: pip install 'flexlora[tensorboard]'"
-            ) from None
-        try:
-            self._writer = SummaryWriter(str(folder / run))
+            self._writer = writer(str(folder / run))
         except OSError as error:
             raise BadInput(f"cannot write {folder}: {error.strerror}; give another folder to --tensorboard") from None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flexlora_client.agent.local_parts import LocalParts
 from flexlora_client.agent.local_trainer import LocalTrainer, sendable_metrics
-from flexlora_client.agent.reporter import Reporter, format_metrics
+from flexlora_client.agent.reporter import HELDOUT_PREFIX, Reporter, format_metrics, format_trained
 from flexlora_client.agent.results import own_adapter
 from flexlora_client.agent.round_time import RoundTime
 from flexlora_client.agent.slice_cache import CachedSlice, SliceRequest
@@ -20,8 +20,6 @@ from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.messages.uploads import UploadCreate
-
-HELDOUT_PREFIX = "heldout_"  # of the metrics of what was trained, among those of training
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class TrainRound:
             trained = trained.model_copy(update={"upload": upload, "sample": measured.sample.examples})
             self.work_folder.save_trained(trained)
         metrics = dict(trained.upload.metrics)
-        self.reporter.step("trained", f"round {number}: {format_metrics(metrics)}", round=number, metrics=metrics)
+        self.reporter.step("trained", f"round {number}: {format_trained(metrics)}", round=number, metrics=metrics)
         return trained
 
     def _fit(self, task: Task, request: SliceRequest, start: CachedSlice, stop: Callable[[], bool]) -> Outcome:

@@ -1,4 +1,4 @@
-"""The options of `run` that say how this machine computes a round, and its rank."""
+"""The options that say how this machine loads the base model; those of `run`: how it computes a round, and its rank."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ AutoRankOption = Annotated[
 
 
 @dataclass(frozen=True)
-class ComputeOptions:
-    """Speed and memory depend on these, what is learned does not, but for rounding; the fields are `Compute`'s."""
+class LoadingOptions:
+    """How the base model is loaded; the fields are `Compute`'s."""
 
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option("--dtype", help="Format of the base model.")
@@ -30,6 +30,12 @@ class ComputeOptions:
         Literal["none", "int8", "nf4"],
         typer.Option("--quantization", help="Base model in 8 or 4 bits (QLoRA); needs the extra quantization."),
     ] = "none"
+
+
+@dataclass(frozen=True)
+class ComputeOptions(LoadingOptions):
+    """Speed and memory depend on these, what is learned does not, but for rounding; the fields are `Compute`'s."""
+
     optimizer: Annotated[
         Literal["adamw", "adamw-8bit", "paged-adamw-8bit"],
         typer.Option("--optimizer", help="AdamW; 8 bit and paged: the extra quantization."),
@@ -43,6 +49,11 @@ class ComputeOptions:
     offload: Annotated[
         bool, typer.Option("--offload", help="Keep in main memory what of the base model the GPU cannot hold.")
     ] = False
+
+
+def with_loading(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `LoadingOptions`, in the place of its parameter `loading`."""
+    return expand_options(command, "loading", LoadingOptions)
 
 
 def with_compute(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,15 @@ from rich.console import Console
 from rich.text import Text
 
 from flexlora_client.cli.agent_extra import require_agent_extra
+from flexlora_client.cli.data_arguments import (
+    BadRowsOption,
+    ColumnOption,
+    DataOption,
+    EncodingOption,
+    LabelOption,
+    SeparatorOption,
+    data_options,
+)
 from flexlora_client.cli.options import ConnectionOptions, JsonOption, as_anyone, with_connection
 from flexlora_client.errors import BadInput, describe_validation_error
 from flexlora_shared.messages.runs import RunSpec
@@ -29,7 +38,12 @@ data = typer.Typer(help="Look at training data.", no_args_is_help=True)
 @with_connection
 def preview(
     run: Annotated[str, typer.Argument(help="Name of the run, or the file of its definition.", metavar="RUN")],
-    path: Annotated[Path, typer.Option("--data", help="The training examples.")],
+    path: DataOption,
+    column: ColumnOption = None,
+    label: LabelOption = None,
+    encoding: EncodingOption = None,
+    separator: SeparatorOption = None,
+    bad_rows: BadRowsOption = "refuse",
     model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. [the run's id]")] = None,
     count: Annotated[int, typer.Option("-n", "--examples", min=0, help="How many examples to show.")] = 5,
     *,
@@ -39,20 +53,22 @@ def preview(
     """Show examples as the model sees them, what is not learned dimmed, and count what is cut; loads no weights."""
     require_agent_extra()
     spec = _spec(run, connection)
-    from flexlora_client.training.data.split import load
-    from flexlora_client.training.encoding.encoder import Encoder  # training libraries take seconds to import
+    files = data_options(path, None, 0.0, column, label, encoding, separator, bad_rows)
+    from flexlora_client.training.data.loading import load_data  # training libraries take seconds to import
+    from flexlora_client.training.encoding.encoder import Encoder
     from flexlora_client.training.encoding.preview import show
     from flexlora_client.training.encoding.survey import survey
     from flexlora_client.training.models.load_model import load_encoding
 
     encoder = Encoder.of(spec, *load_encoding(spec, model))
-    examples = load(path, spec.model)
-    shown = [show(encoder, example, spec.model.labels) for example in examples[:count]]
-    found = survey(encoder, examples)
+    loaded = load_data(files, spec.model, folder=connection.folder if connection.folder.is_dir() else None)
+    _, *notes = loaded.lines()
+    shown = [show(encoder, example, spec.model.labels) for example in loaded.train[:count]]
+    found = survey(encoder, loaded.train)
     if as_json:
-        print(json.dumps(_as_fields(spec, encoder.max_length, found, shown), ensure_ascii=False))
+        print(json.dumps(_as_fields(spec, encoder.max_length, found, shown, notes), ensure_ascii=False))
     else:
-        _print(shown, found, encoder.max_length)
+        _print(shown, [*notes, *_counts(found, encoder.max_length)])
 
 
 def _spec(run: str, connection: ConnectionOptions) -> RunSpec:
@@ -66,16 +82,19 @@ def _spec(run: str, connection: ConnectionOptions) -> RunSpec:
         raise BadInput(f"{file} is no run's definition: {describe_validation_error(error)}") from None
 
 
-def _as_fields(spec: RunSpec, max_length: int, found: "Survey", shown: Sequence["Shown"]) -> dict[str, Any]:
+def _as_fields(
+    spec: RunSpec, max_length: int, found: "Survey", shown: Sequence["Shown"], notes: Sequence[str]
+) -> dict[str, Any]:
     return {
         "run": spec.name,
         "max_length": max_length,
+        "notes": [note.strip() for note in notes],
         "counts": asdict(found),
         "examples": [asdict(example) for example in shown],
     }
 
 
-def _print(shown: Sequence["Shown"], found: "Survey", max_length: int) -> None:
+def _print(shown: Sequence["Shown"], lines: Sequence[str]) -> None:
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     for number, example in enumerate(shown, 1):
         for row in example.rows:
@@ -85,7 +104,7 @@ def _print(shown: Sequence["Shown"], found: "Survey", max_length: int) -> None:
                 text.append(marked, style="bold" if piece.learned else "dim")
             console.print(text)
         console.print(Text(f"-- example {number}: {example.summary}\n", style="cyan"))
-    for line in _counts(found, max_length):
+    for line in lines:
         console.print(line)
 
 

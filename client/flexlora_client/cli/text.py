@@ -2,13 +2,14 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from flexlora_client.cli.agent_extra import require_agent_extra
+from flexlora_client.cli.compute import LoadingOptions, with_loading
 from flexlora_client.cli.options import ConnectionOptions, HomeOption, JsonOption
 from flexlora_client.errors import BadInput, TrainingError
 
@@ -44,10 +45,12 @@ class _Wanted:
     source: Literal["global", "own", "best"] | None
     model: str | None
     device: str
+    loading: LoadingOptions
     sampling: tuple[int, float, float, int]
     home: Path | None
 
 
+@with_loading
 def generate(
     target: TargetArgument,
     prompts: Annotated[list[str] | None, typer.Argument(help="Prompts. [all of standard input is one]")] = None,
@@ -55,6 +58,7 @@ def generate(
     source: SourceOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
+    loading: LoadingOptions = LoadingOptions(),
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -64,7 +68,7 @@ def generate(
 ) -> None:
     """Write on from each prompt, in the run's prompt format."""
     asked = _prompts(prompts, file)
-    writer = _writer(_Wanted(target, source, model, device, (max_tokens, temperature, top_p, seed), home))
+    writer = _writer(_Wanted(target, source, model, device, loading, (max_tokens, temperature, top_p, seed), home))
     for prompt in asked:
         if as_json:
             print(json.dumps({"prompt": prompt, "completion": writer.complete(prompt, lambda text: None)}), flush=True)
@@ -73,12 +77,14 @@ def generate(
             print(flush=True)
 
 
+@with_loading
 def chat(
     target: TargetArgument,
     system: Annotated[str | None, typer.Option("--system", help="A system turn before the conversation.")] = None,
     source: SourceOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
+    loading: LoadingOptions = LoadingOptions(),
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -86,7 +92,7 @@ def chat(
     home: HomeOption = None,
 ) -> None:
     """Talk with the model, a line a turn; the end of input (Ctrl-D) ends it."""
-    writer = _writer(_Wanted(target, source, model, device, (max_tokens, temperature, top_p, seed), home))
+    writer = _writer(_Wanted(target, source, model, device, loading, (max_tokens, temperature, top_p, seed), home))
     from flexlora_client.training.data.examples import Turn
 
     turns = [Turn("system", system)] if system else []
@@ -138,6 +144,7 @@ def _writer(wanted: _Wanted) -> "Writer":
     require_agent_extra()
     # these take seconds to import
     from flexlora_client.agent.results import Results, read_spec
+    from flexlora_client.training.contract import Compute
     from flexlora_client.training.evaluation.write_text import Sampling, Writer
     from flexlora_client.training.models.load_model import Models
     from flexlora_client.training.models.slice_files import read_slice
@@ -153,7 +160,8 @@ def _writer(wanted: _Wanted) -> "Writer":
         folder = results.choose(wanted.source or "global")[1]
     if spec.model.task_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise BadInput(f"run {spec.name} is of {spec.model.task_type}; only models of text write")
-    loaded = Models().with_slice(read_slice(folder, spec), spec, wanted.device, wanted.model)
+    compute = Compute(**asdict(wanted.loading))
+    loaded = Models().with_slice(read_slice(folder, spec), spec, wanted.device, wanted.model, compute=compute)
     loaded.model.eval()
     max_tokens, temperature, top_p, seed = wanted.sampling
     return Writer(loaded, spec, Sampling(max_tokens, temperature, top_p, seed))

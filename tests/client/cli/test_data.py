@@ -93,6 +93,31 @@ def test_labels_and_what_is_left_out(base: Path, tmp_path: Path) -> None:
     assert "left out: 1 examples (100.0%); the first: what stands around a question" in shown.out
 
 
+def test_files_are_read_as_run_reads_them(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(define(base, "SEQ_CLS").model_dump_json())
+    (tmp_path / "one.csv").write_text("body;kind\nit swims;FISH\n;FISH\n")
+    (tmp_path / "two.csv").write_bytes("body;kind\n\u0440\u044b\u0431\u0430;FISH\n".encode("cp1251"))
+    given: list[str | Path] = [
+        "--data",
+        tmp_path / "one.csv",
+        "--data",
+        tmp_path / "two.csv",
+        "--encoding",
+        "cp1251",
+        "--separator",
+        ";",
+    ]
+    named = ["--column", "text=body", "--column", "label=kind", "--label", "FISH=fish", "--bad-rows", "skip"]
+    shown = call("data", "preview", tmp_path / "run.json", *given, *named)
+    assert shown.code == Exit.OK, shown.err
+    learned = [line for line in shown.out.splitlines() if line.endswith("[[fish]]")]
+    assert [line.startswith("<s>it swims") for line in learned] == [True, False]
+    assert "bad rows, skipped: 1 of 3" in shown.out
+    assert "one.csv, line 3" in shown.out
+    as_json = call("data", "preview", tmp_path / "run.json", *given, *named, "--json").json
+    assert (as_json["counts"]["examples"], as_json["notes"][0]) == (2, "bad rows, skipped: 1 of 3")
+
+
 def test_a_file_that_is_no_definition(tmp_path: Path, rows: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     shown = call("data", "preview", tmp_path / "run.json", "--data", rows)

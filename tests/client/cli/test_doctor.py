@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,18 @@ from typing import Any
 import psutil
 import pytest
 
+from flexlora_client.agent.checks.model_checks import AGENTS_TRAIN
+from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import Exit
+from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from tests.support.command import Result, call
 from tests.support.kit import Served
 from tests.support.tiny_models import make_llama, make_run
 
 ALL = (
-    *("address", "tls", "clock", "key", "run", "rank", "data"),
-    *("disk", "memory", "fingerprint", "model", "tokenizer", "template", "encoding", "speed"),
+    *("address", "tls", "clock", "key", "run", "rank", "options", "folder", "data"),
+    *("disk", "memory", "trainer", "fingerprint", "model", "tokenizer", "template", "encoding", "rank-auto", "speed"),
 )
 Findings = dict[str, dict[str, str]]
 
@@ -55,12 +59,12 @@ def rows(path: Path, completions: Sequence[str]) -> Path:
     return path
 
 
-def asked(command: str, env: dict[str, str], data: Path, *more: str | Path, rank: int = 4) -> Result:
+def asked(command: str, env: dict[str, str], data: Path, *more: str | Path, rank: int | str = 4) -> Result:
     given = ("test", "--rank", str(rank), "--data", data, "--heldout-fraction", "0", "--threads", "1")
     return call(command, *given, *more, env=env)
 
 
-def diagnosed(env: dict[str, str], data: Path, *more: str | Path, rank: int = 4) -> tuple[int, Findings]:
+def diagnosed(env: dict[str, str], data: Path, *more: str | Path, rank: int | str = 4) -> tuple[int, Findings]:
     """The exit code, and what each check found."""
     result = asked("doctor", env, data, "--json", *more, rank=rank)
     assert result.json["exit_code"] == result.code
@@ -90,7 +94,8 @@ def test_all_is_well_and_nothing_is_declared(site: Served, spec: RunSpec, home: 
     assert "examples a second" in found["speed"]["detail"]
     shown = asked("doctor", home, data)
     assert shown.code == Exit.OK
-    assert [line.split()[:2] for line in shown.out.splitlines()[1:]] == [[name, "passed"] for name in ALL]
+    lines = shown.out.splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [[name, "passed"] for name in ALL]
     assert participants(site) == 0
     assert sorted(path.name for path in Path(home["FLEXLORA_HOME"]).iterdir()) == ["credentials.json"]
 
@@ -104,7 +109,7 @@ def test_a_wrong_model_is_found_before_anybody_counts_on_it(
     code, found = diagnosed(home, data)
     check_failed(found, "model", spec.modules[0].name)
     assert code == Exit.BAD_INPUT
-    assert {found[name]["state"] for name in ("tokenizer", "template", "encoding", "speed")} == {"skipped"}
+    assert {found[name]["state"] for name in ("tokenizer", "template", "encoding", "rank-auto", "speed")} == {"skipped"}
     result = asked("run", home, data, "--json")
     assert result.code == Exit.BAD_INPUT
     assert found["model"]["detail"] in result.err
@@ -133,13 +138,22 @@ def test_what_is_doubtful_is_told_and_run_goes_on(
         ({"more": ["--device", "abacus"]}, "data", "no device"),
         ({"row": '{"prompt": 1}'}, "data", "line 1"),
         ({"template": True}, "template", "has none"),
+        ({"rank": "auto", "more": ["--rank-pattern", "q_proj=8"]}, "options", "beside --rank-pattern"),
+        ({"more": ["--keep-local", "head"]}, "options", "trains no tensors beside LoRA"),
+        (
+            {"strategy": {"strategy": "flora"}, "more": ["--trainer", "tests.support.trainers:Nudge"]},
+            "trainer",
+            "trainable 'fresh'",
+        ),
     ],
 )
 def test_what_fails_fails_run_too_before_it_declares(
     site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path, change: dict[str, Any], check: str, detail: str
 ) -> None:
     training = spec.training.model_copy(update={"prompt_format": "chat-template"})
-    define(site, spec.model_copy(update={"training": training}) if change.get("template") else spec)
+    define(
+        site, spec.model_copy(update={"training": training} if change.get("template") else change.get("strategy", {}))
+    )
     data = rows(tmp_path / "data.jsonl", ["yes"])
     if "row" in change:
         data.write_text(change["row"])
@@ -148,6 +162,47 @@ def test_what_fails_fails_run_too_before_it_declares(
     result = asked("run", home, data, *change.get("more", ()), rank=change.get("rank", 4))
     assert (result.code, detail in result.err) == (code, True)
     assert participants(site) == 0
+
+
+def test_no_second_agent_and_no_metrics_without_tensorboard(
+    site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(site, spec)
+    working = WorkFolder(Path(home["FLEXLORA_HOME"]), "test")
+    working.lock()
+    try:
+        _, found = diagnosed(home, tmp_path / "no data")
+    finally:
+        working.release()
+    assert found["folder"]["state"] == "failed"
+    assert "another agent is at work" in found["folder"]["detail"]
+    for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", "tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    _, found = diagnosed(home, tmp_path / "no data", "--tensorboard", tmp_path / "board")
+    assert found["folder"]["state"] == "passed"
+    assert "needs tensorboard" in found["options"]["detail"]
+
+
+def test_the_rank_is_measured_and_packed_sequences_are_counted(
+    site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path
+) -> None:
+    training = TrainingSpec(batch_size=2, max_length=32, packing=True)
+    define(site, spec.model_copy(update={"training": training}))
+    data = tmp_path / "data.jsonl"
+    data.write_text(12 * (json.dumps({"text": "abcdef"}) + "\n"))
+    code, found = diagnosed(home, data, rank="auto")
+    assert code == Exit.OK, found
+    assert found["rank-auto"]["detail"].startswith("rank 8 is the largest that fits\n")
+    assert "chosen" in found["rank-auto"]["detail"]
+    assert "packed sequences a second" in found["speed"]["detail"]
+    assert (
+        "in a round of 2 steps" in found["speed"]["detail"]
+    )  # 12 texts of 8 tokens make 3 sequences of 32, not 6 batches
+
+
+def test_what_each_strategy_trains_is_as_the_coordinator_says() -> None:
+    assert {name: strategy(name).agents_train for name in AGENTS_TRAIN} == AGENTS_TRAIN
 
 
 def test_no_room(

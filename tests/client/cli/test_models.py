@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from flexlora_client.errors import Exit
 from flexlora_client.training.data.examples import Labelled
-from flexlora_client.training.data.split import load
 from flexlora_server.lifecycle.validation import check_spec
 from flexlora_shared.messages.runs import RunSpec
 from tests.support.command import call
+from tests.support.data_files import load
 from tests.support.kit import OPERATOR_KEY, Served
 from tests.support.tiny_models import make_llama
 

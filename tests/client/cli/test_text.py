@@ -2,11 +2,14 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from flexlora_client.cli.model_card import model_card
 from flexlora_client.errors import Exit
+from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_shared.messages.runs import RunSpec
 from tests.support.command import Result, call
 from tests.support.kit import spec
@@ -41,6 +44,25 @@ def test_prompts_are_arguments_lines_of_a_file_or_standard_input(
     assert ask("generate", folder, "--file", tmp_path / "prompts.txt").out == both.out
     monkeypatch.setattr("sys.stdin", io.StringIO("Who sings?\n"))
     assert ask("generate", folder).out == one.out
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_the_base_model_is_loaded_as_it_was_for_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    nn = pytest.importorskip("bitsandbytes.nn")
+    loading, loaded = Models.with_slice, []
+
+    def watched(*arguments: Any, **options: Any) -> LoadedModel:
+        loaded.append(loading(*arguments, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(Models, "with_slice", watched)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who sings?\n"))
+    written = ask(command, folder, "--quantization", "nf4", "--dtype", "bfloat16")
+    assert written.code == Exit.OK, written.err
+    assert loaded[0].dtype == torch.bfloat16
+    assert any(isinstance(layer, nn.Linear4bit) for layer in loaded[0].model.modules())
 
 
 def test_sampling_depends_on_its_seed(folder: Path) -> None:

@@ -10,9 +10,19 @@ from flexlora_client.training.encoding.survey import survey
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Trainable
 
 SAMPLE = 1000  # examples encoded, evenly spread over the file
 IMAGES = "IMAGE_CLASSIFICATION"
+AGENTS_TRAIN: dict[str, Trainable] = {  # by strategy, as the coordinator's tasks say
+    "fedavg": "slice",
+    "ffa": "B",
+    "flexlora": "slice",
+    "flexlora-residual": "slice",
+    "flora": "fresh",
+    "hetlora": "slice",
+}
 MANY_CUT = 0.1  # a share of examples cut that deserves a word
 
 
@@ -20,6 +30,22 @@ def loads_model(subject: Subject) -> bool:
     """Whether training or evaluation loads the run's base model here; a training loop of somebody else's may load its own."""
     local = subject.local_trainer
     return isinstance(local.trainer, StandardTrainer) or bool(local.heldout)
+
+
+def trained_by(spec: RunSpec) -> Trainable | None:
+    """What participants of the run train, which its tasks say; None: of a strategy that is not built in, not known before."""
+    return AGENTS_TRAIN.get(spec.strategy)
+
+
+def _trainer(subject: Subject) -> str:
+    """Look whether the training loop can train what the run's strategy asks for. Raises: BadInput."""
+    if not subject.local_trainer.train:
+        return "an evaluator does not train"
+    trainable = trained_by(subject.spec)
+    if trainable is None:
+        return f"what the strategy {subject.spec.strategy} trains is known with the first task"
+    subject.local_trainer.check(trainable)
+    return f"trains what the strategy {subject.spec.strategy} asks for: {trainable}"
 
 
 def _model(subject: Subject) -> str:
@@ -74,7 +100,8 @@ def _encoding(subject: Subject) -> str | Doubt:
     loaded, local = subject.loaded, subject.local_trainer
     examples = local.train or local.heldout  # an evaluator trains on nothing
     sample = examples[:: max(1, -(-len(examples) // SAMPLE))]
-    found = survey(Encoder.of(subject.spec, loaded.preprocessor, loaded.max_length), sample)
+    subject.encoder = Encoder.of(subject.spec, loaded.preprocessor, loaded.max_length)
+    found = survey(subject.encoder, sample)
     if found.empty == found.examples:
         raise DataError(found.reason)
     which = f"of {found.examples} examples" if len(sample) == len(examples) else f"of {found.examples} examples tried"
@@ -87,6 +114,7 @@ def _encoding(subject: Subject) -> str | Doubt:
 
 
 MODEL_CHECKS = (
+    Check("trainer", _trainer, needs=("data",)),
     Check("fingerprint", _fingerprint, needs=("data",)),
     Check("model", _model, needs=("rank", "data", "memory", "fingerprint")),
     Check("tokenizer", _tokenizer, needs=("model",)),

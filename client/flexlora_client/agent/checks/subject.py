@@ -11,6 +11,7 @@ from flexlora_client.agent.slice_cache import SliceRequest, request_for_round
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http_messages import Probe
 from flexlora_client.errors import Refused
+from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.models.load_model import LoadedModel
 from flexlora_shared.messages.runs import Fingerprint, RunDetail, RunSpec
 
@@ -32,6 +33,7 @@ class Subject:
     local_trainer: LocalTrainer = field(init=False)
     fingerprint: Fingerprint | None = None  # of the base model, where the run names one
     loaded: LoadedModel | None = None  # None: this training loop loads no model of ours
+    encoder: Encoder | None = None  # None: likewise
 
     @property
     def rank(self) -> int:
@@ -46,4 +48,4 @@ class Subject:
     @property
     def trial(self) -> Path:
         """Where a slice of these ranks lies that no coordinator served."""
-        return self.folder / "slice"
+        return self.folder / f"slice-{self.rank}"

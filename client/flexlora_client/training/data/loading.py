@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flexlora_client.errors import DataError
 from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.reading import SHOWN, Reading
-from flexlora_client.training.data.split import check_fraction, nothing_left
+from flexlora_client.training.data.split import check_fraction, split
 from flexlora_client.training.data.store import ExampleStore, Selection
 from flexlora_shared.messages.runs import ModelSpec
 
@@ -65,20 +64,14 @@ def load_data(options: DataOptions, model: ModelSpec, *, seed: int = 0, folder: 
         store.add(example)
     if options.heldout:
         held = np.isin(store.keys, heldout.keys)
-        parts, leaked = (Selection(store, _at(~held)), Selection(heldout, np.arange(len(heldout)))), int(held.sum())
-        if not len(parts[0]):
+        train, leaked = Selection(store, np.flatnonzero(~held)), int(held.sum())
+        parts = train, Selection(heldout, np.arange(len(heldout)))
+        if not len(train):
             raise DataError(
                 "every example of --data is in --heldout too, so none is left to train on; give other files."
             )
     else:
-        held = store.keys / 2**64 < options.heldout_fraction
-        parts, leaked = (Selection(store, _at(~held)), Selection(store, _at(held))), 0
-        if not len(parts[0]):
-            raise nothing_left(options.heldout_fraction, len(store))
+        parts, leaked = split(store, options.heldout_fraction), 0
     tally = reading.tally
     twice = sum(len(each) - len(np.unique(each.keys)) for each in (store, heldout))
     return LoadedData(*parts, tally.rows, tally.skipped, tuple(tally.faults), twice, leaked, tuple(tally.notes))
-
-
-def _at(chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
-    return np.flatnonzero(chosen)

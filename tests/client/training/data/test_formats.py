@@ -21,9 +21,8 @@ from flexlora_client.training.data.examples import (
 )
 from flexlora_client.training.data.formats import RowReader
 from flexlora_client.training.data.rows import RowError
-from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
-from tests.support.data_files import FLAT, NESTED, Writer, as_jsonl
+from tests.support.data_files import FLAT, NESTED, Writer, as_jsonl, load
 
 CAUSAL = ModelSpec(id="model")
 SEQ2SEQ = ModelSpec(id="model", task_type="SEQ_2_SEQ_LM")

@@ -19,8 +19,7 @@ from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Chat, Example, Instructed, Plain, Prompted, Turn
 from flexlora_client.training.data.loading import LoadedData, load_data
 from flexlora_client.training.data.of_task import check_task
-from flexlora_client.training.data.split import split
-from flexlora_client.training.data.store import ExampleStore, Selection, by_key, digest_of, lengths_of, of_kinds
+from flexlora_client.training.data.store import ExampleStore, Selection, by_key, digest_of, key_of, lengths_of, of_kinds
 from flexlora_shared.messages.runs import ModelSpec
 from tests.support.data_files import FLAT, NESTED, Writer, as_csv, as_jsonl
 
@@ -37,8 +36,9 @@ def loaded(*data: Path, heldout: tuple[Path, ...] = (), fraction: float = 0.0, s
 
 def test_the_split_is_that_by_content(tmp_path: Path) -> None:
     path = as_jsonl(tmp_path / "data", plain(200))
-    data, expected = loaded(path, fraction=0.2, seed=3), split([Plain(f"text {n}") for n in range(200)], 0.2, 3)
-    assert (tuple(data.train), tuple(data.heldout)) == (expected.train, expected.heldout)
+    data, examples = loaded(path, fraction=0.2, seed=3), [Plain(f"text {n}") for n in range(200)]
+    assert list(data.heldout) == [one for one in examples if key_of(one, 3) / 2**64 < 0.2]
+    assert list(data.train) == [one for one in examples if one not in set(data.heldout)]
     assert (data.rows, data.skipped, data.duplicates, data.leaked, data.notes) == (200, 0, 0, 0, ())
     assert data.lines() == [f"{len(data.train)} examples to train on, {len(data.heldout)} held out"]
 

@@ -8,9 +8,8 @@ from flexlora_client.errors import DataError
 from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Example, Labelled, Plain
 from flexlora_client.training.data.reading import SHOWN, Reading
-from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
-from tests.support.data_files import as_csv, as_jsonl, as_parquet
+from tests.support.data_files import as_csv, as_jsonl, as_parquet, load
 
 CAUSAL = ModelSpec(id="model")
 CLASSES = ModelSpec(id="model", task_type="SEQ_CLS", labels=("no", "yes"))

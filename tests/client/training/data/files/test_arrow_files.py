@@ -11,8 +11,8 @@ import pytest
 
 from flexlora_client.errors import DataError
 from flexlora_client.training.data.examples import Labelled, Prompted, Tagged
-from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
+from tests.support.data_files import load
 
 CAUSAL = ModelSpec(id="model")
 CLASSES = ModelSpec(id="model", task_type="SEQ_CLS", labels=("no", "yes"))

@@ -12,9 +12,8 @@ from flexlora_client.errors import DataError
 from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.examples import Pictured
 from flexlora_client.training.data.reading import Reading
-from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
-from tests.support.data_files import as_csv, as_jsonl
+from tests.support.data_files import as_csv, as_jsonl, load
 
 IMAGES = ModelSpec(id="model", task_type="IMAGE_CLASSIFICATION", labels=("cat", "dog"))
 

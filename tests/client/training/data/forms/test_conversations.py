@@ -8,9 +8,8 @@ import pytest
 
 from flexlora_client.errors import DataError
 from flexlora_client.training.data.examples import Chat, Turn
-from flexlora_client.training.data.split import load
 from flexlora_shared.messages.runs import ModelSpec
-from tests.support.data_files import NESTED, Writer, as_csv, as_jsonl
+from tests.support.data_files import NESTED, Writer, as_csv, as_jsonl, load
 
 CAUSAL = ModelSpec(id="model")
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "héllo"}]
