@@ -110,7 +110,7 @@ def fit(
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
     if not under_way.predictions:
-        raise DataError("no example has a token to learn; give them more text.")
+        raise DataError(f"no example has a token to learn; give them more text. The first: {units.reason}")
     if selection is not None:
         selection.restore()
     save_optimizer(stepper, job)
