@@ -97,7 +97,7 @@ def fit(
     restore_optimizer(stepper, job)
     selection = None
     if next(iter(heldout), None) is not None:
-        selection = BestEpoch(loaded, stepper, heldout, job.spec.training.batch_size)
+        selection = BestEpoch(loaded, stepper, heldout)
     under_way = _Fit(loaded, stepper, selection, units)
     state = checkpoints.read()
     if state is not None:
