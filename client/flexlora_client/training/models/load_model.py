@@ -220,7 +220,7 @@ def load_encoding(spec: RunSpec, model_path: str | None) -> tuple[Preprocessor, 
     try:
         config = load_config(key.path, key.revision, key.model)
         with torch.device("meta"):
-            model = AUTO_CLASSES[key.model.task_type].from_config(config)
+            model = AUTO_CLASSES[key.model.task_type].from_config(config, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise not_loaded("configuration", key.path, error) from error
     return preprocessor, min(spec.training.max_length, _positions(model, preprocessor))
