@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from flexlora_shared.messages.runs import ModelSpec, RunSpec
+from flexlora_shared.messages.runs import ModelSpec, RunSpec, TrainingSpec
 from flexlora_shared.ranks import capped
 
 LABELLED = frozenset(["SEQ_CLS", "TOKEN_CLS", "IMAGE_CLASSIFICATION"])  # task types that predict labels
@@ -12,7 +12,13 @@ MAX_CAPPED = 2048  # modules that are named one by one in an adapter's patterns,
 
 def faults(spec: RunSpec) -> list[str]:
     """What of the definition cannot work, as sentences; without those that only the coordinator knows of its strategies."""
-    return [*_tensor_faults(spec), *_rank_faults(spec), *_round_faults(spec), *_model_faults(spec.model)]
+    return [
+        *_tensor_faults(spec),
+        *_rank_faults(spec),
+        *_round_faults(spec),
+        *_model_faults(spec.model),
+        *_text_faults(spec),
+    ]
 
 
 def _tensor_faults(spec: RunSpec) -> list[str]:
@@ -74,3 +80,13 @@ def _model_faults(model: ModelSpec) -> list[str]:
     if model.problem_type != "single-label" and model.task_type != "SEQ_CLS":
         found.append(f"problem_type {model.problem_type} is for SEQ_CLS; {model.task_type} has single labels alone.")
     return found
+
+
+def _text_faults(spec: RunSpec) -> list[str]:
+    """Fields about text that a decoder writes, in a run that trains on something else: agents would have to ignore them."""
+    task, defaults = spec.model.task_type, TrainingSpec()
+    return [
+        f"training.{name} is for CAUSAL_LM; leave it out of a run of {task}."
+        for name in ("packing", "prompt_format", "learn")
+        if task != "CAUSAL_LM" and getattr(spec.training, name) != getattr(defaults, name)
+    ]

@@ -25,7 +25,7 @@ def check_spec(spec: RunSpec) -> None:
         Refusal: INVALID_RUN with the first thing to change.
     """
     try:
-        for fault in (*_faults(spec), *_text_faults(spec)):
+        for fault in _faults(spec):
             raise Refusal(Code.INVALID_RUN, fault)
         strategy(spec.strategy).check(spec.ranks)
         for rule in spec.robust:
@@ -50,14 +50,6 @@ def _faults(spec: RunSpec) -> list[str]:
             f"{_largest_served(spec):g}); lower norm_bound, or serve bfloat16 or float32."
         )
     return found
-
-
-def _text_faults(spec: RunSpec) -> list[str]:
-    """Fields about plain text in a run that trains on something else: agents would have to ignore them."""
-    task, training = spec.model.task_type, spec.training
-    if task != "CAUSAL_LM" and (training.packing or training.prompt_format != "as-is"):
-        return [f"training.packing and training.prompt_format are for CAUSAL_LM; leave them out of a run of {task}."]
-    return []
 
 
 def _largest_served(spec: RunSpec) -> float:

@@ -45,10 +45,9 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
             {"model": {"id": "m", "task_type": "TOKEN_CLS", "labels": ["a"], "problem_type": "multi-label"}},
             "problem_type multi-label is for SEQ_CLS",
         ),
-        ({"model": {"id": "m", "task_type": "SEQ_2_SEQ_LM"}, "training": {"packing": True}}, "are for CAUSAL_LM"),
         (
-            {"model": {"id": "m", "task_type": "SEQ_2_SEQ_LM"}, "training": {"prompt_format": "chatml"}},
-            "are for CAUSAL_LM",
+            {"model": {"id": "m", "task_type": "SEQ_2_SEQ_LM"}, "training": {"packing": True}},
+            "packing is for CAUSAL_LM",
         ),
         ({"upload_dtype": "float16", "norm_bound": 1e6}, "may not fit into float16"),
         (

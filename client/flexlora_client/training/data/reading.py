@@ -47,7 +47,7 @@ class Reading:
             expected=self._reader.expected,
             encoding=options.encoding,
             separator=options.separator,
-            labels=frozenset({*model.labels, *options.labels}),
+            classes=_class_columns(self._reader.columns, options, model),
             note=self.tally.notes.append,
         )
 
@@ -95,6 +95,13 @@ class Reading:
         if skipped:
             return f"{names}: all of its {skipped} rows are bad, so nothing is left; the first: {self.tally.faults[0]}"
         return f"{names} holds no examples; give a file with at least one."
+
+
+def _class_columns(columns: frozenset[str], options: DataOptions, model: ModelSpec) -> frozenset[str]:
+    """The columns, as files name them, that may hold classes; those of numbers, or of 0 and 1 for one label, do not."""
+    if not model.labels or model.problem_type == "regression":
+        return frozenset()
+    return columns.difference(model.labels, (options.columns.get(label, label) for label in model.labels))
 
 
 def _check(options: DataOptions, model: ModelSpec) -> None:

@@ -12,6 +12,10 @@ class RowError(ValueError):
     """A row that is no example; a sentence without its place."""
 
 
+class ClassName(str):
+    """A class by the name that its file gives its number; never an index, even where it looks like one."""
+
+
 def _no_note(sentence: str) -> None:
     """For callers that show no notes."""
 
@@ -40,7 +44,7 @@ class ReadOptions:
     expected: str = ""  # what is said to somebody whose file has none of these columns
     encoding: str | None = None  # of text files; None: found out
     separator: str | None = None  # of CSV files; None: found out
-    labels: frozenset[str] = frozenset()  # names of classes: files that know their numbers' names give these instead
+    classes: frozenset[str] = frozenset()  # columns of classes: files that name their numbers give these as ClassName
     note: Callable[[str], None] = _no_note  # told what was guessed
 
 

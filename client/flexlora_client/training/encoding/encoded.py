@@ -9,7 +9,7 @@ IGNORE_INDEX = -100  # torch's cross_entropy default for targets that do not cou
 
 
 class NothingToLearn(DataError):
-    """An example of which no token is left to learn."""
+    """An example of which no token is left to learn, or that the chat template or prompt format refuses: it is left out."""
 
 
 @dataclass(frozen=True)

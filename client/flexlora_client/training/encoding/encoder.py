@@ -70,8 +70,9 @@ class Encoder:
         """The example's ids and targets, at most `max_length` long.
 
         Raises:
-            NothingToLearn: nothing of the example is left to learn, or `max_length` has no room for it.
-            DataError: the chat template refuses it, or the run's prompt format has no form for it.
+            NothingToLearn: nothing of the example is left to learn, `max_length` has no room for it, the chat template refuses
+                it, or the run's prompt format has no form for it.
+            DataError: the run's task learns from no such example.
             ModelError: the tokenizer has no end-of-sequence token, or no chat template where the run asks for it.
         """
         if isinstance(example, Labelled | Scored):

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from flexlora_client.errors import DataError, ModelError
+from flexlora_client.errors import ModelError
 from flexlora_client.training.data.examples import Turn
-from flexlora_client.training.encoding.encoded import Tokens
+from flexlora_client.training.encoding.encoded import NothingToLearn, Tokens
 from flexlora_client.training.encoding.tokenizing import Span, Texts
 
 Turns = Sequence[Turn]
@@ -150,7 +150,9 @@ class TemplateLayout:
 
     def _applied(self, turns: Turns, **options: Any) -> Any:
         if self.tools and "tools" not in self._template:
-            raise DataError("a conversation has tools, for which the chat template has no place; leave the tools out.")
+            raise NothingToLearn(
+                "a conversation has tools, for which the chat template has no place; leave the tools out."
+            )
         try:
             return self.texts.tokenizer.apply_chat_template(
                 [message(turn) for turn in turns],
@@ -159,7 +161,7 @@ class TemplateLayout:
                 **(options | self._end_of_turn()),
             )
         except (TemplateError, ValueError, TypeError) as error:
-            raise DataError(
+            raise NothingToLearn(
                 f"the tokenizer's chat template refuses a conversation ({error}); change its turns."
             ) from error
 

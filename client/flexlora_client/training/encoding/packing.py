@@ -6,6 +6,7 @@ before it, which not every architecture could keep from there (state-space model
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flexlora_client.training.data.examples import Example, Plain
@@ -28,15 +29,16 @@ class Unit:
 class Units:
     """The units of a participant's examples, encoded when a step needs them; packed ones at once, and kept in memory.
 
-    `empty`: the units met so far that have nothing to learn.
+    `empty`: the examples met so far that are left out, by index; `reason`: why the first of them is.
     """
 
     def __init__(self, encoder: Encoder, examples: Sequence[Example]) -> None:
         self._encoder, self._examples = encoder, examples
-        self._packed = _packed(encoder, examples) if encoder.packing else None
         self._kept: dict[int, Encoded] = {}
         self._room = KEPT_BYTES
         self.empty = set[int]()
+        self.reason = ""
+        self._packed = self._pack() if encoder.packing else None
 
     @property
     def lengths(self) -> list[int]:
@@ -61,12 +63,40 @@ class Units:
     def _made(self, index: int) -> Encoded | None:
         if index in self._kept:
             return self._kept[index]
-        encoded = _encoded(self._encoder, self._examples[index])
-        if encoded is None:
-            self.empty.add(index)
-        elif (size := _size(encoded)) <= self._room:
+        encoded = self._encode(index, self._examples[index])
+        if encoded is not None and (size := _size(encoded)) <= self._room:
             self._kept[index], self._room = encoded, self._room - size
         return encoded
+
+    def _encode(self, index: int, example: Example) -> Encoded | None:
+        try:
+            return self._encoder.encode(example)
+        except NothingToLearn as error:
+            self.empty.add(index)
+            self.reason = self.reason or str(error)
+            return None
+
+    def _pack(self) -> list[Unit]:
+        """Plain texts joined and cut every `max_length` tokens; other examples by themselves."""
+        units: list[Unit] = []
+        ids: list[int] = []
+        learned: list[bool] = []
+        owners: list[int] = []
+        for index, example in enumerate(self._examples):
+            if not isinstance(example, Plain):
+                encoded = self._encode(index, example)
+                units += [Unit(encoded, (index,))] if encoded is not None else []
+                continue
+            text = self._encoder.plain(example)
+            ids += text
+            learned += [False] + [True] * (len(text) - 1)  # no text tells how the next one begins
+            owners += [index] * len(text)
+            while len(ids) > self._encoder.max_length:
+                units.append(_unit(ids, learned, owners, self._encoder.max_length))
+                for row in (ids, learned, owners):
+                    del row[: self._encoder.max_length]
+        units += [_unit(ids, learned, owners, self._encoder.max_length)] if ids else []
+        return [unit for unit in units if unit.encoded.weight]
 
 
 class Sequences:
@@ -81,43 +111,14 @@ class Sequences:
 
 def learnable(encoder: Encoder, examples: Iterable[Example]) -> Iterator[Encoded]:
     """The examples, encoded, without those that have nothing to learn."""
-    made = (_encoded(encoder, example) for example in examples)
-    return (encoded for encoded in made if encoded is not None)
-
-
-def _encoded(encoder: Encoder, example: Example) -> Encoded | None:
-    try:
-        return encoder.encode(example)
-    except NothingToLearn:
-        return None
+    for example in examples:
+        with suppress(NothingToLearn):
+            yield encoder.encode(example)
 
 
 def _size(encoded: Encoded) -> int:
     """Bytes in memory, roughly."""
     return sum(BYTES_PER_TOKEN * len(row.ids) + len(row.image) + 500 for row in encoded.sequences)
-
-
-def _packed(encoder: Encoder, examples: Sequence[Example]) -> list[Unit]:
-    """Plain texts joined and cut every `max_length` tokens; other examples by themselves."""
-    units: list[Unit] = []
-    ids: list[int] = []
-    learned: list[bool] = []
-    owners: list[int] = []
-    for index, example in enumerate(examples):
-        if not isinstance(example, Plain):
-            encoded = _encoded(encoder, example)
-            units += [Unit(encoded, (index,))] if encoded is not None else []
-            continue
-        text = encoder.plain(example)
-        ids += text
-        learned += [False] + [True] * (len(text) - 1)  # no text tells how the next one begins
-        owners += [index] * len(text)
-        while len(ids) > encoder.max_length:
-            units.append(_unit(ids, learned, owners, encoder.max_length))
-            for row in (ids, learned, owners):
-                del row[: encoder.max_length]
-    units += [_unit(ids, learned, owners, encoder.max_length)] if ids else []
-    return [unit for unit in units if unit.encoded.weight]
 
 
 def _unit(ids: list[int], learned: list[bool], owners: list[int], size: int) -> Unit:

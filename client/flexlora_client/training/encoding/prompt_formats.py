@@ -1,7 +1,8 @@
 """A run's prompt format: which turns an example is, and by which layout they become tokens."""
 
-from flexlora_client.errors import DataError, ModelError
+from flexlora_client.errors import ModelError
 from flexlora_client.training.data.examples import Chat, Choice, Instructed, Prompted, Turn
+from flexlora_client.training.encoding.encoded import NothingToLearn
 from flexlora_client.training.encoding.layouts import Layout, PiecewiseLayout, TemplateLayout
 from flexlora_client.training.encoding.templates import ALPACA, CHATML
 from flexlora_client.training.encoding.tokenizing import Texts
@@ -28,7 +29,7 @@ def layout_of(example: Asked, texts: Texts, prompt_format: PromptFormat) -> Layo
 
     Raises:
         ModelError: the run asks for the tokenizer's chat template, and there is none.
-        DataError: the format has no form for the example.
+        NothingToLearn: the format has no form for the example.
     """
     own = texts.tokenizer.chat_template is not None
     if prompt_format == "chat-template" and not own:
@@ -58,12 +59,12 @@ def _instruction(example: Instructed, prompt_format: PromptFormat) -> Turns:
 
 def _check_form(chat: Chat, prompt_format: PromptFormat) -> None:
     if prompt_format == "alpaca":
-        raise DataError(
+        raise NothingToLearn(
             "the run's prompt format, alpaca, has no form for a conversation; give instruction, input and output, or "
             "prompt and completion."
         )
     if chat.tools or any('"tool_calls"' in turn.further for turn in chat.turns):
-        raise DataError(
+        raise NothingToLearn(
             "a conversation has tools, for which the run's prompt format has no place; leave them out, or use a run whose "
             "prompt_format is chat-template."
         )

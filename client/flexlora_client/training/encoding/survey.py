@@ -23,7 +23,9 @@ class Survey:
     """Numbers of examples, but for those of tokens and turns."""
 
     examples: int
-    empty: int  # nothing to learn, or no room for it within max_length: left out of training
+    empty: (
+        int  # nothing to learn, no room for it within max_length, or refused by the chat template: left out of training
+    )
     cut: int  # some of it is lost
     cut_tokens: int
     dropped_turns: int

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,9 +19,8 @@ from flexlora_client.training.models.load_model import LoadedModel
 class BestEpoch:
     """Looks at the held-out loss after each epoch; a round cut short ends with an epoch that is not whole."""
 
-    def __init__(self, loaded: LoadedModel, stepper: Stepper, heldout: Iterable[Encoded], batch_size: int) -> None:
-        self._loaded, self._stepper = loaded, stepper
-        self._heldout, self._batch_size = heldout, batch_size
+    def __init__(self, loaded: LoadedModel, stepper: Stepper, heldout: Iterable[Encoded]) -> None:
+        self._loaded, self._stepper, self._heldout = loaded, stepper, heldout
         self.epoch, self.loss = 0, math.inf  # the best so far
         self.seconds = 0.0  # that the last look took
         self._kept: dict[str, Any] = {}
@@ -29,7 +29,7 @@ class BestEpoch:
         """Measure the held-out loss; keep the tensors and the optimizer's state where it is the least so far."""
         began = time.monotonic()
         loss = self._heldout_loss()
-        if not self._kept or loss < self.loss:
+        if not self._kept or loss < self.loss or math.isnan(self.loss):
             self.epoch, self.loss = epoch, loss
             self._kept = {"tensors": copied(self._stepper.parameters), "stepper": copied(self._stepper.state_dict())}
         self.seconds = time.monotonic() - began
@@ -52,8 +52,14 @@ class BestEpoch:
         self._loaded.model.eval()
         total, weight, rest = 0.0, 0, iter(self._heldout)
         with torch.no_grad():
-            while batch := [*islice(rest, self._batch_size)]:
-                total += summed_loss(self._loaded, collate(batch, self._loaded)).item()
-                weight += sum(example.weight for example in batch)
+            while part := [*islice(rest, self._stepper.micro_batch)]:
+                total += self._stepper.within_memory(partial(self._summed, part))
+                weight += sum(example.weight for example in part)
         self._loaded.model.train()
         return total / weight
+
+    def _summed(self, examples: Sequence[Encoded]) -> float:
+        """The loss, in parts where memory has ended since they were taken."""
+        size = self._stepper.micro_batch
+        parts = [examples[start : start + size] for start in range(0, len(examples), size)]
+        return sum(summed_loss(self._loaded, collate(part, self._loaded)).item() for part in parts)

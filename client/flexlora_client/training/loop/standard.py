@@ -55,6 +55,9 @@ class StandardTrainer:
         checkpoints = Checkpoints(job, self._checkpoint_interval)
         per_epoch = steps_in_epoch(len(units.lengths), job.spec.training)
         fitted = _fit_seeded(loaded, units, heldout, steps, job, checkpoints, per_epoch)
+        if units.empty:
+            left = f"{len(units.empty)} of {len(job.train)} examples were left out of training"
+            job.notice(f"{left}; the first: {units.reason.rstrip('.')}" if units.reason else left)
         trim_heap()  # writing takes a copy, which must not come on top of the optimizer's freed state
         job.before_writing()
         adapter = write_slice(trained_tensors(loaded.model), job.adapter, job.spec, job.output)

@@ -4,8 +4,8 @@ Everything around the steps (their plan, the learning rate, checkpoints, stoppin
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from flexlora_client.training.models.devices import is_out_of_memory, release_me
 from flexlora_client.training.models.load_model import LoadedModel
 from flexlora_shared.messages.runs import TrainingSpec
 
+T = TypeVar("T")
 FIRST_LOSS_SCALE = 2.0**12  # of float16: its smallest number / this = 1.5e-11, its largest / this = 16
 
 
@@ -52,9 +53,13 @@ class Stepper:
 
     def accumulate(self, examples: Sequence[Encoded], weight: int) -> float:
         """Add up the gradient of the examples' loss, divided by `weight`; that loss."""
+        return self.within_memory(lambda: self._backward(examples, weight))
+
+    def within_memory(self, compute: Callable[[], T]) -> T:
+        """What `compute` returns; where memory ends, it begins anew with more sparing settings. Raises: OutOfMemory."""
         while True:
             try:
-                return self._backward(examples, weight)
+                return compute()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -64,6 +69,11 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             release_memory(self._loaded.device)  # after the error, which holds the activations
             self._use(sparing)
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences computed at a time by now."""
+        return min(self.compute.micro_batch or self._training.batch_size, self._training.batch_size)
 
     def update(self) -> bool:
         """Clip the gradients and change the trained tensors; False: nothing changed, for a loss scaled too high, now lowered."""
@@ -102,7 +112,7 @@ class Stepper:
         set_checkpointing(self._loaded.model, compute.gradient_checkpointing)
 
     def _backward(self, examples: Sequence[Encoded], weight: int) -> float:
-        loss, size = 0.0, min(self.compute.micro_batch or self._training.batch_size, self._training.batch_size)
+        loss, size = 0.0, self.micro_batch
         rows = [sequence for example in examples for sequence in example.sequences]
         for start in range(0, len(rows), size):
             part = summed_loss(self._loaded, collate(rows[start : start + size], self._loaded)) / weight

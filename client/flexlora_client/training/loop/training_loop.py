@@ -97,7 +97,7 @@ def fit(
     restore_optimizer(stepper, job)
     selection = None
     if next(iter(heldout), None) is not None:
-        selection = BestEpoch(loaded, stepper, heldout, job.spec.training.batch_size)
+        selection = BestEpoch(loaded, stepper, heldout)
     under_way = _Fit(loaded, stepper, selection, units)
     state = checkpoints.read()
     if state is not None:
@@ -110,7 +110,7 @@ def fit(
         loaded.model.zero_grad(set_to_none=True)
         loaded.model.eval()
     if not under_way.predictions:
-        raise DataError("no example has a token to learn; give them more text.")
+        raise DataError(f"no example has a token to learn; give them more text. The first: {units.reason}")
     if selection is not None:
         selection.restore()
     save_optimizer(stepper, job)

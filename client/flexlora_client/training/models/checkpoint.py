@@ -1,11 +1,25 @@
-"""Where the files of a base model lie: its safetensors, in a local folder, the hub's cache or on the hub."""
+"""Where the files of a base model lie: its weights and configuration, in a local folder, the hub's cache or on the hub."""
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from safetensors import SafetensorError
+from transformers.utils import (
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 from transformers.utils.hub import cached_file, extract_commit_hash
+
+DAMAGED = (
+    SafetensorError,
+    UnpicklingError,
+    EOFError,
+)  # what weights that are damaged, or hold other than tensors, raise
 
 
 def weight_files(model: str, revision: str | None, *, download: bool) -> tuple[Path, ...]:
@@ -14,9 +28,20 @@ def weight_files(model: str, revision: str | None, *, download: bool) -> tuple[P
     Raises:
         OSError, ValueError: the hub cannot be reached, or the model's index is no JSON.
     """
-    index = _find(model, revision, SAFE_WEIGHTS_INDEX_NAME, download)
+    return _files(model, revision, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, download)
+
+
+def has_weights(model: str, revision: str | None) -> bool:
+    """Whether all of the model's weights lie here, as safetensors or as PyTorch's older files. Raises: see `weight_files`."""
+    formats = ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME))
+    return any(_files(model, revision, *names, download=False) for names in formats)
+
+
+def _files(model: str, revision: str | None, index_name: str, name: str, download: bool) -> tuple[Path, ...]:
+    """The files that the index names, or the one file; none where one is missing."""
+    index = _find(model, revision, index_name, download)
     sharded = {} if index is None else json.loads(index.read_bytes())["weight_map"]
-    names = sorted(set(sharded.values())) or [SAFE_WEIGHTS_NAME]
+    names = sorted(set(sharded.values())) or [name]
     found = [_find(model, revision, name, download) for name in names]
     return tuple(path for path in found if path is not None) if None not in found else ()
 

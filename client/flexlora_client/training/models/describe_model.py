@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from flexlora_client.errors import ModelError
-from flexlora_client.training.models.checkpoint import commit_of, weight_files
+from flexlora_client.training.models.checkpoint import DAMAGED, commit_of, has_weights
 from flexlora_client.training.models.fingerprint import fingerprint
 from flexlora_client.training.models.preprocessing import load_tokenizer
 from flexlora_client.training.models.task_classes import AUTO_CLASSES, class_options, load_config
@@ -25,7 +25,11 @@ from flexlora_shared.messages.runs import ExtraTensor, ModelSpec, ModuleSpec, Pr
 from flexlora_shared.run_checks import LABELLED
 
 MAX_NEW_TENSORS = 16  # outside the head that a checkpoint may lack; more is another model's checkpoint
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, *DAMAGED)
+NO_WEIGHTS = (
+    "no weights of {} lie on this machine, so what they lack beside the head (a pooler, for example) is unknown, and agents "
+    "refuse a run without it; describe the model again once its weights are here."
+)
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,14 @@ def describe(
     build, missing = _builder(spec, config)
     network = build()
     trained = _head(network) if labels else {}
-    trained |= _missing(network, spec, missing.difference(trained))
+    trained |= _missing(network, spec, (missing or set()).difference(trained))
     extra = tuple(ExtraTensor(name=name, shape=tuple(p.shape), init=_init(name, p)) for name, p in trained.items())
     reads_text = task_type != "IMAGE_CLASSIFICATION"
     layers = linear_layers(network, saved_modules(extra), target, exclude, smallest_rank, reads_text=reads_text)
     layers = placeable(layers, spec, extra, build, smallest_rank, named=target != ALL_LINEAR)
     identified, prompt_format, notes = _identity(spec)
+    if missing is None and labels:
+        notes = [NO_WEIGHTS.format(spec.id), *notes]
     return Description(identified, layers.chosen, extra, prompt_format, (*layers.notes, *notes))
 
 
@@ -93,11 +99,11 @@ def _config(spec: ModelSpec) -> PretrainedConfig:
         raise _unusable(spec, error) from error
 
 
-def _builder(spec: ModelSpec, config: PretrainedConfig) -> tuple[Callable[[], PreTrainedModel], set[str]]:
-    """A function that makes the model on the meta device, and the names of the weights that its checkpoint lacks."""
+def _builder(spec: ModelSpec, config: PretrainedConfig) -> tuple[Callable[[], PreTrainedModel], set[str] | None]:
+    """A function that makes the model on the meta device, and the names of the weights that its checkpoint lacks, if known."""
     build = partial(_from_config, spec, config)
-    if not weight_files(spec.id, spec.revision, download=False):
-        return build, set()
+    if not has_weights(spec.id, spec.revision):
+        return build, None
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of what takes no time here
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of weights that are new
@@ -129,9 +135,9 @@ def _from_config(spec: ModelSpec, config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
     return ModelError(
-        f"the model {spec.id!r} has no usable configuration for {spec.task_type} ({reason[0] if reason else error!r}); "
+        f"the model {spec.id!r} has no usable configuration or weights for {spec.task_type} ({reason}); "
         "give the path of a local directory with its config.json, or make its model hub reachable."
     )
 

@@ -72,8 +72,10 @@ def add_frozen_slice(model: PeftModel, served: LoadedSlice) -> None:
             layer.update_layer(FROZEN_ADAPTER, served.config.rank_of(name), lora_alpha=1, config=frozen_config)
         layer.scaling[FROZEN_ADAPTER] = served.config.scaling_of(name)
         for factors, key in ((layer.lora_A, key_A(name)), (layer.lora_B, key_B(name))):
-            weight = factors[FROZEN_ADAPTER].weight
-            assert isinstance(weight, torch.Tensor)  # of a linear layer
-            weight.data = served.tensors[key].to(weight.device, torch.float32)
+            trained = factors[TRAINED_ADAPTER].weight
+            assert isinstance(trained, torch.Tensor)  # of a linear layer
+            # where the trained adapter is: PEFT puts the slice to an off-loaded layer's weights, on the meta device
+            values = served.tensors[key].to(trained.device, torch.float32)
+            factors[FROZEN_ADAPTER].weight = torch.nn.Parameter(values, requires_grad=False)
         layer.set_adapter([FROZEN_ADAPTER, TRAINED_ADAPTER])
         layer.set_requires_grad(FROZEN_ADAPTER, requires_grad=False)

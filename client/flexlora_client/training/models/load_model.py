@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexlora_client.errors import ModelError, OutOfMemory
 from flexlora_client.training.contract import DEFAULT_COMPUTE, Compute
 from flexlora_client.training.models import devices
+from flexlora_client.training.models.checkpoint import DAMAGED
 from flexlora_client.training.models.placing import WrappedModel, place_slice
 from flexlora_client.training.models.precision import HALF_DTYPES, check_compute, keep_packing, loading_options
 from flexlora_client.training.models.preprocessing import load_image_processor, load_tokenizer, not_loaded
@@ -23,7 +23,7 @@ from flexlora_client.training.models.task_classes import AUTO_CLASSES, class_opt
 from flexlora_shared.messages.runs import ModelSpec, ProblemType, RunSpec, TaskType
 
 NO_LIMIT_TOKENS = 2**31  # for a model that names no limit
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, *DAMAGED)
 Preprocessor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
@@ -220,7 +220,7 @@ def load_encoding(spec: RunSpec, model_path: str | None) -> tuple[Preprocessor, 
     try:
         config = load_config(key.path, key.revision, key.model)
         with torch.device("meta"):
-            model = AUTO_CLASSES[key.model.task_type].from_config(config)
+            model = AUTO_CLASSES[key.model.task_type].from_config(config, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise not_loaded("configuration", key.path, error) from error
     return preprocessor, min(spec.training.max_length, _positions(model, preprocessor))

@@ -1,6 +1,7 @@
 """Packed plain texts: nothing lost, nothing doubled, and the examples in them counted."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from flexlora_client.training.data.examples import Chat, Example, Plain, Prompte
 from flexlora_client.training.encoding import packing
 from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoded, Encoder
 from flexlora_client.training.encoding.packing import Units
+from flexlora_client.training.encoding.survey import survey
+from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_shared.messages.runs import TrainingSpec
-from tests.support.chat_templates import QWEN3, chat_tokenizer
+from tests.support.chat_templates import MISTRAL, QWEN3, chat_tokenizer
 from tests.support.encoded_texts import marked, marked_sequence
 from tests.support.tiny_models import make_job, make_run, make_slice, make_tokenizer
 
@@ -104,6 +107,29 @@ def test_an_example_of_several_sequences_counts_once_however_batches_are_cut(lla
         losses.append((outcome.metrics["train_loss"], outcome.metrics["train_predictions"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(Encoder(chat_tokenizer(QWEN3), 128).encode(examples[0]).sequences) == 3
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_a_chat_template_refuses_is_left_out_and_told(llama: Path, tmp_path: Path, packing: bool) -> None:
+    base = tmp_path / "model"
+    shutil.copytree(llama, base)
+    chat_tokenizer(MISTRAL).save_pretrained(base)
+    spec = make_run(base, training=TrainingSpec(max_length=64, packing=packing, prompt_format="chat-template"))
+    asked, said = Turn("user", "hi"), Turn("assistant", "yo")
+    good, refused, told = Chat((asked, said)), Chat((asked, asked, said)), list[str]()
+    job = make_job(spec, make_slice(tmp_path / "served", base, spec), [good, refused, good], tmp_path / "out")
+    outcome = StandardTrainer().train(replace(job, notice=told.append))
+    assert outcome.examples == 2
+    assert told[0].startswith(
+        "1 of 3 examples were left out of training; the first: the tokenizer's chat template refuses"
+    )
+    assert evaluate(spec, job.adapter, [refused, good])["answers"] == 1
+    with pytest.raises(DataError, match=r"no example has a token to learn.*must alternate"):
+        StandardTrainer().train(replace(job, train=[refused]))
+    encoder = Encoder(chat_tokenizer(MISTRAL), 64)
+    found = survey(encoder, [good, refused])
+    assert (found.examples, found.empty) == (2, 1)
+    assert "must alternate" in found.reason
 
 
 def test_nothing_but_empty_examples_is_told(llama: Path, tmp_path: Path) -> None:

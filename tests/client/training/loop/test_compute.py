@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.loop.step import Stepper
+from flexlora_client.training.models.fresh import fresh_adapter
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.placing import place_slice
 from flexlora_client.training.models.slice_files import read_slice
+from flexlora_client.training.models.trial_slice import trial_slice
 from flexlora_shared.messages.runs import RunSpec, TrainingSpec
 from tests.support.tiny_models import load_base, make_job, make_run, make_slice, make_tokenizer
 
@@ -260,3 +263,25 @@ def test_layers_that_accelerate_keeps_elsewhere_train_the_same(run: Federation, 
         losses.append([stepper.step(examples)[0] for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert losses[1][1] < losses[1][0]
+
+
+def test_the_frozen_slice_of_layers_that_accelerate_keeps_elsewhere_acts_too(run: Federation, llama: Path) -> None:
+    trial = trial_slice(run.spec, 4)
+    drawn = {key: torch.randn_like(value) if "lora_B" in key else value for key, value in trial.tensors.items()}
+    served = replace(trial, tensors=drawn)
+    fresh, outputs = fresh_adapter(served, run.spec, 1, "participant"), []
+    for offload in (False, True):
+        base = load_base(llama, run.spec)
+        if offload:
+            base = importlib.import_module("accelerate").cpu_offload(base, execution_device=torch.device("cpu"))
+        placed = place_slice(fresh, base, run.spec, None, served)
+        placed = place_slice(fresh, base, run.spec, placed, served)  # the next round finds the model wrapped
+        outputs.append(logits(placed.model))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    assert (outputs[0] - logits(load_base(llama, run.spec))).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    values: torch.Tensor = model.eval()(input_ids=torch.arange(2, 12)[None]).logits
+    return values

@@ -1,5 +1,6 @@
 """Slices in base models: PEFT's meaning exactly, every mismatch an error."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from transformers import (
 )
 
 from flexlora_client.errors import AdapterError, DeviceError, ModelError
-from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.models.load_model import Models, load_encoding
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import ExtraTensor, RunSpec, TaskType
+from tests.support.kit import spec as small_run
 from tests.support.tiny_models import edit_config, head_of, load_peft, make_run, make_slice, make_tokenizer
 
 IDS = torch.arange(2, 42).reshape(2, 20)
@@ -276,6 +278,25 @@ def test_a_classifier_without_labels(bert: Path, tmp_path: Path) -> None:
     bare = spec.model_copy(update={"model": spec.model.model_copy(update={"labels": ()})})
     with pytest.raises(ModelError, match="has no labels"):
         Models().with_slice(part, bare, "cpu")
+
+
+def test_a_models_own_code_is_never_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks at the terminal where it has no class of its own for the task and nobody has decided."""
+    asked = list[str]()
+
+    def no(prompt: str) -> str:
+        asked.append(prompt)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", no)
+    make_tokenizer().save_pretrained(tmp_path)
+    code = {"auto_map": {"AutoModelForTokenClassification": "modeling.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", **code}))
+    (tmp_path / "modeling.py").write_text("raise SystemError")
+    model = {"id": str(tmp_path), "task_type": "TOKEN_CLS", "labels": ["a"]}
+    with pytest.raises(ModelError, match="does not load"):
+        load_encoding(RunSpec.model_validate(small_run(model=model)), None)
+    assert asked == []
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:99", "mps", "meta"])

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flexlora_client.errors import DataError
-from flexlora_client.training.data.rows import ReadOptions, Row, choose_columns
+from flexlora_client.training.data.rows import ClassName, ReadOptions, Row, choose_columns
 
 ROWS_AT_ONCE = 256  # as Python objects; a row may hold an image
 FILE_MAGIC = b"ARROW1"
@@ -76,13 +76,13 @@ def _pruned(value: Any) -> Any:
 
 
 def _named_classes(schema: Any, options: ReadOptions) -> dict[str, tuple[str, ...]]:
-    """The class names of columns whose numbers have some, as the library `datasets` writes them, if the run knows all of them."""
+    """The class names of the columns of classes whose numbers have some, as the library `datasets` writes them."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         classes = {name: tuple(_inner(feature)["names"]) for name, feature in features.items() if _inner(feature)}
     except (KeyError, TypeError, ValueError):
         return {}
-    return {name: names for name, names in classes.items() if options.labels.issuperset(names)}
+    return {name: names for name, names in classes.items() if name in options.classes}
 
 
 def _inner(feature: Any) -> dict[str, Any]:
@@ -95,4 +95,4 @@ def _inner(feature: Any) -> dict[str, Any]:
 def _name(value: Any, names: tuple[str, ...]) -> Any:
     if isinstance(value, list):
         return [_name(part, names) for part in value]
-    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+    return ClassName(names[value]) if isinstance(value, int) and 0 <= value < len(names) else None

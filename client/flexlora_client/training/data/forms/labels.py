@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flexlora_client.training.data.forms.values import number_of
-from flexlora_client.training.data.rows import RowError
+from flexlora_client.training.data.rows import ClassName, RowError
 
 Names = Mapping[str, str]
 
@@ -24,7 +24,7 @@ class Labels:
             isinstance(spelled, str) and spelled in self.names
         ):  # one that looks like a number is a name in every kind of file
             return self.names.index(spelled)
-        index = _as_index(named)
+        index = -1 if isinstance(named, ClassName) else _as_index(named)
         if isinstance(named, bool) or spelled in ("True", "False", "true", "false"):
             index = int(spelled in ("True", "true")) if len(self.names) == 2 else -1
         if 0 <= index < len(self.names):

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from flexlora_client.errors import DataError
-from flexlora_client.training.data.examples import Labelled, Prompted, Tagged
+from flexlora_client.training.data.data_options import DataOptions
+from flexlora_client.training.data.examples import Labelled, Prompted, Scored, Tagged
+from flexlora_client.training.data.loading import load_data
 from flexlora_shared.messages.runs import ModelSpec
 from tests.support.data_files import load
 
@@ -85,11 +87,35 @@ def named(names: list[str], feature: Callable[[dict[str, Any]], Any], values: An
 def test_numbers_of_classes_go_by_their_names(tmp_path: Path, write: Write) -> None:
     table = named(["yes", "no"], lambda feature: feature, [0, 1], ["a", "b"])
     assert load(write(table, tmp_path / "data"), CLASSES) == (Labelled("a", 1), Labelled("b", 0))
-    others = named(["maybe", "never"], lambda feature: feature, [0, 1], ["a", "b"])  # the run knows none of them
-    assert load(write(others, tmp_path / "data"), CLASSES) == (Labelled("a", 0), Labelled("b", 1))
     unlabelled = named(["yes", "no"], lambda feature: feature, [-1], ["a"])
     with pytest.raises(DataError, match="row 1: label is empty"):
         load(write(unlabelled, tmp_path / "data"), CLASSES)
+
+
+@KINDS
+@pytest.mark.parametrize("names", [["Yes", "No"], ["no", "never"], ["1", "0"]])
+def test_names_of_classes_that_the_run_lacks_are_never_taken_by_number(
+    tmp_path: Path, write: Write, names: list[str]
+) -> None:
+    path = write(named(names, lambda feature: feature, [1, 0], ["a", "b"]), tmp_path / "data")
+    with pytest.raises(DataError, match=f"label {names[1]!r} is none of the run's 2 labels; .* with --label"):
+        load(path, CLASSES)
+    labels = {names[0]: CLASSES.labels[0], names[1]: CLASSES.labels[1]}
+    made = load_data(DataOptions((path,), heldout_fraction=0, labels=labels), CLASSES).train
+    assert set(made) == {Labelled("a", 1), Labelled("b", 0)}
+
+
+@KINDS
+def test_numbers_of_a_regression_or_of_one_label_stay_numbers(tmp_path: Path, write: Write) -> None:
+    table = named(["one star", "two stars"], lambda feature: feature, [1], ["a"])
+    scored = ModelSpec(id="m", task_type="SEQ_CLS", labels=("stars",), problem_type="regression")
+    assert load(write(table, tmp_path / "data"), scored) == (Scored("a", (1.0,)),)
+    switch = {"names": ["off", "on"], "_type": "ClassLabel"}
+    metadata = {"huggingface": json.dumps({"info": {"features": {"toxic": switch, "odd": switch}}})}
+    flags = pa.table({"text": ["a"], "toxic": [1], "odd": [0]}).replace_schema_metadata(metadata)
+    both = ModelSpec(id="m", task_type="SEQ_CLS", labels=("toxic", "rude"), problem_type="multi-label")
+    options = DataOptions((write(flags, tmp_path / "flags"),), heldout_fraction=0, columns={"rude": "odd"})
+    assert list(load_data(options, both).train) == [Scored("a", (1.0, 0.0))]
 
 
 @KINDS
