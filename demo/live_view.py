@@ -25,7 +25,7 @@ FINDINGS = (
     Finding("rank", "passed", "8, of 4 8 16"),
     Finding("data", "passed", "2,117 examples to train on, 236 held out"),
     Finding("memory", "passed", "at least 0.6 GB are needed beside the activations, 11.2 GB are free"),
-    Finding("encoding", "passed", "1.4% of 1000 examples tried are cut at 512 tokens"),
+    Finding("encoding", "passed", "1.4% of 1000 examples tried are cut at 512 tokens, 0 are left out"),
     Finding(
         "speed",
         "passed",

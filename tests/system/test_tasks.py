@@ -126,7 +126,7 @@ def test_a_task_on_texts(task: Task, tmp_path: Path) -> None:
             8: ("--data", as_parquet(tmp_path / "table", task.make_rows(TRAINED, 2)), "--heldout", kept),
         }
         if task.task_type == "TOKEN_CLS":
-            check_before(site, 2, given[2], " he[[B-PER]]llo", "examples are cut at 48 tokens, 0 have nothing to learn")
+            check_before(site, 2, given[2], " he[[B-PER]]llo", "examples are cut at 48 tokens, 0 are left out")
         take_part(site, given)
         for rank in RANKS:
             check_learned(site, rank, heldout)

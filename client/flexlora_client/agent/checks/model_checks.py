@@ -107,7 +107,7 @@ def _encoding(subject: Subject) -> str | Doubt:
     which = f"of {found.examples} examples" if len(sample) == len(examples) else f"of {found.examples} examples tried"
     if subject.spec.model.task_type == IMAGES:
         return f"{which.removeprefix('of ')}: all are images that can be read"
-    told = f"{found.cut / found.examples:.1%} {which} are cut at {loaded.max_length} tokens, {found.empty} have nothing to learn"
+    told = f"{found.cut / found.examples:.1%} {which} are cut at {loaded.max_length} tokens, {found.empty} are left out"
     if found.cut + found.empty > MANY_CUT * found.examples:
         return Doubt(f"{told}; shorten or split them, or ask the operator for a larger max_length")
     return told
