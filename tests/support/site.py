@@ -8,7 +8,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,9 +235,13 @@ def site(
             home = folder / name
             credentials.save(home, credentials.load(home).model_copy(update={"url": made.url}))
         with httpx2.Client(base_url=made.url, timeout=60) as http:
+            described = describe(str((template / "model").resolve()))
+            unpinned = described.model.model_copy(
+                update={"fingerprint": None}
+            )  # the participant by hand cannot tell it
             definition = {
                 "name": RUN,
-                **skeleton(describe(str((template / "model").resolve()))),
+                **skeleton(replace(described, model=unpinned)),
                 "ranks": sorted([*AGENTS.values(), HAND_RANK]),
                 "scaling": {"alpha_per_rank": 1.0},
                 "rounds": 2,
