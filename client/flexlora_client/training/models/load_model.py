@@ -56,11 +56,6 @@ class LoadedModel:
         assert isinstance(self.preprocessor, BaseImageProcessor)  # by Models
         return self.preprocessor
 
-    @property
-    def classifies(self) -> bool:
-        """Whether it gives one prediction for a text."""
-        return self.task_type == "SEQ_CLS"
-
     def precision(self) -> torch.autocast:
         """The autocast context: needed where the base model is in 16 bits and the adapter in float32."""
         half = self.dtype in HALF_DTYPES
