@@ -32,6 +32,11 @@ def test_one_round(tmp_path: Path) -> None:
     assert "completed" in participants
     largest = folder / "exported" / f"rank-{RANKS[-1]}"
     assert f"they lie in {folder / 'exported'}" in mix.replace("\n", "")
-    assert {path.name for path in largest.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in largest.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "run.json",
+    }
     log = (folder / "coordinator.log").read_text()
     assert "Traceback" not in log, log
