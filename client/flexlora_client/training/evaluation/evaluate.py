@@ -143,7 +143,7 @@ class _Measuring:
         model, size = self.spec.model, self._batch_size
         encoder = Encoder.of(self.spec, self.loaded.preprocessor, self.loaded.max_length)
         choices = of_kinds(examples, (Choice,))[: most.choices]
-        asked = of_kinds(examples, (Prompted, Instructed, Chat))[: most.answers]
+        asked = asked_of(examples, most.answers)
         parts = 1 + bool(choices) + bool(asked)
         tally = self._forward(encoder, examples[: most.examples], self.limit.part(parts))
         found, chosen, answered = _figures(tally, model), 0, 0
@@ -153,7 +153,7 @@ class _Measuring:
             )
             found |= more
         if asked:
-            questions = list(_questions(encoder, asked))
+            questions = list(questions_of(encoder, asked))
             texts = answer(self.loaded, questions, size, self.limit.part(1))
             expected, answered = [question.answer for question in questions[: len(texts)]], len(texts)
             found |= figures(texts, expected) | self._own(texts, expected)
@@ -191,7 +191,12 @@ def kind_of(model: ModelSpec) -> Kind:
     return {"TOKEN_CLS": "tags", "IMAGE_CLASSIFICATION": "single-label"}.get(model.task_type, "text")  # type: ignore[return-value]
 
 
-def _questions(encoder: Encoder, examples: Iterable[Example]) -> Iterator[Question]:
+def asked_of(examples: Sequence[Example], most: int) -> Sequence[Example]:
+    """Those that are answered by generating text, at most so many; `examples` are in the order in which they are taken."""
+    return of_kinds(examples, (Prompted, Instructed, Chat))[:most]
+
+
+def questions_of(encoder: Encoder, examples: Iterable[Example]) -> Iterator[Question]:
     """What is asked, without examples that have no room for an answer."""
     for example in examples:
         with suppress(NothingToLearn):

@@ -42,8 +42,24 @@ def generate(loaded: LoadedModel, questions: Sequence[Question], over: Callable[
     At most as many tokens as the longest answer has, and a few more; fewer where `over` is true meanwhile. A prompt loses its
     left where the model's positions end.
     """
-    lengths = [len(loaded.tokenizer(question.answer, add_special_tokens=False).input_ids) for question in questions]
-    new = min(max(lengths) + SPARE_TOKENS, loaded.positions - 1)
+    made = ask(loaded, questions, max(most_tokens(loaded, question) for question in questions), over)
+    return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in made]
+
+
+def most_tokens(loaded: LoadedModel, question: Question) -> int:
+    """As many tokens as the expected answer has, and a few more."""
+    return len(loaded.tokenizer(question.answer, add_special_tokens=False).input_ids) + SPARE_TOKENS
+
+
+def ask(
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    tokens: int,
+    over: Callable[[], bool] = lambda: False,
+    least: int = 0,
+) -> list[torch.Tensor]:
+    """The ids of each question's greedy continuation, at most `tokens` and at least `least`; see `generate`."""
+    new = min(tokens, loaded.positions - 1)
     apart = is_encoder_decoder(loaded)  # the prompt takes no positions of the answer
     room = max(1, loaded.positions - (0 if apart else new))
     prompts = [shortened(question.ids, room, loaded.tokenizer.bos_token_id) for question in questions]
@@ -59,10 +75,10 @@ def generate(loaded: LoadedModel, questions: Sequence[Question], over: Callable[
         made = loaded.model.generate(  # type: ignore[no-untyped-call]
             input_ids=torch.tensor(ids, device=loaded.device),
             attention_mask=torch.tensor(mask, device=loaded.device),
-            generation_config=greedy(loaded, new),
+            generation_config=greedy(loaded, new, min_new_tokens=min(least, new)),
             stopping_criteria=StoppingCriteriaList([_Over(over)]),
         )
-    return [str(loaded.tokenizer.decode(row[0 if apart else width :], skip_special_tokens=True)) for row in made]
+    return [row[0 if apart else width :] for row in made]
 
 
 def greedy(loaded: LoadedModel, new: int, **settings: object) -> GenerationConfig:

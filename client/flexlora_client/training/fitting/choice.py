@@ -62,10 +62,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured: estimates without and, where that was needed, with checkpointing; answers; placing a slice."""
+    """What was measured: estimates without and, where that was needed, with checkpointing; placing a slice."""
 
     estimates: Mapping[bool, Estimate]  # by gradient checkpointing
-    answering: Sequence[tuple[int, float]]  # batches of so many questions take so many seconds; empty: no answers
     placing: Sequence[tuple[int, float]]  # reading a slice of so many numbers and placing it takes so many seconds
 
     def option(self, rank: int, parameters: int, micro_batch: int, checkpointing: bool, work: Workload) -> Option:
@@ -75,15 +74,10 @@ class Costs:
         seconds = batches.count * estimate.backward(parameters, batches.mean)
         seconds += len(work.steps) * estimate.update(parameters) + PLACINGS * line(sorted(self.placing), parameters)
         held = work.evaluation(micro_batch)
-        seconds += 2 * held.count * estimate.forward(parameters, held.mean) + self._answers(work.answers, micro_batch)
+        seconds += 2 * held.count * estimate.forward(parameters, held.mean)
+        seconds += sum(estimate.answers(parameters, len(batch), max(batch)) for batch in work.answering(micro_batch))
         transfer = 2 * work.bytes_per_number * parameters / TRANSFER_BYTES_PER_S
         return Option(rank, micro_batch, checkpointing, round(peak), seconds + transfer, transfer, "fits")
-
-    def _answers(self, answers: int, micro_batch: int) -> float:
-        if not (answers and self.answering):
-            return 0.0
-        full, rest = divmod(answers, micro_batch)
-        return full * line(self.answering, micro_batch) + (line(self.answering, rest) if rest else 0.0)
 
 
 def judged(option: Option, bounds: Bounds) -> Option:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flexlora_client.training.fitting.probes import Probe
+from flexlora_client.training.fitting.probes import Answering, Probe
 
 # Of a rank beside the one that was measured, where only one was: weights, gradients and two moments in float32 and a copy
 BYTES_PER_PARAMETER = 20
@@ -11,10 +11,11 @@ BYTES_PER_PARAMETER = 20
 
 @dataclass(frozen=True)
 class Measured:
-    """The probes of one rank, of few and of many tokens; `parameters` is the size of its adapter."""
+    """The probes of one rank, of few and of many tokens or questions; `parameters` is the size of its adapter."""
 
     parameters: int
     probes: Sequence[Probe]
+    answering: Sequence[Answering] = ()  # none where nothing is answered
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,20 @@ class Estimate:
         """Seconds of clipping and of the optimizer."""
         return self._at(parameters, self.measured[0].probes[0].tokens, lambda probe: probe.update)
 
+    def answers(self, parameters: int, questions: int, tokens: int) -> float:
+        """Seconds to generate so many tokens of the answers to so many questions at once."""
+        first = [line([(a.questions, a.first) for a in rank.answering], questions) for rank in self.measured]
+        token = [line([(a.questions, a.token) for a in rank.answering], questions) for rank in self.measured]
+        return self._between(parameters, first) + max(0, tokens - 1) * self._between(parameters, token)
+
     def _at(
         self, parameters: int, tokens: float, quantity: Callable[[Probe], float], slope_alone: float = 0.0
     ) -> float:
-        sizes = [rank.parameters for rank in self.measured]
         values = [line([(p.tokens, quantity(p)) for p in rank.probes], tokens) for rank in self.measured]
+        return self._between(parameters, values, slope_alone)
+
+    def _between(self, parameters: int, values: Sequence[float], slope_alone: float = 0.0) -> float:
+        sizes = [rank.parameters for rank in self.measured]
         if len(sizes) == 1:
             return values[0] + slope_alone * (parameters - sizes[0])
         return line(list(zip(sizes, values, strict=True)), parameters)

@@ -10,14 +10,15 @@ from pathlib import Path
 from flexlora_client.errors import DataError, DeviceError, OutOfMemory
 from flexlora_client.training.contract import Compute
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.data.store import lengths_of
-from flexlora_client.training.encoding.encoder import Encoded, Encoder
+from flexlora_client.training.data.store import by_key, lengths_of
+from flexlora_client.training.encoding.encoder import Encoded, Encoder, Question
 from flexlora_client.training.encoding.packing import learnable
-from flexlora_client.training.evaluation.evaluate import evaluate
+from flexlora_client.training.evaluation.evaluate import asked_of, questions_of
+from flexlora_client.training.evaluation.greedy_answers import most_tokens
 from flexlora_client.training.fitting.choice import Bounds, Choice, Costs, choose
 from flexlora_client.training.fitting.estimate import BYTES_PER_PARAMETER, Estimate, Measured
 from flexlora_client.training.fitting.memory import free_memory, used_memory
-from flexlora_client.training.fitting.probes import Probe, padded_tokens, probe
+from flexlora_client.training.fitting.probes import Answering, Probe, padded_tokens, probe, time_answers
 from flexlora_client.training.fitting.workload import Workload, plan_workload
 from flexlora_client.training.loop.sparing import can_checkpoint
 from flexlora_client.training.models.devices import release_memory, resolve_device
@@ -84,6 +85,7 @@ class _Measurement:
         self._device = resolve_device(participant.device)
         self._sizes = {rank: adapter_parameters(spec, rank) for rank in ranks}
         self._placing: dict[int, float] = {}  # seconds by numbers of the adapter
+        self._questions: list[Question] = []
         models.clear()
         release_memory(self._device)
         share = MEMORY_SHARE * free_memory(self._device)
@@ -95,13 +97,13 @@ class _Measurement:
         loaded = self._place(min(self._sizes))
         self._reserve_mapped_weights(loaded, used_memory(self._device) - before)
         encoder = Encoder.of(self._spec, loaded.preprocessor, loaded.max_length)
-        work = self._workload(encoder)
+        self._questions = self._asked(encoder)
+        work = self._workload(encoder, [most_tokens(loaded, question) for question in self._questions])
         few, many = self._examples(encoder)
         own = self._participant.compute
         micro_batches = [min(own.micro_batch, work.batch_size)] if own.micro_batch else work.micro_batches
         estimates = {own.gradient_checkpointing: self._estimate(loaded, few, many, own)}
-        answering = self._answering(work)
-        costs = Costs(estimates, answering, list(self._placing.items()))
+        costs = Costs(estimates, list(self._placing.items()))
         choice = choose(self._sizes, micro_batches, costs, work, self._bounds)
         too_large = any(option.verdict == "too large" for option in choice.options)
         if too_large and not own.gradient_checkpointing and can_checkpoint(loaded):
@@ -141,9 +143,13 @@ class _Measurement:
         own, served = self._participant, read_slice(folder, self._spec)
         return self._models.with_slice(served, self._spec, own.device, own.model_path, compute=own.compute)
 
-    def _workload(self, encoder: Encoder) -> Workload:
+    def _asked(self, encoder: Encoder) -> list[Question]:
         own = self._participant
-        return plan_workload(encoder, own.train, own.heldout, own.answers, self._spec)
+        return list(questions_of(encoder, asked_of(by_key(own.heldout), own.answers)))
+
+    def _workload(self, encoder: Encoder, answers: Sequence[int]) -> Workload:
+        own = self._participant
+        return plan_workload(encoder, own.train, own.heldout, answers, self._spec)
 
     def _examples(self, encoder: Encoder) -> tuple[Encoded, list[Encoded]]:
         """A sequence of middle length, and the longest."""
@@ -164,14 +170,17 @@ class _Measurement:
 
     def _estimate(self, loaded: LoadedModel, few: Encoded, many: Sequence[Encoded], compute: Compute) -> Estimate:
         lowest = min(self._sizes)
-        measured = [Measured(self._sizes[lowest], self._probes(loaded, few, many, compute))]
+        measured = [
+            Measured(self._sizes[lowest], self._probes(loaded, few, many, compute), self._answering(loaded, compute))
+        ]
         peak = Estimate(measured).peak(self._sizes[lowest], padded_tokens(many))
         spare = (self._bounds.memory - peak) / BYTES_PER_PARAMETER
         further = [r for r, size in self._sizes.items() if lowest < r and size - self._sizes[lowest] <= spare]
         if further:
             highest = max(further)
-            probes = self._probes(self._place(highest), few, many, compute)
-            measured.append(Measured(self._sizes[highest], probes))
+            loaded = self._place(highest)
+            probes = self._probes(loaded, few, many, compute)
+            measured.append(Measured(self._sizes[highest], probes, self._answering(loaded, compute)))
         return Estimate(measured)
 
     def _probes(self, loaded: LoadedModel, few: Encoded, many: Sequence[Encoded], compute: Compute) -> list[Probe]:
@@ -189,28 +198,11 @@ class _Measurement:
         large = probe(loaded, many, self._spec.training, compute, spare) if fits else None
         return [small, large or _in_proportion(small, padded_tokens(many), before)]
 
-    def _answering(self, work: Workload) -> list[tuple[int, float]]:
-        """Seconds to answer one held-out question, and a batch of them."""
-        if not work.answers:
-            return []
-        size = min(work.answers, self._participant.compute.micro_batch or work.batch_size)
-        with tempfile.TemporaryDirectory() as name:
-            trial = write_trial_slice(trial_slice(self._spec, min(self._sizes)), self._spec, Path(name) / "trial")
-            return [(count, self._seconds_to_answer(trial, count)) for count in sorted({1, size})]
-
-    def _seconds_to_answer(self, trial: Path, count: int) -> float:
-        own, began = self._participant, time.perf_counter()
-        evaluate(
-            self._spec,
-            trial,
-            own.heldout[:count],
-            device=own.device,
-            model_path=own.model_path,
-            models=self._models,
-            answers=count,
-            compute=replace(own.compute, micro_batch=count),
-        )
-        return time.perf_counter() - began
+    def _answering(self, loaded: LoadedModel, compute: Compute) -> list[Answering]:
+        """Answers to one held-out question, and to a batch of them."""
+        most = compute.micro_batch or self._spec.training.batch_size
+        sizes = sorted({1, min(most, len(self._questions))}) if self._questions else []
+        return [time_answers(loaded, self._questions[:size]) for size in sizes]
 
 
 def _in_proportion(small: Probe, tokens: int, before: int) -> Probe:

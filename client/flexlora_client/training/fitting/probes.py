@@ -10,15 +10,17 @@ import torch
 from flexlora_client.errors import OutOfMemory
 from flexlora_client.training.contract import Compute
 from flexlora_client.training.encoding.batches import collate, summed_loss
-from flexlora_client.training.encoding.encoder import Encoded
+from flexlora_client.training.encoding.encoder import Encoded, Question
+from flexlora_client.training.evaluation.greedy_answers import ask
 from flexlora_client.training.fitting.memory import PeakMemory, at_most
 from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.devices import release_memory
 from flexlora_client.training.models.load_model import LoadedModel
 from flexlora_shared.messages.runs import TrainingSpec
 
+TIMED_TOKENS = 8  # of an answer, after its first
 REPEATS = 3  # timed steps of a probe, after one that is not timed
-PATIENCE_S = 6.0  # no further repeat after so long
+PATIENCE_S = 6.0  # no further repeat after so long, but for the first: memory is full in the second step
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class Probe:
     forward: float  # seconds of a forward pass without gradients
     update: float  # seconds of clipping and of the optimizer
     peak: int  # bytes
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What it took to answer so many questions at once."""
+
+    questions: int
+    first: float  # seconds to the first token of each: reading the questions
+    token: float  # seconds of each further token of all
 
 
 def padded_tokens(examples: Sequence[Encoded]) -> int:
@@ -65,17 +76,32 @@ def _timed_steps(stepper: Stepper, examples: Sequence[Encoded], device: torch.de
     backward: list[float] = []
     update: list[float] = []
     weight, settings = sum(example.weight for example in examples), stepper.compute
-    while len(backward) <= REPEATS and sum(backward) < PATIENCE_S:
+    while len(backward) < 2 or (len(backward) <= REPEATS and sum(backward) < PATIENCE_S):
         began = _now(device)
         stepper.accumulate(examples, weight)
+        backward.append(_now(device) - began)
+        if len(backward) == 2:  # what is largest: optimizer state, gradients of one micro-batch, activations of another
+            stepper.accumulate(examples, weight)
         between = _now(device)
         stepper.update()
-        backward.append(between - began)
         update.append(_now(device) - between)
         stepper.optimizer.zero_grad(set_to_none=True)
         if stepper.compute != settings:
             break
     return statistics.median(backward[1:] or backward), statistics.median(update[1:] or update)
+
+
+def time_answers(loaded: LoadedModel, questions: Sequence[Question]) -> Answering:
+    """Generating answers to the questions, as one batch."""
+    ask(loaded, questions, 1)
+    first, more = _seconds_to_ask(loaded, questions, 1), _seconds_to_ask(loaded, questions, 1 + TIMED_TOKENS)
+    return Answering(len(questions), first, max(0.0, more - first) / TIMED_TOKENS)
+
+
+def _seconds_to_ask(loaded: LoadedModel, questions: Sequence[Question], tokens: int) -> float:
+    began = _now(loaded.device)
+    ask(loaded, questions, tokens, least=tokens)
+    return _now(loaded.device) - began
 
 
 def _timed_forward(loaded: LoadedModel, examples: Sequence[Encoded]) -> float:

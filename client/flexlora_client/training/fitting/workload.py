@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from flexlora_client.training.data.examples import Chat, Example, Instructed, Prompted
-from flexlora_client.training.data.store import lengths_of, of_kinds
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.data.store import lengths_of
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.encoding.packing import Units, learnable
 from flexlora_client.training.loop.plan import plan_steps
@@ -35,7 +35,7 @@ class Workload:
     steps: tuple[tuple[int, ...], ...]  # of the examples of each optimizer step, in their order
     batch_size: int
     heldout: tuple[int, ...]  # ascending
-    answers: int  # held-out questions answered by generating text
+    answers: tuple[int, ...]  # most tokens generated for each held-out question that is answered
     bytes_per_number: int  # of the slices that are transferred
 
     @lru_cache(maxsize=64)  # noqa: B019  # lives as long as the choice
@@ -49,6 +49,10 @@ class Workload:
         starts = range(0, len(self.heldout), micro_batch)
         return _batches([self.heldout[at : at + micro_batch] for at in starts])
 
+    def answering(self, micro_batch: int) -> list[tuple[int, ...]]:
+        """The tokens of the answers, batch by batch."""
+        return [self.answers[at : at + micro_batch] for at in range(0, len(self.answers), micro_batch)]
+
     @property
     def micro_batches(self) -> list[int]:
         """Sizes to choose from, the run's batch size first, then its halves."""
@@ -59,18 +63,17 @@ class Workload:
 
 
 def plan_workload(
-    encoder: Encoder, train: Sequence[Example], heldout: Sequence[Example], answers: int, spec: RunSpec
+    encoder: Encoder, train: Sequence[Example], heldout: Sequence[Example], answers: Sequence[int], spec: RunSpec
 ) -> Workload:
     """The work of round 1; other rounds shuffle anew and take as long."""
     units = Units(encoder, train)
     lengths = units.lengths if encoder.packing else token_lengths(encoder, train)
     steps = plan_steps(units.lengths, spec.training, 1)
-    questions = len(of_kinds(heldout, (Prompted, Instructed, Chat)))
     return Workload(
         tuple(tuple(lengths[index] for index in step) for step in steps),
         spec.training.batch_size,
         tuple(sorted(token_lengths(encoder, heldout))),
-        min(answers, questions),
+        tuple(answers),
         4 if spec.upload_dtype == "float32" else 2,
     )
 

@@ -6,11 +6,11 @@ import pytest
 
 from flexlora_client.training.fitting.choice import Bounds, Costs, choose
 from flexlora_client.training.fitting.estimate import BYTES_PER_PARAMETER, Estimate, Measured
-from flexlora_client.training.fitting.probes import Probe
+from flexlora_client.training.fitting.probes import Answering, Probe
 from flexlora_client.training.fitting.workload import Workload
 
 WORK = Workload(
-    steps=((10, 10, 20, 20),) * 5, batch_size=4, heldout=(10, 10, 30), answers=0, bytes_per_number=0
+    steps=((10, 10, 20, 20),) * 5, batch_size=4, heldout=(10, 10, 30), answers=(), bytes_per_number=0
 )  # nothing is transferred
 SIZES = {4: 100, 8: 200, 16: 400}
 
@@ -53,7 +53,7 @@ def test_noise_never_makes_more_work_cheaper() -> None:
 
 
 def chosen(memory: float, seconds: float, costs: Costs | None = None, sizes: Any = None) -> Any:
-    return choose(SIZES, sizes or WORK.micro_batches, costs or Costs({False: estimate(100, 400)}, (), [(100, 0.0)]), WORK,
+    return choose(SIZES, sizes or WORK.micro_batches, costs or Costs({False: estimate(100, 400)}, [(100, 0.0)]), WORK,
                   Bounds(memory, seconds))  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_a_near_deadline_takes_a_lower_rank() -> None:
 
 def test_checkpointing_is_taken_where_memory_asks_for_it() -> None:
     sparing = Estimate([Measured(size, [_sparing(size, 10), _sparing(size, 60)]) for size in (100, 400)])
-    costs = Costs({False: estimate(100, 400), True: sparing}, (), [(100, 0.0)])
+    costs = Costs({False: estimate(100, 400), True: sparing}, [(100, 0.0)])
     assert not chosen(1e9, 1e9, costs).chosen.gradient_checkpointing
     choice = chosen(truth(400, 20).peak - 1, 1e9, costs)
     assert (choice.chosen.rank, choice.chosen.gradient_checkpointing) == (16, True)
@@ -106,9 +106,14 @@ def test_where_nothing_fits_nothing_is_chosen() -> None:
     assert chosen(1e9, 0.01).chosen is None
 
 
-def test_answers_take_full_batches_and_a_rest() -> None:
-    work = Workload(WORK.steps, 4, WORK.heldout, 10, 0)
-    costs = Costs({False: estimate(100, 400)}, [(1, 2.0), (4, 5.0)], [(100, 0.5)])
-    with_answers = costs.option(4, 100, 4, False, work).seconds
-    without = Costs(costs.estimates, (), [(100, 0.0)]).option(4, 100, 4, False, work).seconds
-    assert with_answers - without == pytest.approx(2 * 5.0 + 3.0 + 4 * 0.5)
+def test_answers_take_the_tokens_of_the_longest_of_each_batch_at_each_rank() -> None:
+    def answering(parameters: int) -> list[Answering]:
+        return [Answering(n, first=0.1 * n * parameters, token=0.01 * parameters) for n in (1, 3)]
+
+    probes = {size: [truth(size, 10), truth(size, 60)] for size in (100, 400)}
+    answered = Estimate([Measured(size, probes[size], answering(size)) for size in probes])
+    work = Workload(WORK.steps, 4, WORK.heldout, (5, 7, 11), 0)
+    with_answers = Costs({False: answered}, [(100, 0.5)]).option(8, 200, 2, False, work).seconds
+    without = Costs({False: answered}, [(100, 0.0)]).option(8, 200, 2, False, WORK).seconds
+    first, token = 0.1 * (2 + 1) * 200, 0.01 * 200 * (6 + 10)
+    assert with_answers - without == pytest.approx(first + token + 4 * 0.5)
