@@ -1,12 +1,14 @@
 """Checks of a run's definition beyond its schema, the same where it is written and where it is created."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from flexlora_shared.messages.runs import ModelSpec, RunSpec, TrainingSpec
 from flexlora_shared.ranks import capped
 
 LABELLED = frozenset(["SEQ_CLS", "TOKEN_CLS", "IMAGE_CLASSIFICATION"])  # task types that predict labels
 ALPHA_MAX = 1e6  # of UploadCreate.alpha: a slice served with a larger alpha could not be announced
+LARGEST_SERVED = 512  # of vLLM's `--max-lora-rank`; what others load is less
 MAX_CAPPED = 2048  # modules that are named one by one in an adapter's patterns, which hold 4096 names
 
 
@@ -19,6 +21,23 @@ def faults(spec: RunSpec) -> list[str]:
         *_model_faults(spec.model),
         *_text_faults(spec),
     ]
+
+
+def warnings(spec: RunSpec) -> tuple[str, ...]:
+    """What of the definition works and yet may not be what its operator wants, as sentences."""
+    return warnings_of_ranks(spec.ranks)
+
+
+def warnings_of_ranks(ranks: Iterable[int]) -> tuple[str, ...]:
+    """A sentence where a rank is larger than what serving programs load."""
+    large = sorted(rank for rank in ranks if rank > LARGEST_SERVED)
+    if not large:
+        return ()
+    listed = f"rank {large[0]} is" if len(large) == 1 else f"ranks {', '.join(map(str, large))} are"
+    return (
+        f"{listed} above {LARGEST_SERVED}, the largest that a serving program loads (vLLM); an adapter of that rank has to be "
+        "merged into the model to be served.",
+    )
 
 
 def _tensor_faults(spec: RunSpec) -> list[str]:

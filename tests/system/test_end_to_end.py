@@ -93,7 +93,7 @@ def test_a_run_from_start_to_exported_adapters(llama: Path, tmp_path: Path) -> N
     for agent, rank in zip(agents, RANKS, strict=True):
         folder = tmp_path / f"exported-{rank}"
         config = json.loads((folder / "adapter_config.json").read_text())
-        assert (config["r"], config["lora_alpha"], config["peft_type"]) == (rank, 2.0 * rank, "LORA")
+        assert (config["r"], config["lora_alpha"], config["peft_type"]) == (rank, rank, "LORA")
         tensors = load_file(folder / "adapter_model.safetensors")
         ranks = module_ranks(spec.modules, rank, {})
         assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == adapter_shapes(spec.modules, (), ranks)

@@ -122,7 +122,7 @@ def test_plain_peft_computes_what_the_agent_does(
     exported = tmp_path / "exported"
     pattern = [argument for key, rank in case.pattern.items() for argument in ("--rank-pattern", f"{key}={rank}")]
     env = {"FLEXLORA_URL": site.url, "FLEXLORA_OPERATOR_KEY": OPERATOR_KEY, "FLEXLORA_HOME": str(tmp_path / "home")}
-    done = call("export", RUN, "--rank", str(case.rank), *pattern, "-o", exported, env=env)
+    done = call("export", RUN, "--rank", str(case.rank), *pattern, "--exact", "-o", exported, env=env)
     assert done.code == 0, done.err
 
     card = (exported / "README.md").read_text()

@@ -13,7 +13,7 @@ from flexlora_client.cli.agent_extra import require_agent_extra
 from flexlora_client.cli.options import build_message
 from flexlora_client.errors import BadInput
 from flexlora_shared.messages.runs import ProblemType, PromptFormat, RunSpec, TaskType, TrainingSpec
-from flexlora_shared.run_checks import faults
+from flexlora_shared.run_checks import faults, warnings
 
 LABEL_COLUMNS = ("label", "category", "labels", "tags", "ner_tags")
 
@@ -85,7 +85,7 @@ def describe(
     )
     for fault in faults(spec):
         raise BadInput(f"this model makes no run: {fault}")
-    for note in description.notes:
+    for note in (*description.notes, *(f"warning: {warning}" for warning in warnings(spec))):
         print(note, file=sys.stderr)
     if as_json:
         print(spec.model_dump_json(indent=2))

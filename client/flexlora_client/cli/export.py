@@ -1,20 +1,18 @@
-"""The command `export`: saves a published adapter, or the participant's own, as a PEFT folder, atomically."""
+"""The command `export`: saves a published adapter, or the participant's own, in the form asked for, atomically."""
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from flexlora_client.agent.download import download
-from flexlora_client.agent.reporter import Reporter
 from flexlora_client.agent.results import SPEC_FILE, Results
-from flexlora_client.agent.slice_cache import CachedSlice, SliceCache, SliceRequest, request_for_round
-from flexlora_client.cli.model_card import model_card
+from flexlora_client.agent.slice_cache import request_for_round
+from flexlora_client.cli.export_options import FormOptions, with_form
 from flexlora_client.cli.options import (
     ConnectionOptions,
     JsonOption,
@@ -24,30 +22,31 @@ from flexlora_client.cli.options import (
     parse_rank_pattern,
     with_connection,
 )
-from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.errors import BadInput
+from flexlora_client.export.limits import adapter_notes
+from flexlora_client.export.model_card import CARD_FILE, Form, digests_of, model_card
+from flexlora_client.export.origin import Origin, published, smallest_rank, trained_here
 from flexlora_client.files import make_folder, write_whole
-from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
+from flexlora_client.training.contract import CONFIG_FILE
 from flexlora_shared.messages.runs import RunSpec
 
 
-@dataclass(frozen=True)
-class _Exported:
-    """What is exported, beside its files."""
-
-    spec: RunSpec
-    round: int
-    rank: int
-    metrics: dict[str, float]
-    sha256: str
-    own: bool = False
-
-
+@with_form
 @with_connection
 def export(
     run: RunArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; it must not hold anything yet.")],
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA rank of the published adapter.")] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            "--energy",
+            min=0.0,
+            max=1.0,
+            metavar="SHARE",
+            help="Instead of --rank: the smallest that keeps this share of the update, as 0.95.",
+        ),
+    ] = None,
     source: Annotated[
         Literal["global", "own", "best"],
         typer.Option(
@@ -57,65 +56,77 @@ def export(
     ] = "global",
     number: Annotated[int | None, typer.Option("--round", min=0, help="Round. [the last published]")] = None,
     rank_pattern_: RankPatternOption = None,
+    form: FormOptions = FormOptions(),
     *,
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Save an adapter as an ordinary PEFT folder."""
+    """Save an adapter as a PEFT folder that every program loads, or the model with it merged in."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{output} exists and is not an empty folder; name another one")
+    form.check()
     if source != "global":
-        if not (rank is None and number is None and not rank_pattern_):
+        if not (rank is None and energy is None and number is None and not rank_pattern_):
             raise typer.BadParameter(f"--from {source} takes the rank and the round that were trained; leave them out")
-        found = _export(output, lambda folder: _kept(Results(connection.folder / "runs" / run), source, folder))
-    elif rank is None:
-        raise typer.BadParameter("which rank? give --rank, or --from own for the adapter of your own training")
+        origin, made = _export(
+            output, lambda folder: trained_here(Results(connection.folder / "runs" / run), source, folder), form
+        )
+    elif (rank is None) == (energy is None):
+        raise typer.BadParameter(
+            "which rank? give either --rank or --energy, or --from own for the adapter of your own training"
+        )
+    elif energy is not None and rank_pattern_:
+        raise typer.BadParameter("--energy chooses one rank for all modules; leave out --rank-pattern, or give --rank")
     else:
         with as_anyone(connection) as api:
             detail = api.run(run)
             round_number = detail.status.rounds_published if number is None else number
+            if energy is not None:
+                rank = smallest_rank(api.round(run, round_number).summary.energy_kept, energy)
+            assert rank is not None  # one of both is given
             request = request_for_round(detail.spec, round_number, rank, parse_rank_pattern(rank_pattern_))
-            found = _export(output, lambda folder: _published(api, request, round_number, folder))
+            origin, made = _export(output, lambda folder: published(api, request, round_number, folder), form)
+    _tell(run, output, origin, made, chosen_by_energy=energy is not None, as_json=as_json)
+
+
+def _tell(run: str, output: Path, origin: Origin, form: Form, *, chosen_by_energy: bool, as_json: bool) -> None:
     if as_json:
-        told = {"run": run, "round": found.round, "rank": found.rank, "own": found.own, "sha256": found.sha256}
-        print(json.dumps({**told, "folder": str(output)}))
-    else:
-        own = ", your own," if found.own else ""
-        print(f"round {found.round} of {run} at rank {found.rank}{own} is in {output}")
+        told = {"run": run, "round": origin.round, "rank": origin.rank, "own": origin.own, "sha256": origin.sha256}
+        more = {"form": form.kind, "energy_kept": origin.energy, "notes": form.notes, "folder": str(output)}
+        print(json.dumps(told | more))
+        return
+    own = ", your own," if origin.own else ""
+    kept = f", which keeps {100 * origin.energy:.2f} % of the energy," if chosen_by_energy and origin.energy else ""
+    print(f"round {origin.round} of {run} at rank {origin.rank}{own}{kept} is in {output}")
+    for note in form.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
-def _published(api: Api, request: SliceRequest, number: int, folder: Path) -> _Exported:
-    """Download a published adapter."""
-    with Reporter(request.spec.name).bytes_bar("downloading") as on_progress:
-        fetched: CachedSlice = download(api, SliceCache(folder / "slices"), request, on_progress)
-    for name in (CONFIG_FILE, ADAPTER_FILE):
-        (fetched.folder / name).replace(folder / name)
-    shutil.rmtree(folder / "slices")
-    told = [e for e in api.round(request.spec.name, number).summary.evaluations if e.rank == request.rank]
-    metrics = {f"{e.metric}{' (evaluators)' if e.role == 'evaluator' else ''}": e.value for e in told}
-    return _Exported(request.spec, number, request.rank, metrics, fetched.sha256)
-
-
-def _kept(results: Results, source: Literal["own", "best"], folder: Path) -> _Exported:
-    """Copy an adapter of the work folder."""
-    spec = results.spec()
-    kept, path = results.choose(source)
-    for name in (CONFIG_FILE, ADAPTER_FILE):
-        shutil.copyfile(path / name, folder / name)
-    return _Exported(spec, kept.round, kept.rank, dict(kept.metrics), kept.sha256, kept.own)
-
-
-def _export(output: Path, fill: Callable[[Path], _Exported]) -> _Exported:
+def _export(output: Path, fetch: Callable[[Path], Origin], options: FormOptions) -> tuple[Origin, Form]:
     """Fill a temporary folder beside `output`, then rename it: a cut or a crash leaves no half folder under its name."""
     make_folder(output.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         folder = make_folder(temporary / output.name)  # mkdtemp's own is closed to others
-        found = fill(folder)
-        card = model_card(found.spec, found.round, found.rank, found.metrics, own=found.own)
-        write_whole(folder / "README.md", card.encode())
-        write_whole(folder / SPEC_FILE, found.spec.model_dump_json(indent=2).encode())
+        origin = fetch(folder)
+        form = _form(folder, origin.spec, options)
+        if form.kind != "merged":
+            write_whole(folder / SPEC_FILE, origin.spec.model_dump_json(indent=2).encode())
+        write_whole(folder / CARD_FILE, model_card(origin, form, digests_of(folder)).encode())
         folder.replace(output)
-        return found
+        return origin, form
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _form(folder: Path, spec: RunSpec, options: FormOptions) -> Form:
+    """Give the adapter in `folder` the form asked for."""
+    if options.exact:
+        return Form("exact", "as it is served", adapter_notes(json.loads((folder / CONFIG_FILE).read_bytes()), spec))
+    from flexlora_client.export import forms  # training libraries take seconds to import
+
+    if options.merge:
+        return forms.merged(folder, spec, options.model, options.dtype)
+    if options.gguf:
+        return forms.with_gguf(folder, spec, options.model)
+    return forms.portable(folder, spec)

@@ -1,5 +1,6 @@
 """The operator's commands over REST: runs, enrollment tokens, clients."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,8 @@ def create(
     spec = _spec(file)
     with as_operator(connection) as api:
         detail = api.create_run(spec)
+    for warning in detail.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     rendering.show(
         detail, f"run {detail.status.name} is defined; start it: flexlora-client runs start {spec.name}", as_json
     )

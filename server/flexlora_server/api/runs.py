@@ -15,6 +15,7 @@ from flexlora_server.lifecycle.validation import check_spec
 from flexlora_server.state_machine import Action
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
 from flexlora_shared.problems import Code
+from flexlora_shared.run_checks import warnings
 
 routes = router("runs")
 
@@ -26,7 +27,8 @@ def create_run(request: Request, spec: Annotated[RunSpec, Body(examples=[RUN_SPE
     services = get_services(request)
     with services.store.transaction() as tx:
         run = runs.create(tx, spec)
-        return RunDetail(status=status_views.run_status(tx, run, services.settings.presence_window), spec=spec)
+        status = status_views.run_status(tx, run, services.settings.presence_window)
+        return RunDetail(status=status, spec=spec, warnings=warnings(spec))
 
 
 @routes.get("/v1/runs", responses=problems())
@@ -45,7 +47,8 @@ def show_run(request: Request, name: RunPath, who: Anyone) -> RunDetail:
     with services.store.reading() as tx:
         run = runs.get(tx, name)
         status = status_views.run_status(tx, run, services.settings.presence_window)
-        return RunDetail(status=status, spec=runs.spec_of(run))
+        spec = runs.spec_of(run)
+        return RunDetail(status=status, spec=spec, warnings=warnings(spec))
 
 
 _REFUSALS = problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.RUN_STATE)

@@ -280,6 +280,13 @@ class RunDetail(Message):
 
     status: Annotated[RunStatus, Field(description="The run at a glance")]
     spec: Annotated[RunSpec, Field(description="The run's definition")]
+    warnings: Annotated[
+        Tuple[str],
+        Field(
+            description="What of the definition works and yet may not be wanted, sentences for people",
+            exclude_if=omitted_if_default(()),
+        ),
+    ] = ()
 
 
 class RunList(Message):

@@ -32,7 +32,8 @@ def test_operating_loads_nothing_of_training(site: Served, tmp_path: Path) -> No
         ["--help"], ["run", "--help"], ["describe", "--help"], ["runs", "list"], ["runs", "create", str(tmp_path / "two.json")],
         ["runs", "show", "two"], ["runs", "start", "two"], ["runs", "cancel", "two"], ["status"],
         ["rounds", "one"], ["rounds", "one", "0"],
-        ["tokens", "create"], ["clients", "list"], ["export", "one", "--rank", "4", "--output", str(tmp_path / "exported")],
+        ["tokens", "create"], ["clients", "list"],
+        ["export", "one", "--rank", "4", "--exact", "--output", str(tmp_path / "exported")],
     ]  # fmt: skip
     env = {
         "PYTHONPATH": ":".join(filter(None, sys.path)),

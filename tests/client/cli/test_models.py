@@ -99,6 +99,16 @@ def test_a_described_model_is_fine_tuned_and_evaluated(site: Served, llama: Path
     assert call(*of_run, env=home).json["completion"] in written.out
 
 
+@pytest.mark.slow
+def test_describe_warns_of_ranks_that_nothing_serves(tmp_path: Path) -> None:
+    LlamaConfig(
+        vocab_size=64, hidden_size=1024, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=2
+    ).save_pretrained(tmp_path)
+    described = call("describe", tmp_path, "--target", "up_proj", "--rank", "8", "--rank", "600", "--json")
+    assert described.code == Exit.OK, described.err
+    assert "warning: rank 600 is above 512" in described.err
+
+
 def test_describe_shows_the_layers(llama: Path) -> None:
     shown = call("describe", llama, "--target", "mlp.up_proj")
     assert shown.code == Exit.OK

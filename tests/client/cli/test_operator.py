@@ -48,6 +48,19 @@ def test_a_run_from_definition_to_its_end(operator: dict[str, str], tmp_path: Pa
     ended(call("runs", "start", "trial", env=operator), Exit.REFUSED, "error: ", "(run-state)")
 
 
+def test_a_run_of_ranks_that_nothing_serves_is_created_with_a_warning(
+    site: Served, operator: dict[str, str], tmp_path: Path
+) -> None:
+    module = {"name": "up_proj", "out_features": 1024, "in_features": 1024}
+    created = call("runs", "create", definition(tmp_path, ranks=[8, 1024], modules=[module]), env=operator)
+    assert created.code == Exit.OK
+    [warning] = site.operator.expect(200, "GET", "/v1/runs/trial")["warnings"]
+    assert warning.startswith("rank 1024 is above 512, the largest that a serving program loads")
+    assert created.err == f"warning: {warning}\n"
+    site.run("usual")
+    assert "warnings" not in site.operator.expect(200, "GET", "/v1/runs/usual"), "which earlier releases do not know"
+
+
 def test_runs_are_listed_and_shown(site: Served, operator: dict[str, str]) -> None:
     site.run("one")
     listed = call("runs", "list", env=operator).out

@@ -314,7 +314,7 @@ def test_exporting_a_peft_folder(site: Served, home: dict[str, str], data: Path,
     run = site.run(rounds=2)
     assert taking_part(home, data).code == Exit.OK
     output = tmp_path / "deep" / "adapter"
-    asked = ("export", "run", "--rank", "8", "--rank-pattern", "q_proj=2", "-o", output, "--json")
+    asked = ("export", "run", "--rank", "8", "--rank-pattern", "q_proj=2", "--exact", "-o", output, "--json")
     assert call(*asked, env=home).code == Exit.REFUSED  # nobody has declared this pattern
     result = call(*asked, env=home | {"FLEXLORA_OPERATOR_KEY": OPERATOR_KEY, "FLEXLORA_URL": site.url})
     assert result.code == Exit.OK, result

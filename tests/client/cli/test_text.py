@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from flexlora_client.cli.model_card import model_card
 from flexlora_client.errors import Exit
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_shared.messages.runs import RunSpec
@@ -115,21 +114,3 @@ def test_what_is_no_adapter_of_text(tmp_path: Path) -> None:
     assert "only models of text write" in ask("generate", tmp_path, "x").err
     stranger = call("generate", "no-such-run", "x", env={"FLEXLORA_HOME": str(tmp_path / "home")})
     assert "no run's definition" in stranger.err
-
-
-def test_the_card_names_base_labels_and_how_to_load() -> None:
-    model = {"id": "org/base", "revision": "0123abc", "task_type": "SEQ_CLS", "labels": ["bird", 'a "fish"']}
-    run = RunSpec.model_validate(spec(model=model), strict=False)
-    card = model_card(run, 3, 8, {"loss": 0.25}, own=False)
-    assert 'base_model: "org/base"' in card
-    assert "averaged over the participants" in card
-    code = card.split("```python\n")[1].split("```")[0]
-    compile(code, "card", "exec")
-    assert r'id2label={0: "bird", 1: "a \"fish\""}, ignore_mismatched_sizes=True)' in code
-    assert 'revision="0123abc"' in code
-    assert "| loss | 0.25 |" in card
-    local = model_card(
-        run.model_copy(update={"model": run.model.model_copy(update={"id": "/srv/base"})}), 3, 8, {}, own=True
-    )
-    assert "base_model:" not in local
-    assert "None were reported" in local

@@ -18,7 +18,7 @@ from flexlora_shared.header import HeaderError, TensorError, read_header
 from flexlora_shared.layout import adapter_shapes, key_extra, peft_task_type
 from flexlora_shared.messages.base import Alpha, AlphaPattern, Message, Rank, RankPattern, TensorName, Tuple
 from flexlora_shared.messages.runs import RunSpec
-from flexlora_shared.ranks import by_pattern, lora_scaling, module_ranks, unmatched_keys
+from flexlora_shared.ranks import by_pattern, lora_scaling, unmatched_keys
 
 # Of adapter_config.json. Fields beyond these change what an adapter computes (DoRA, layer choices, ...): the agent
 # builds its own PEFT configuration from those it knows and refuses a file that asks for more.
@@ -99,9 +99,10 @@ def read_config(directory: Path, spec: RunSpec) -> SliceConfig:
 
 
 def tensor_shapes(config: SliceConfig, spec: RunSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the slice by key, with its shape."""
-    ranks = module_ranks(spec.modules, config.r, config.rank_pattern)
-    return adapter_shapes(spec.modules, spec.extra, ranks)
+    """Every tensor of the slice by key, with its shape. A served slice names capped modules in its pattern."""
+    return adapter_shapes(
+        spec.modules, spec.extra, {module.name: config.rank_of(module.name) for module in spec.modules}
+    )
 
 
 def read_slice(directory: Path, spec: RunSpec) -> LoadedSlice:
