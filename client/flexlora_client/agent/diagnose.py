@@ -34,11 +34,11 @@ def diagnose_all(
 
     def data(subject: Subject) -> str:
         prepared = assemble.prepare(home, options, subject.spec, identity.client_id)
-        subject.local_trainer, loaded, subject.device = prepared
+        subject.local_trainer, loaded, subject.devices = prepared
         return "; ".join(line.strip() for line in loaded.lines())
 
     def given(subject: Subject) -> str:
-        assemble.check_auto(options)
+        assemble.check_options(options)
         local_parts(options.keep_local, subject.spec)
         if options.tensorboard is not None:
             load_writer()

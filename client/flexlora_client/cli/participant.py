@@ -151,7 +151,9 @@ def run(
             help="Another training loop: package.module:Class, or one of an installed package.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps; several GPUs: cuda:0,cuda:1 or cuda:all.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of training.")] = None,
     compute: ComputeOptions = ComputeOptions(),
     max_rounds: Annotated[

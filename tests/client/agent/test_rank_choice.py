@@ -137,7 +137,7 @@ def test_settings_that_memory_forced_are_told_and_kept(site: Served, base: Path,
 
 def test_the_declaration_says_how_the_machine_computes() -> None:
     compute = Compute(quantization="nf4", micro_batch=2)
-    device = describe_hardware(resolve_device("cpu"), compute).device
+    device = describe_hardware([resolve_device("cpu")], compute).device
     assert device.endswith("quantization nf4, micro_batch 2")
 
 

@@ -139,6 +139,13 @@ def test_what_is_doubtful_is_told_and_run_goes_on(
         ({"row": '{"prompt": 1}'}, "data", "line 1"),
         ({"template": True}, "template", "has none"),
         ({"rank": "auto", "more": ["--rank-pattern", "q_proj=8"]}, "options", "beside --rank-pattern"),
+        ({"more": ["--device", "cpu,cpu"]}, "options", "several devices must be different GPUs"),
+        pytest.param(
+            {"more": ["--device", "cpu,cpu", "--trainer", "tests.support.trainers:Nudge"]},
+            "options",
+            "give one beside --trainer",
+            marks=pytest.mark.slow,
+        ),
         ({"more": ["--keep-local", "head"]}, "options", "trains no tensors beside LoRA"),
         (
             {"strategy": {"strategy": "flora"}, "more": ["--trainer", "tests.support.trainers:Nudge"]},

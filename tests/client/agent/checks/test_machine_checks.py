@@ -30,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def subject(base: Path, folder: Path, compute: Compute) -> Subject:
     made = Subject(folder, "run", 4, {}, folder)
-    made.spec, made.device = make_run(base, target=["q_proj", "o_proj"]), torch.device("cpu")
+    made.spec, made.devices = make_run(base, target=["q_proj", "o_proj"]), [torch.device("cpu")]
     made.local_trainer = LocalTrainer(StandardTrainer(), Models(), (), (), 0, "cpu", str(base), compute=compute)
     return made
 
