@@ -24,7 +24,7 @@ from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.measure_slice import SliceMeasuring
 from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter
-from flexlora_client.agent.tensorboard import TensorBoard
+from flexlora_client.agent.tracker import Tracker
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
@@ -73,7 +73,7 @@ class RunOptions:
     keep_local: Part | None = None
     evaluates_only: bool = False
     max_rate: float | None = None  # bytes a second, each way
-    tensorboard: Path | None = None
+    track: str | None = None  # what takes the participant's figures, see `tracker`
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -106,8 +106,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     work.lock()  # before anything that takes long
     try:
         reporter.keep(Diary(work.folder, spec.name))
-        if options.tensorboard is not None:
-            reporter.tell(TensorBoard(options.tensorboard, spec.name))
+        if options.track is not None:
+            reporter.track(Tracker(options.track, spec, lambda said: reporter.step("tracking-failed", said)))
         _prepared(home, options, api, reporter, spec, work, client_id).run()
     finally:
         work.release()
