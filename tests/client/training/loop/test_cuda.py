@@ -71,7 +71,7 @@ def test_two_gpus_learn_what_one_learns(llama: Path, tmp_path: Path, name: str) 
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_drop_out_unalike_and_repeat(llama: Path, tmp_path: Path) -> None:
+def test_two_gpus_with_dropout_repeat(llama: Path, tmp_path: Path) -> None:
     spec = make_run(llama, training=TRAINING.model_copy(update={"lora_dropout": 0.3}))
     served, models = make_slice(tmp_path / "served", llama, spec), Models()
     job = make_job(spec, served, EXAMPLES, tmp_path / "out", device="cuda:0,cuda:1")
