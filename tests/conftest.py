@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _databases = itertools.count()
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300)
 hypothesis.settings.load_profile("tests")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of a kernel that it lacks, as PEFT imports it
 gc.disable()  # until everything is imported: what is made then stays
 
 

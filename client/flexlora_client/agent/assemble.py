@@ -4,7 +4,8 @@ import importlib.metadata
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.measure_slice import SliceMeasuring
 from flexlora_client.agent.rank_choice import RankChoice
 from flexlora_client.agent.reporter import Reporter
-from flexlora_client.agent.tensorboard import TensorBoard
+from flexlora_client.agent.tracker import Tracker
 from flexlora_client.agent.work_folder import WorkFolder, compute_basis
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
@@ -45,7 +46,7 @@ from flexlora_client.training.data.data_options import DataOptions
 from flexlora_client.training.data.loading import LoadedData, load_data
 from flexlora_client.training.evaluation.own_metric import load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
-from flexlora_client.training.models.devices import resolve_device
+from flexlora_client.training.models.devices import resolve_devices
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.plugin import load_trainer
 from flexlora_shared.messages.clients import Declaration, Hardware
@@ -72,7 +73,7 @@ class RunOptions:
     keep_local: Part | None = None
     evaluates_only: bool = False
     max_rate: float | None = None  # bytes a second, each way
-    tensorboard: Path | None = None
+    track: str | None = None  # what takes the participant's figures, see `tracker`
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -105,8 +106,8 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
     work.lock()  # before anything that takes long
     try:
         reporter.keep(Diary(work.folder, spec.name))
-        if options.tensorboard is not None:
-            reporter.tell(TensorBoard(options.tensorboard, spec.name))
+        if options.track is not None:
+            reporter.track(Tracker(options.track, spec, lambda said: reporter.step("tracking-failed", said)))
         _prepared(home, options, api, reporter, spec, work, client_id).run()
     finally:
         work.release()
@@ -117,11 +118,11 @@ def _prepared(
 ) -> Agent | Evaluator:
     """The agent, about to declare; what would fail in a round has been looked for. Raises: ClientError, TrainingError."""
     kept_parts = local_parts(options.keep_local, spec)
-    check_auto(options)
-    local_trainer, data, device = prepare(home, options, spec, client_id)
+    check_options(options)
+    local_trainer, data, devices = prepare(home, options, spec, client_id)
     _tell_data(data, reporter)
     work.basis = compute_basis(client_id, local_trainer.train)
-    fingerprint = _check(home, options, api, reporter, spec, local_trainer, device)
+    fingerprint = _check(home, options, api, reporter, spec, local_trainer, devices)
     if options.evaluates_only:
         measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
         assert options.rank is not None  # by the command line
@@ -129,7 +130,7 @@ def _prepared(
     choice = RankChoice(spec, local_trainer, options.compute, reporter) if options.rank is None else None
     rank = options.rank if choice is None else choice.choose()
     assert rank is not None
-    declaration = _build_declaration(options, rank, local_trainer, device, fingerprint)
+    declaration = _build_declaration(options, rank, local_trainer, devices, fingerprint)
     return Agent(
         api,
         spec,
@@ -150,7 +151,7 @@ def _check(
     reporter: Reporter,
     spec: RunSpec,
     local_trainer: LocalTrainer,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> Fingerprint | None:
     """Look for what would fail in a round; the base model's fingerprint. Raises: ClientError, TrainingError.
 
@@ -158,27 +159,27 @@ def _check(
     """
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
-        subject.api, subject.spec, subject.local_trainer, subject.device = api, spec, local_trainer, device
+        subject.api, subject.spec, subject.local_trainer, subject.devices = api, spec, local_trainer, devices
         check_before_declaring(subject, reporter)
     return subject.fingerprint
 
 
 def prepare(
     home: Path, options: RunOptions, spec: RunSpec, client_id: str
-) -> tuple[LocalTrainer, LoadedData, torch.device]:
-    """The training loop with its data read, what was met in the data, and the device to train on.
+) -> tuple[LocalTrainer, LoadedData, tuple[torch.device, ...]]:
+    """The training loop with its data read, what was met in the data, and the devices to train on.
 
     Raises:
         ClientError, TrainingError: something that is given cannot be used.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
+    devices = resolve_devices(options.device)
     if options.model_path is not None and not Path(options.model_path).exists():  # before minutes of reading
         raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
     # what memory should not hold goes to a temporary file in the home folder
     data = load_data(options.data, spec.model, seed=spec.seed, folder=make_folder(home, 0o700))
-    return _local_trainer(options, data, str(device), client_id), data, device
+    return _local_trainer(options, data, ",".join(map(str, devices)), client_id), data, devices
 
 
 def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter, max_rate: float | None) -> Api:
@@ -194,8 +195,14 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
     return Api(http, RetryPolicy(AGENT_BACKOFF, on_wait=on_wait))
 
 
-def check_auto(options: RunOptions) -> None:
-    """Refuse what `--rank auto` cannot measure. Raises: UsageError."""
+def check_options(options: RunOptions) -> None:
+    """Refuse what several devices cannot share and what `--rank auto` cannot measure. Raises: UsageError, DeviceError."""
+    if "," in options.device or options.device == "cuda:all":
+        devices = resolve_devices(options.device)
+        if options.trainer is not None:
+            raise UsageError("several devices are for the agent's own training loop; give one beside --trainer")
+        if len(set(devices)) < len(devices) or any(device.type != "cuda" for device in devices):
+            raise UsageError(f"--device {options.device}: several devices must be different GPUs, as in cuda:0,cuda:1")
     if options.rank is not None:
         return
     if options.trainer is not None:
@@ -210,7 +217,7 @@ def _build_declaration(
     options: RunOptions,
     rank: int,
     local_trainer: LocalTrainer,
-    device: torch.device,
+    devices: Sequence[torch.device],
     fingerprint: Fingerprint | None,
 ) -> Declaration:
     try:
@@ -218,7 +225,7 @@ def _build_declaration(
             rank=rank,
             rank_pattern=dict(options.rank_pattern),
             examples=len(local_trainer.train),
-            hardware=describe_hardware(device, local_trainer.compute),
+            hardware=describe_hardware(devices, local_trainer.compute),
             fingerprint=fingerprint,
         )
     except ValidationError as error:
@@ -259,13 +266,15 @@ def _tell_data(data: LoadedData, reporter: Reporter) -> None:
         reporter.step("data-note", note, note=note.strip())
 
 
-def describe_hardware(device: torch.device, compute: Compute = DEFAULT_COMPUTE) -> Hardware:
-    """The device and how it computes, its memory and the library versions, as the operator sees them."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        name, memory = properties.name, properties.total_memory
+def describe_hardware(devices: Sequence[torch.device], compute: Compute = DEFAULT_COMPUTE) -> Hardware:
+    """The devices and how they compute, their memory and the library versions, as the operator sees them."""
+    if devices[0].type == "cuda":
+        properties = [torch.cuda.get_device_properties(device) for device in devices]
+        names = Counter(each.name for each in properties)
+        name = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
+        memory = sum(each.total_memory for each in properties)
     else:
-        name, memory = f"{device.type}, {torch.get_num_threads()} threads", _memory()
+        name, memory = f"{devices[0].type}, {torch.get_num_threads()} threads", _memory()
     software = ", ".join(f"{part} {importlib.metadata.version(part)}" for part in ("torch", "transformers", "peft"))
     settings = [
         f"{field} {value}" for field, value in asdict(compute).items() if value != getattr(DEFAULT_COMPUTE, field)

@@ -13,7 +13,7 @@ from flexlora_client.agent.checks.model_checks import MODEL_CHECKS
 from flexlora_client.agent.checks.speed_checks import SPEED_CHECKS
 from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.agent.local_parts import local_parts
-from flexlora_client.agent.tensorboard import load_writer
+from flexlora_client.agent.tracker import check_track
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
@@ -34,14 +34,14 @@ def diagnose_all(
 
     def data(subject: Subject) -> str:
         prepared = assemble.prepare(home, options, subject.spec, identity.client_id)
-        subject.local_trainer, loaded, subject.device = prepared
+        subject.local_trainer, loaded, subject.devices = prepared
         return "; ".join(line.strip() for line in loaded.lines())
 
     def given(subject: Subject) -> str:
-        assemble.check_auto(options)
+        assemble.check_options(options)
         local_parts(options.keep_local, subject.spec)
-        if options.tensorboard is not None:
-            load_writer()
+        if options.track is not None:
+            check_track(options.track)
         return "they go with the run and with each other"
 
     checks = (

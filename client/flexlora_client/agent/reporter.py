@@ -28,6 +28,13 @@ class Listener(Protocol):
         """There are no more events."""
 
 
+class LossListener(Listener, Protocol):
+    """One that is told the losses too."""
+
+    def loss(self, round: int, step: int, total: int, loss: float) -> None:
+        """The mean loss of step `step` (from 1) of `total` in a round."""
+
+
 class Reporter:
     """Writes each step as it happens; `as_json` adds one JSON object a step on stdout."""
 
@@ -44,6 +51,7 @@ class Reporter:
         self._round = ""  # of all rounds, once there was a task
         self._diary: Diary | None = None
         self._listeners: list[Listener] = []
+        self._tracker: LossListener | None = None
         self._console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
 
     def step(self, kind: str, sentence: str, **fields: EventField) -> None:
@@ -71,6 +79,16 @@ class Reporter:
         """Write to the diary too from now on."""
         self._diary = diary
         self.tell(diary)
+
+    def track(self, tracker: LossListener) -> None:
+        """Tell it every event and every loss from now on."""
+        self._tracker = tracker
+        self.tell(tracker)
+
+    def loss(self, round: int, step: int, total: int, loss: float) -> None:
+        """Tell the loss of step `step` of `total` in a round to whoever tracks losses; nobody else is told."""
+        if self._tracker is not None:
+            self._tracker.loss(round, step, total, loss)
 
     def tell(self, listener: Listener) -> None:
         """Tell it every event from now on."""

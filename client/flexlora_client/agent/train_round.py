@@ -68,12 +68,17 @@ class TrainRound:
         began = time.monotonic()
         try:
             with self.reporter.steps_bar("training") as on_progress:
+
+                def progress(step: int, total: int, loss: float) -> None:
+                    on_progress(step, total)
+                    self.reporter.loss(number, step, total, loss)
+
                 outcome = self.local_trainer.fit(
                     request,
                     number,
                     start_from,
                     output,
-                    lambda step, total, loss: on_progress(step, total),
+                    progress,
                     task.trainable,
                     deadline=deadline,
                     stop=stop,

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -151,7 +150,9 @@ def run(
             help="Another training loop: package.module:Class, or one of an installed package.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps; several GPUs: cuda:0,cuda:1 or cuda:all.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of training.")] = None,
     compute: ComputeOptions = ComputeOptions(),
     max_rounds: Annotated[
@@ -162,9 +163,13 @@ def run(
         int | None,
         typer.Option("--max-rate", min=1, help="Most kB a second that slices and updates take of the line, each way."),
     ] = None,
-    tensorboard: Annotated[
-        Path | None,
-        typer.Option("--tensorboard", metavar="FOLDER", help="Write this participant's metrics for TensorBoard."),
+    track: Annotated[
+        str | None,
+        typer.Option(
+            "--track",
+            metavar="NAME",
+            help="Give this participant's figures to tensorboard (tensorboard=FOLDER), mlflow or wandb.",
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", hidden=True, help="Do what `doctor` does.")] = False,
     as_json: JsonOption = False,
@@ -207,7 +212,7 @@ def run(
             evaluation_share=0.25 if evaluation_share is None else evaluation_share,
             keep_local=keep_local,
             evaluates_only=role == "evaluator",
-            tensorboard=tensorboard,
+            track=track,
             max_rate=None if max_rate is None else max_rate * 1000.0,
         ),
         as_json=as_json,

@@ -146,6 +146,7 @@ def _writer(wanted: _Wanted) -> "Writer":
     from flexlora_client.agent.results import Results, read_spec
     from flexlora_client.training.contract import Compute
     from flexlora_client.training.evaluation.write_text import Sampling, Writer
+    from flexlora_client.training.models.devices import resolve_device
     from flexlora_client.training.models.load_model import Models
     from flexlora_client.training.models.slice_files import read_slice
 
@@ -161,7 +162,8 @@ def _writer(wanted: _Wanted) -> "Writer":
     if spec.model.task_type not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise BadInput(f"run {spec.name} is of {spec.model.task_type}; only models of text write")
     compute = Compute(**asdict(wanted.loading))
-    loaded = Models().with_slice(read_slice(folder, spec), spec, wanted.device, wanted.model, compute=compute)
+    device = str(resolve_device(wanted.device))  # one
+    loaded = Models().with_slice(read_slice(folder, spec), spec, device, wanted.model, compute=compute)
     loaded.model.eval()
     max_tokens, temperature, top_p, seed = wanted.sampling
     return Writer(loaded, spec, Sampling(max_tokens, temperature, top_p, seed))

@@ -78,7 +78,7 @@ class Job:
     train: Sequence[Example]
     heldout: Sequence[Example]  # may be empty
     output: Path  # directory for the trained files of the same names; created where missing
-    device: str  # "cpu", "cuda", "cuda:1", "mps" or "auto"
+    device: str  # "cpu", "cuda", "cuda:1", "mps" or "auto"; of the agent's own loop several too: "cuda:0,cuda:1"
     model_path: str | None  # local path of the base model, instead of spec.model.id
     progress: Progress
     trainable: Trainable = "slice"

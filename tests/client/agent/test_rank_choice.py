@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer import BadParameter
 
 from flexlora_client.agent import rank_choice
@@ -137,8 +139,16 @@ def test_settings_that_memory_forced_are_told_and_kept(site: Served, base: Path,
 
 def test_the_declaration_says_how_the_machine_computes() -> None:
     compute = Compute(quantization="nf4", micro_batch=2)
-    device = describe_hardware(resolve_device("cpu"), compute).device
+    device = describe_hardware([resolve_device("cpu")], compute).device
     assert device.endswith("quantization nf4, micro_batch 2")
+
+
+def test_the_declaration_counts_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = SimpleNamespace(name="small", total_memory=1), SimpleNamespace(name="large", total_memory=4)
+    there = [large, small, large]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there[device.index])
+    told = describe_hardware([torch.device("cuda", index) for index in range(3)])
+    assert (told.device, told.memory_bytes) == ("2 x large, small", 9)
 
 
 def test_the_options_are_those_of_the_training_contract() -> None:

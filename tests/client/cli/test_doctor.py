@@ -139,6 +139,13 @@ def test_what_is_doubtful_is_told_and_run_goes_on(
         ({"row": '{"prompt": 1}'}, "data", "line 1"),
         ({"template": True}, "template", "has none"),
         ({"rank": "auto", "more": ["--rank-pattern", "q_proj=8"]}, "options", "beside --rank-pattern"),
+        ({"more": ["--device", "cpu,cpu"]}, "options", "several devices must be different GPUs"),
+        pytest.param(
+            {"more": ["--device", "cpu,cpu", "--trainer", "tests.support.trainers:Nudge"]},
+            "options",
+            "give one beside --trainer",
+            marks=pytest.mark.slow,
+        ),
         ({"more": ["--keep-local", "head"]}, "options", "trains no tensors beside LoRA"),
         (
             {"strategy": {"strategy": "flora"}, "more": ["--trainer", "tests.support.trainers:Nudge"]},
@@ -164,7 +171,7 @@ def test_what_fails_fails_run_too_before_it_declares(
     assert participants(site) == 0
 
 
-def test_no_second_agent_and_no_metrics_without_tensorboard(
+def test_no_second_agent_and_no_figures_without_their_package(
     site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     define(site, spec)
@@ -176,12 +183,10 @@ def test_no_second_agent_and_no_metrics_without_tensorboard(
         working.release()
     assert found["folder"]["state"] == "failed"
     assert "another agent is at work" in found["folder"]["detail"]
-    for name in [name for name in sys.modules if name.startswith(("torch.utils.tensorboard", "tensorboard"))]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    _, found = diagnosed(home, tmp_path / "no data", "--tensorboard", tmp_path / "board")
+    _, found = diagnosed(home, tmp_path / "no data", "--track", "tensorboard")
     assert found["folder"]["state"] == "passed"
-    assert "needs tensorboard" in found["options"]["detail"]
+    assert "--track tensorboard needs a package" in found["options"]["detail"]
 
 
 def test_the_rank_is_measured_and_packed_sequences_are_counted(

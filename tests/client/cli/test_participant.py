@@ -1,5 +1,6 @@
 """The participant's commands against a real coordinator."""
 
+import importlib.util
 import json
 import signal
 import stat
@@ -140,11 +141,13 @@ def test_a_key_rotated_while_the_agent_runs_is_taken_over(site: Served, home: di
 
 
 def test_taking_part_until_the_end_as_people_and_programs_see_it(
-    site: Served, home: dict[str, str], data: Path
+    site: Served, home: dict[str, str], data: Path, tmp_path: Path
 ) -> None:
     site.run(rounds=2)
-    result = taking_part(home, data, "--threads", "1", "--device", "cpu", "--max-rate", "9999", "--json")
+    track = ("--track", f"tensorboard={tmp_path / 'board'}") if importlib.util.find_spec("tensorboard") else ()
+    result = taking_part(home, data, "--threads", "1", "--device", "cpu", "--max-rate", "9999", "--json", *track)
     assert result.code == Exit.OK
+    assert not track or [*(tmp_path / "board" / "run").glob("events.*")]
     kinds = [event["event"] for event in events(result) if event["event"] != "waiting"]
     one = ["task", "downloaded", "training", "trained", "accepted"]
     assert kinds == ["data", "declared", *one, *one, "completed"]

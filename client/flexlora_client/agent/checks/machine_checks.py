@@ -43,24 +43,23 @@ def memory(subject: Subject) -> str | Doubt:
     if not loads_model(subject):
         return "not known of the training loop of --trainer"
     path, compute = Path(subject.local_trainer.model_path or subject.spec.model.id), subject.local_trainer.compute
-    base = _base_bytes(path, subject.device, compute)
+    device = min(subject.devices, key=lambda each: _memory(each)[0])  # each holds the whole model
+    base = _base_bytes(path, device, compute)
     if base is None:
         return "not known before the base model is here"
     trained = sum(_elements(shape) for shape in subject.request.shapes.values())
     needed = base + (TRAINED_BYTES + MOMENT_BYTES[compute.optimizer]) * trained
-    free, total = _memory(subject.device)
+    free, total = _memory(device)
     if compute.offload:  # layers that the device cannot hold lie in main memory
         free, total = (one + other for one, other in zip((free, total), _memory(torch.device("cpu")), strict=True))
     if base > total:
         raise OutOfMemory(
-            f"the base model alone takes {_size(base)}, {subject.device} has {_size(total)} in all; "
+            f"the base model alone takes {_size(base)}, {device} has {_size(total)} in all; "
             "load it smaller with --quantization nf4 or --dtype bfloat16, or choose a machine with more memory."
         )
     sizes = f"at least {_size(needed)} are needed beside the activations, {_size(free)} are free"
     if needed > free:
-        return Doubt(
-            f"{sizes} on {subject.device}; end what else uses it, declare a lower rank, or use --quantization nf4"
-        )
+        return Doubt(f"{sizes} on {device}; end what else uses it, declare a lower rank, or use --quantization nf4")
     return sizes
 
 

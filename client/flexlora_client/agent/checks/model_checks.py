@@ -58,7 +58,8 @@ def _model(subject: Subject) -> str:
         parameter.numel() for parameter in subject.loaded.model.parameters() if not parameter.requires_grad
     )
     kind = str(subject.loaded.dtype).removeprefix("torch.")
-    return f"{parameters:,} parameters in {kind} on {subject.loaded.device}, {len(spec.modules)} modules as the run names them"
+    where = ", ".join(str(replica.device) for replica in subject.loaded.all_replicas)
+    return f"{parameters:,} parameters in {kind} on {where}, {len(spec.modules)} modules as the run names them"
 
 
 def _fingerprint(subject: Subject) -> str:

@@ -1,6 +1,6 @@
 """What the checks look at: the options, and what earlier checks found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Subject:
     probe: Probe = field(init=False)
     answer: RunDetail | Refused = field(init=False)
     spec: RunSpec = field(init=False)
-    device: torch.device = field(init=False)
+    devices: Sequence[torch.device] = field(init=False)  # one, or several that training is dealt to
     local_trainer: LocalTrainer = field(init=False)
     fingerprint: Fingerprint | None = None  # of the base model, where the run names one
     loaded: LoadedModel | None = None  # None: this training loop loads no model of ours

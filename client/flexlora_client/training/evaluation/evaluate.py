@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -31,7 +32,7 @@ from flexlora_client.training.data.examples import Chat, Choice, Example, Instru
 from flexlora_client.training.data.of_task import check_task
 from flexlora_client.training.data.store import by_key, of_kinds
 from flexlora_client.training.encoding.batches import collate, loss_of, predictions
-from flexlora_client.training.encoding.encoder import Encoder, NothingToLearn, Question
+from flexlora_client.training.encoding.encoder import Encoded, Encoder, NothingToLearn, Question
 from flexlora_client.training.encoding.packing import learnable
 from flexlora_client.training.evaluation import metrics
 from flexlora_client.training.evaluation.greedy_answers import answer, figures
@@ -39,6 +40,7 @@ from flexlora_client.training.evaluation.multiple_choice import choose
 from flexlora_client.training.evaluation.own_metric import OwnMetric
 from flexlora_client.training.evaluation.sample import Clock, SampleSize, TimeLimit
 from flexlora_client.training.models.load_model import LoadedModel, Models
+from flexlora_client.training.models.replicas import deal, set_mode
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 
@@ -109,7 +111,7 @@ def measure(
     loaded = (models or Models()).with_slice(
         read_slice(adapter, spec), spec, device, model_path, base_slice=base_slice, compute=compute
     )
-    loaded.model.eval()
+    set_mode(loaded, train=False)
     return _Measuring(loaded, spec, TimeLimit(seconds, clock), own_metric).run(by_key(heldout), most)
 
 
@@ -165,23 +167,33 @@ class _Measuring:
     def _own(self, predicted: Sequence[Any], expected: Sequence[Any]) -> dict[str, float]:
         return self.own_metric(predicted, expected) if self.own_metric is not None and predicted else {}
 
-    @torch.no_grad()
     def _forward(self, encoder: Encoder, examples: Sequence[Example], over: Callable[[], bool]) -> _Tally:
         tally, kind = _Tally(), kind_of(self.spec.model)
-        for window in _parts(examples, WINDOW_BATCHES * self.spec.training.batch_size):
+        window_size = WINDOW_BATCHES * self.spec.training.batch_size * len(self.loaded.all_replicas)
+        for window in _parts(examples, window_size):
             if tally.sizes and over():
                 break
             encoded = sorted(learnable(encoder, window), key=lambda one: len(one.ids))
             tally.sizes += [one.weight for one in encoded]
             tally.weight += sum(one.weight for one in encoded)
             rows = [row for one in encoded for row in one.sequences]  # more than examples only where text is learned
-            for part in _parts(rows, self._batch_size):
-                logits, targets = predictions(self.loaded, collate(part, self.loaded))
-                tally.loss += loss_of(logits, targets, self.spec.model.problem_type).item()
-                if kind != "text":
-                    tally.predicted.append(_decided(kind, logits).cpu())
-                    tally.expected.append(targets.reshape(tally.predicted[-1].shape).cpu())
+            for loss, *decided in deal(self.loaded, [*_parts(rows, self._batch_size)], partial(_look, kind)):
+                tally.loss += loss
+                if decided:
+                    tally.predicted.append(decided[0])
+                    tally.expected.append(decided[1])
         return tally
+
+
+@torch.no_grad()
+def _look(kind: Kind, replica: LoadedModel, part: Sequence[Encoded]) -> tuple[Any, ...]:
+    """The summed loss of a batch; of classifiers also the decisions and what was expected, on the CPU."""
+    logits, targets = predictions(replica, collate(part, replica))
+    loss = loss_of(logits, targets, replica.problem_type).item()
+    if kind == "text":
+        return (loss,)
+    decided = _decided(kind, logits).cpu()
+    return loss, decided, targets.reshape(decided.shape).cpu()
 
 
 def kind_of(model: ModelSpec) -> Kind:

@@ -21,7 +21,7 @@ from flexlora_client.training.fitting.memory import free_memory, used_memory
 from flexlora_client.training.fitting.probes import Answering, Probe, padded_tokens, probe, time_answers
 from flexlora_client.training.fitting.workload import Workload, plan_workload
 from flexlora_client.training.loop.sparing import can_checkpoint
-from flexlora_client.training.models.devices import release_memory, resolve_device
+from flexlora_client.training.models.devices import release_memory, resolve_devices
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_client.training.models.trial_slice import adapter_parameters, trial_slice, write_trial_slice
@@ -82,14 +82,15 @@ class _Measurement:
 
     def __init__(self, spec: RunSpec, participant: Participant, models: Models, ranks: Sequence[int]) -> None:
         self._spec, self._participant, self._models = spec, participant, models
-        self._device = resolve_device(participant.device)
+        self._devices = resolve_devices(participant.device)
+        self._device = self._devices[0]  # which has the optimizer's state beside what all have
         self._sizes = {rank: adapter_parameters(spec, rank) for rank in ranks}
         self._placing: dict[int, float] = {}  # seconds by numbers of the adapter
         self._questions: list[Question] = []
         models.clear()
         release_memory(self._device)
-        share = MEMORY_SHARE * free_memory(self._device)
-        self._bounds = Bounds(used_memory(self._device) + share, TIME_SHARE * spec.round_timeout)
+        memory = min(used_memory(device) + MEMORY_SHARE * free_memory(device) for device in self._devices)
+        self._bounds = Bounds(memory, TIME_SHARE * spec.round_timeout)
 
     def choice(self) -> Choice:
         self._check_weights()
@@ -149,7 +150,7 @@ class _Measurement:
 
     def _workload(self, encoder: Encoder, answers: Sequence[int]) -> Workload:
         own = self._participant
-        return plan_workload(encoder, own.train, own.heldout, answers, self._spec)
+        return plan_workload(encoder, own.train, own.heldout, answers, self._spec, len(self._devices))
 
     def _examples(self, encoder: Encoder) -> tuple[Encoded, list[Encoded]]:
         """A sequence of middle length, and the longest."""

@@ -16,6 +16,7 @@ from flexlora_client.training.fitting.memory import PeakMemory, at_most
 from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.devices import release_memory
 from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_client.training.models.replicas import set_mode, zero_grad
 from flexlora_shared.messages.runs import TrainingSpec
 
 TIMED_TOKENS = 8  # of an answer, after its first
@@ -51,22 +52,25 @@ def padded_tokens(examples: Sequence[Encoded]) -> int:
 def probe(
     loaded: LoadedModel, examples: Sequence[Encoded], training: TrainingSpec, compute: Compute, growth: float
 ) -> Probe | None:
-    """Steps on the examples as one micro-batch, in `growth` bytes; None: they do not suffice. Changes the trainable tensors."""
+    """Steps on the examples as one micro-batch, in `growth` bytes; None: they do not suffice. Changes the trainable tensors.
+
+    Of several replicas each gets such a micro-batch, all at a time: their times are those of a turn of all devices.
+    """
     settings = replace(compute, micro_batch=len(examples))
     one_batch = training.model_copy(update={"batch_size": len(examples)})
     release_memory(loaded.device)
     try:
         with PeakMemory(loaded.device) as peak, at_most(growth, loaded.device):
             stepper = Stepper(replace(loaded, compute=settings), one_batch)
-            loaded.model.train()
-            backward, update = _timed_steps(stepper, examples, loaded.device)
-            loaded.model.eval()
+            set_mode(loaded, train=True)
+            backward, update = _timed_steps(stepper, [*examples] * len(loaded.all_replicas), loaded.device)
+            set_mode(loaded, train=False)
             forward = _timed_forward(loaded, examples)
     except OutOfMemory:
         return None
     finally:
-        loaded.model.zero_grad(set_to_none=True)
-        loaded.model.eval()
+        zero_grad(loaded)
+        set_mode(loaded, train=False)
     if stepper.compute != settings:  # memory ended, and the stepper went on with less
         return None
     return Probe(padded_tokens(examples), backward, forward, update, peak.bytes)

@@ -1,7 +1,7 @@
 """What one round of this participant computes: its micro-batches and evaluations, counted in padded tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from flexlora_client.training.data.examples import Example
@@ -9,6 +9,7 @@ from flexlora_client.training.data.store import lengths_of
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.encoding.packing import Units, learnable
 from flexlora_client.training.loop.plan import plan_steps
+from flexlora_client.training.models.replicas import part_size
 from flexlora_shared.messages.runs import RunSpec
 
 ENCODED_AT_MOST = 1000  # of more examples, the lengths of the others are estimated from their characters
@@ -37,17 +38,24 @@ class Workload:
     heldout: tuple[int, ...]  # ascending
     answers: tuple[int, ...]  # most tokens generated for each held-out question that is answered
     bytes_per_number: int  # of the slices that are transferred
+    devices: int = 1  # that the micro-batches of a step are dealt to
 
     @lru_cache(maxsize=64)  # noqa: B019  # lives as long as the choice
     def training(self, micro_batch: int) -> Batches:
-        """The micro-batches of training."""
-        parts = [step[at : at + micro_batch] for step in self.steps for at in range(0, len(step), micro_batch)]
-        return _batches(parts)
+        """The micro-batches of training; of several devices the first one's, which has the most to do, and the largest of all."""
+        parts: list[Sequence[int]] = []
+        own: list[Sequence[int]] = []
+        for step in self.steps:
+            size = part_size(len(step), micro_batch, self.devices)
+            dealt = [step[at : at + size] for at in range(0, len(step), size)]
+            parts += dealt
+            own += dealt[:: self.devices]
+        return replace(_batches(own), largest=_batches(parts).largest)
 
     def evaluation(self, micro_batch: int) -> Batches:
         """The batches of one evaluation of the held-out loss."""
         starts = range(0, len(self.heldout), micro_batch)
-        return _batches([self.heldout[at : at + micro_batch] for at in starts])
+        return _batches([self.heldout[at : at + micro_batch] for at in starts][:: self.devices])
 
     def answering(self, micro_batch: int) -> list[tuple[int, ...]]:
         """The tokens of the answers, batch by batch."""
@@ -63,7 +71,12 @@ class Workload:
 
 
 def plan_workload(
-    encoder: Encoder, train: Sequence[Example], heldout: Sequence[Example], answers: Sequence[int], spec: RunSpec
+    encoder: Encoder,
+    train: Sequence[Example],
+    heldout: Sequence[Example],
+    answers: Sequence[int],
+    spec: RunSpec,
+    devices: int = 1,
 ) -> Workload:
     """The work of round 1; other rounds shuffle anew and take as long."""
     units = Units(encoder, train)
@@ -75,6 +88,7 @@ def plan_workload(
         tuple(sorted(token_lengths(encoder, heldout))),
         tuple(answers),
         4 if spec.upload_dtype == "float32" else 2,
+        devices,
     )
 
 

@@ -14,6 +14,7 @@ from flexlora_client.training.encoding.encoder import Encoded
 from flexlora_client.training.loop.snapshots import copied, put_back
 from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_client.training.models.replicas import deal, set_mode, spread
 
 
 class BestEpoch:
@@ -49,17 +50,22 @@ class BestEpoch:
 
     def _heldout_loss(self) -> float:
         """Mean over all predictions, in nats."""
-        self._loaded.model.eval()
+        spread(self._loaded)
+        set_mode(self._loaded, train=False)
         total, weight, rest = 0.0, 0, iter(self._heldout)
-        with torch.no_grad():
-            while part := [*islice(rest, self._stepper.micro_batch)]:
-                total += self._stepper.within_memory(partial(self._summed, part))
-                weight += sum(example.weight for example in part)
-        self._loaded.model.train()
+        while part := [*islice(rest, self._stepper.micro_batch * len(self._loaded.all_replicas))]:
+            total += self._stepper.within_memory(partial(self._summed, part))
+            weight += sum(example.weight for example in part)
+        set_mode(self._loaded, train=True)
         return total / weight
 
     def _summed(self, examples: Sequence[Encoded]) -> float:
         """The loss, in parts where memory has ended since they were taken."""
         size = self._stepper.micro_batch
         parts = [examples[start : start + size] for start in range(0, len(examples), size)]
-        return sum(summed_loss(self._loaded, collate(part, self._loaded)).item() for part in parts)
+        return sum(deal(self._loaded, parts, _loss))
+
+
+@torch.no_grad()
+def _loss(replica: LoadedModel, part: Sequence[Encoded]) -> float:
+    return summed_loss(replica, collate(part, replica)).item()

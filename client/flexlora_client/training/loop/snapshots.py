@@ -1,7 +1,7 @@
 """Copies of training's tensors and random states, on the CPU; files that hold them, whole or not there."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,21 @@ def put_back(tensors: Mapping[str, torch.Tensor], parameters: Mapping[str, torch
             parameter.copy_(tensors[name])
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The states of the global generators that training draws from on this device."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def random_state(devices: Sequence[torch.device]) -> dict[str, torch.Tensor]:
+    """The states of the global generators that training draws from on these devices."""
+    return {"cpu": torch.get_rng_state()} | {
+        f"cuda{place or ''}": torch.cuda.get_rng_state(device)
+        for place, device in enumerate(devices)
+        if device.type == "cuda"
+    }
 
 
-def set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+def set_random_state(state: Mapping[str, torch.Tensor], devices: Sequence[torch.device]) -> None:
     """Go on drawing where `random_state` was taken."""
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+    for place, device in enumerate(devices):
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state[f"cuda{place or ''}"], device)
 
 
 def save_whole(content: Mapping[str, Any], path: Path) -> None:

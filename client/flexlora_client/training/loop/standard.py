@@ -107,8 +107,11 @@ def _fit_seeded(
     per_epoch: int,
 ) -> FitResult:
     """Seed the global random generators, which dropout uses, for this round; restore them afterwards."""
-    training = job.spec.training
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    seed = job.spec.training.seed + 1_000_003 * job.round
+    devices = [replica.device for replica in loaded.all_replicas if replica.device.type == "cuda"]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(training.seed + 1_000_003 * job.round)
+        torch.manual_seed(seed)
+        for place, device in enumerate(devices[1:], 1):  # which would drop out alike
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed + place)
         return fit(loaded, units, heldout, steps, job, checkpoints, per_epoch)

@@ -17,6 +17,7 @@ from flexlora_client.training.loop.optimizers import make_optimizer
 from flexlora_client.training.loop.sparing import more_sparing, set_checkpointing
 from flexlora_client.training.models.devices import is_out_of_memory, release_memory
 from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_client.training.models.replicas import deal, gather, part_size, spread, trainable, zero_grad
 from flexlora_shared.messages.runs import TrainingSpec
 
 T = TypeVar("T")
@@ -28,10 +29,11 @@ class Stepper:
 
     def __init__(self, loaded: LoadedModel, training: TrainingSpec) -> None:
         self._loaded, self._training = loaded, training
-        self.parameters = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+        self.parameters = trainable(loaded)
         self.optimizer = make_optimizer(self.parameters.values(), loaded.compute, training)
         half = loaded.dtype == torch.float16
         self._scaler = torch.amp.GradScaler(loaded.device.type, init_scale=FIRST_LOSS_SCALE, enabled=half)
+        self._scaler.scale(torch.zeros((), device=loaded.device))  # it makes its scale where it is first used
         self._use(loaded.compute)
 
     def step(self, examples: Sequence[Encoded]) -> tuple[float, int]:
@@ -66,13 +68,13 @@ class Stepper:
                 sparing = more_sparing(self.compute, self._loaded, self._training.batch_size)
                 if sparing is None:
                     raise self._too_large() from error
-            self.optimizer.zero_grad(set_to_none=True)
+            zero_grad(self._loaded)
             release_memory(self._loaded.device)  # after the error, which holds the activations
             self._use(sparing)
 
     @property
     def micro_batch(self) -> int:
-        """Sequences computed at a time by now."""
+        """Sequences computed at a time by now, at the most."""
         return min(self.compute.micro_batch or self._training.batch_size, self._training.batch_size)
 
     def update(self) -> bool:
@@ -109,19 +111,27 @@ class Stepper:
 
     def _use(self, compute: Compute) -> None:
         self.compute = compute
-        set_checkpointing(self._loaded.model, compute.gradient_checkpointing)
+        for replica in self._loaded.all_replicas:
+            set_checkpointing(replica.model, compute.gradient_checkpointing)
 
     def _backward(self, examples: Sequence[Encoded], weight: int) -> float:
-        loss, size = 0.0, self.micro_batch
         rows = [sequence for example in examples for sequence in example.sequences]
-        for start in range(0, len(rows), size):
-            part = summed_loss(self._loaded, collate(rows[start : start + size], self._loaded)) / weight
-            self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
-        return loss
+        size = part_size(len(rows), self.micro_batch, len(self._loaded.all_replicas))
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+        def backward(replica: LoadedModel, part: Sequence[Encoded]) -> float:
+            loss = summed_loss(replica, collate(part, replica)) / weight
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            return loss.item()
+
+        spread(self._loaded)
+        losses = deal(self._loaded, parts, backward)
+        gather(self._loaded)
+        return sum(losses)
 
     def _too_large(self) -> OutOfMemory:
+        where = " or ".join(str(replica.device) for replica in self._loaded.all_replicas)
         return OutOfMemory(
-            f"{self._loaded.device} has too little memory for one example of up to {self._loaded.max_length} tokens; declare a "
+            f"{where} has too little memory for one example of up to {self._loaded.max_length} tokens; declare a "
             "lower rank, load the base model smaller with --quantization nf4, or ask the operator for a lower max_length."
         )

@@ -24,6 +24,7 @@ from flexlora_client.training.loop.schedule import learning_rate
 from flexlora_client.training.loop.snapshots import copied, put_back, random_state, set_random_state
 from flexlora_client.training.loop.step import Stepper
 from flexlora_client.training.models.load_model import LoadedModel
+from flexlora_client.training.models.replicas import set_mode, zero_grad
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class _Fit:
     """A training under way: everything that a checkpoint saves and brings back."""
 
     def __init__(self, loaded: LoadedModel, stepper: Stepper, selection: BestEpoch | None, units: Units) -> None:
-        self._device, self._stepper, self._selection, self._units = loaded.device, stepper, selection, units
+        self._devices = [replica.device for replica in loaded.all_replicas]
+        self._stepper, self._selection, self._units = stepper, selection, units
         self.done, self.loss, self.predictions = 0, 0.0, 0
         self._seconds, self._began = 0.0, time.monotonic()
 
@@ -60,7 +62,7 @@ class _Fit:
             "empty": sorted(self._units.empty),
             "tensors": copied(self._stepper.parameters),
             "stepper": copied(self._stepper.state_dict()),
-            "random": random_state(self._device),
+            "random": random_state(self._devices),
             "selection": None if self._selection is None else self._selection.state_dict(),
         }
 
@@ -69,7 +71,7 @@ class _Fit:
         self._units.empty.update(state["empty"])
         put_back(state["tensors"], self._stepper.parameters)
         self._stepper.load_state_dict(state["stepper"])
-        set_random_state(state["random"], self._device)
+        set_random_state(state["random"], self._devices)
         if self._selection is not None:
             self._selection.load_state_dict(state["selection"])
 
@@ -103,12 +105,12 @@ def fit(
     if state is not None:
         under_way.load_state_dict(state)
         job.notice(f"training goes on after step {under_way.done} of {len(steps)}, where a checkpoint was written")
-    loaded.model.train()
+    set_mode(loaded, train=True)
     try:
         _train(under_way, stepper, selection, units, steps, job, checkpoints, per_epoch)
     finally:
-        loaded.model.zero_grad(set_to_none=True)
-        loaded.model.eval()
+        zero_grad(loaded)
+        set_mode(loaded, train=False)
     if not under_way.predictions:
         raise DataError(f"no example has a token to learn; give them more text. The first: {units.reason}")
     if selection is not None:

@@ -27,6 +27,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_devices(names: str) -> tuple[torch.device, ...]:
+    """The devices called `names`: one as of `resolve_device`, several with commas between, or "cuda:all". Raises: DeviceError."""
+    if names == "cuda:all":
+        resolve_device("cuda")
+        return tuple(torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+    return tuple(resolve_device(name.strip()) for name in names.split(","))
+
+
 def base_dtype(device: torch.device, stored: torch.dtype | None) -> torch.dtype:
     """The base model's dtype: float32, but bfloat16 for a model stored in 16 bits on a GPU that computes in it.
 

@@ -4,7 +4,7 @@
 peak is one model. It is not for several threads at a time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,12 @@ class LoadedModel:
     dtype: torch.dtype  # of the base model
     problem_type: ProblemType = "single-label"
     compute: Compute = DEFAULT_COMPUTE  # how to compute with it
+    replicas: tuple["LoadedModel", ...] = ()  # the same model on further devices; see `models.replicas`
+
+    @property
+    def all_replicas(self) -> tuple["LoadedModel", ...]:
+        """This model and its replicas."""
+        return (self, *self.replicas)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -89,9 +95,10 @@ class _Key:
 
 
 class Models:
-    """Holds at most one base model with a slice in it; see the module."""
+    """Holds at most one base model, on each device of a participant, with a slice in it; see the module."""
 
     def __init__(self) -> None:
+        self._further: list[Models] = []  # a base model each, of the devices after the first
         self._key: _Key | None = None
         self._base: PreTrainedModel | None = None
         self._preprocessor: Preprocessor | None = None
@@ -110,6 +117,8 @@ class Models:
     ) -> LoadedModel:
         """The run's base model with the slice in it, on the device; `model_path` stands in for `spec.model.id`.
 
+        Of several devices (`devices.resolve_devices`) the first one's, with replicas on the others.
+
         `base_slice` is the slice that a fresh adapter `adapter` was, or is to be, trained on top of; see `placing.place_slice`.
 
         Raises:
@@ -117,19 +126,36 @@ class Models:
             AdapterError: the slice does not fit the base model.
             DeviceError: there is no such device, or it cannot compute as `compute` says.
         """
-        target = devices.resolve_device(device)
-        check_compute(compute, target)
+        targets = devices.resolve_devices(device)
+        check_compute(compute, targets)
+        self._further = [*self._further, *(Models() for _ in targets)][: len(targets) - 1]
+        try:
+            first, *further = [
+                models._on_device(target, adapter, spec, model_path, base_slice, trains_A, compute)
+                for target, models in zip(targets, (self, *self._further), strict=True)
+            ]
+        except BaseException:
+            self.clear()  # never train a half-loaded slice
+            raise
+        return replace(first, replicas=tuple(further))
+
+    def _on_device(
+        self,
+        target: torch.device,
+        adapter: LoadedSlice,
+        spec: RunSpec,
+        model_path: str | None,
+        base_slice: LoadedSlice | None,
+        trains_A: bool,
+        compute: Compute,
+    ) -> LoadedModel:
         revision = None if model_path else spec.model.revision
         names = tuple(tensor.name for tensor in spec.extra)
         loading = Compute(dtype=compute.dtype, quantization=compute.quantization, offload=compute.offload)
         key = _Key(model_path or spec.model.id, revision, spec.model, names, target, loading)
-        try:
-            devices.trim_heap()
-            base, preprocessor = self._loaded(key)
-            self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
-        except BaseException:
-            self.clear()  # never train a half-loaded slice
-            raise
+        devices.trim_heap()
+        base, preprocessor = self._loaded(key)
+        self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
         positions = _positions(base, preprocessor)
         return LoadedModel(
             self._placed.model,
@@ -145,11 +171,12 @@ class Models:
 
     def clear(self) -> None:
         """Forget the base model and free its memory."""
+        self._further = []
         self._key = self._base = self._preprocessor = self._placed = None
 
     def _loaded(self, key: _Key) -> tuple[PreTrainedModel, Preprocessor]:
         if self._key != key or self._base is None or self._preprocessor is None:
-            self.clear()
+            self._key = self._base = self._preprocessor = self._placed = None
             self._preprocessor = _preprocessor(key)
             self._base = _base_model(key, self._preprocessor)
             self._key = key

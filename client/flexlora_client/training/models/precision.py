@@ -17,8 +17,18 @@ from flexlora_client.training.models import devices
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
-def check_compute(compute: Compute, device: torch.device) -> None:
-    """Check that this machine can compute so. Raises: DeviceError."""
+def check_compute(compute: Compute, targets: Sequence[torch.device]) -> None:
+    """Check that this machine can compute so on these devices. Raises: DeviceError."""
+    if compute.offload and len(targets) > 1:
+        raise DeviceError(
+            "--offload spreads one base model over all visible GPUs, several devices hold one each; "
+            "use --offload, or several devices with --quantization nf4."
+        )
+    for device in targets:
+        _check_device(compute, device)
+
+
+def _check_device(compute: Compute, device: torch.device) -> None:
     if compute.dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DeviceError(f"{device} does not compute in bfloat16; use --dtype float16 or float32.")
     if compute.quantization != "none" or compute.optimizer != "adamw":

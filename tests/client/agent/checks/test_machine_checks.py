@@ -30,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def subject(base: Path, folder: Path, compute: Compute) -> Subject:
     made = Subject(folder, "run", 4, {}, folder)
-    made.spec, made.device = make_run(base, target=["q_proj", "o_proj"]), torch.device("cpu")
+    made.spec, made.devices = make_run(base, target=["q_proj", "o_proj"]), [torch.device("cpu")]
     made.local_trainer = LocalTrainer(StandardTrainer(), Models(), (), (), 0, "cpu", str(base), compute=compute)
     return made
 
@@ -51,6 +51,16 @@ def test_what_is_needed_by_how_it_is_computed(base: Path, tmp_path: Path, comput
     told = memory(subject(base, tmp_path, compute))
     assert isinstance(told, str)
     assert told.startswith(f"at least {needed / 1000:.0f} kB are needed")
+
+
+def test_of_several_devices_the_fullest_counts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = subject(base, tmp_path, Compute())
+    made.devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9 if device.index == 0 else BASE, 10**9))
+    told = memory(made)
+    assert isinstance(told, Doubt)
+    assert "on cuda:1; end what else uses it" in told.detail
 
 
 def test_a_base_model_too_large_for_float32_may_fit_quantized(

@@ -50,3 +50,30 @@ def test_the_rank_is_chosen_by_the_gpus_memory(llama: Path) -> None:
     assert choice.chosen is not None
     assert choice.chosen.rank == 8
     assert choice.bounds.memory < torch.cuda.get_device_properties(0).total_memory
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", ["float32", "int8", "qlora"])
+def test_two_gpus_learn_what_one_learns(llama: Path, tmp_path: Path, name: str) -> None:
+    spec = make_run(llama, training=TRAINING.model_copy(update={"gradient_accumulation_steps": 2}))
+    served, models, trained = make_slice(tmp_path / "served", llama, spec), Models(), []
+    for device in ("cuda:0", "cuda:0,cuda:1", "cuda:all"):
+        losses: list[float] = []
+        job = make_job(
+            spec, served, EXAMPLES, tmp_path / "out", device=device, compute=SETTINGS[name],
+            progress=lambda step, total, loss, losses=losses: losses.append(loss),
+        )  # fmt: skip
+        StandardTrainer(models).train(job)
+        trained.append(losses)
+    tolerance = 1e-4 if name == "float32" else 0.05
+    assert trained[1] == pytest.approx(trained[0], abs=tolerance)
+    assert trained[2] == pytest.approx(trained[0], abs=tolerance)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_with_dropout_repeat(llama: Path, tmp_path: Path) -> None:
+    spec = make_run(llama, training=TRAINING.model_copy(update={"lora_dropout": 0.3}))
+    served, models = make_slice(tmp_path / "served", llama, spec), Models()
+    job = make_job(spec, served, EXAMPLES, tmp_path / "out", device="cuda:0,cuda:1")
+    first = StandardTrainer(models).train(job).metrics["train_loss"]
+    assert StandardTrainer(models).train(job).metrics["train_loss"] == pytest.approx(first, abs=1e-4)
