@@ -151,7 +151,7 @@ def test_each_device_gets_about_as_many_examples() -> None:
     assert part_size(16, 16, 2) == 8
     assert part_size(20, 8, 2) == 5
     assert part_size(3, 8, 4) == 1
-    work = Workload(((9, 3, 7, 2, 5),), batch_size=2, heldout=(4, 4, 4, 4), answers=0, bytes_per_number=4, devices=2)
+    work = Workload(((9, 3, 7, 2, 5),), batch_size=2, heldout=(4, 4, 4, 4), answers=(), bytes_per_number=4, devices=2)
     assert (work.training(2).count, work.training(2).tokens, work.training(2).largest) == (2, 18 + 5, 18)
     assert work.evaluation(2).count == 1
 
