@@ -1,8 +1,9 @@
 """Builds the status messages of runs and rounds from the database's rows."""
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexlora_server import state_machine as machine
@@ -58,12 +59,12 @@ def _run_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window
     return _round_waits_for(tx, run, spec, round_, _present(tx, round_, window))
 
 
-def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
+def _present(tx: Tx, round_: Round, window: float) -> Mapping[str, str]:
     """The clients present for an OPEN round; not queried for a round in another state, where nothing depends on it."""
-    return rounds.present_clients(tx, round_, window) if round_.state == "OPEN" else ()
+    return rounds.present_clients(tx, round_, window) if round_.state == "OPEN" else {}
 
 
-def _round_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
+def _round_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Mapping[str, str]) -> str:
     carried = uploads.clients_carried_over(tx, round_) if round_.state == "OPEN" else ()
     return waiting_for(spec, rounds.round_view(tx, run, round_), present, carried, tx.now)
 
@@ -201,7 +202,8 @@ def _train_metrics(accepted: Sequence[Upload]) -> dict[str, float]:
 
 
 def _mean(values: list[tuple[float, int]]) -> float:
-    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+    total = math.fsum(value * weight for value, weight in values)  # whatever the order, the same sum
+    return total / sum(weight for _, weight in values)
 
 
 def _evaluations(tx: Tx, run: str, number: int) -> tuple[EvaluationSummary, ...]:
