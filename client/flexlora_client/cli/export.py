@@ -1,4 +1,4 @@
-"""The command `export`: saves a published adapter, or the participant's own, as a PEFT folder, atomically."""
+"""The command `export`: an adapter, published or the participant's own, as a PEFT folder, atomically; or a round's record."""
 
 import json
 import shutil
@@ -24,6 +24,7 @@ from flexlora_client.cli.options import (
     parse_rank_pattern,
     with_connection,
 )
+from flexlora_client.cli.record import save_record
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, write_whole
@@ -46,7 +47,9 @@ class _Exported:
 @with_connection
 def export(
     run: RunArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; it must not hold anything yet.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to make; it must not hold anything yet.")
+    ] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA rank of the published adapter.")] = None,
     source: Annotated[
         Literal["global", "own", "best"],
@@ -57,11 +60,24 @@ def export(
     ] = "global",
     number: Annotated[int | None, typer.Option("--round", min=0, help="Round. [the last published]")] = None,
     rank_pattern_: RankPatternOption = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            help="File for the round's record, with which others aggregate it again; for the operator, also without -o.",
+        ),
+    ] = None,
     *,
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Save an adapter as an ordinary PEFT folder."""
+    if record is not None:
+        save_record(connection, run, number, source, record, as_json=as_json and output is None)
+        if output is None:
+            return
+    if output is None:
+        raise typer.BadParameter("what shall be saved? give --output for an adapter, --record for a round's record")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{output} exists and is not an empty folder; name another one")
     if source != "global":

@@ -96,6 +96,10 @@ class AggregationMetrics(Message):
         Field(description="Cosines of all pairs, in the order of `updates`; empty beyond 32"),
     ]
     updates: Annotated[tuple[UpdateMetrics, ...], Field(description="What became of each update")]
+    software: Annotated[
+        dict[str, str],
+        Field(description="Versions and device of the worker", exclude_if=omitted_if_default({})),
+    ] = {}
 
 
 class AggregationSummary(Message):
