@@ -39,6 +39,7 @@ def play(coordinator: Served, order: Sequence[str], rule: str) -> list[tuple[Any
     """Play the run, participants enrolled and updates committed in this order; every published blob."""
     run = coordinator.run(**spec_changes(rule))
     members = {name: coordinator.enroll(name) for name in order}
+    _pause(coordinator)
     _declare(coordinator, members, run)
     sampled = _sampled(coordinator, members, 1)
     slow = min(sampled)  # whatever the order, the same one
@@ -47,6 +48,7 @@ def play(coordinator: Served, order: Sequence[str], rule: str) -> list[tuple[Any
     half = len(data) // 2
     members[slow].expect(204, "PATCH", f"/v1/uploads/{upload}", headers=part(data[:half], 0), content=data[:half])
     _upload_all(run, members, [name for name in sampled if name != slow], 1)
+    _pause(coordinator)  # a sign of life from before may be written after the clock's jump
     coordinator.clock.advance(100)
     _publish(coordinator, 1)
     members[slow].send(upload, data, half)
@@ -54,13 +56,17 @@ def play(coordinator: Served, order: Sequence[str], rule: str) -> list[tuple[Any
     for number in (2, 3):
         _declare(coordinator, members, run)
         _upload_all(run, members, _sampled(coordinator, members, number), number)
+        _pause(coordinator)
         _publish(coordinator, number)
     return _published(coordinator)
 
 
-def _declare(coordinator: Served, members: dict[str, Participant], run: RunSpec) -> None:
-    """Everybody declares before a round can begin."""
+def _pause(coordinator: Served) -> None:
     coordinator.operator.expect(200, "POST", "/v1/runs/run/pause")
+
+
+def _declare(coordinator: Served, members: dict[str, Participant], run: RunSpec) -> None:
+    """Everybody declares while the run is paused, before a round can begin; then it goes on."""
     for name, member in members.items():
         member.declare("run", RANKS[name] if len(run.ranks) > 1 else 8, 10 + NAMES.index(name))
     coordinator.operator.expect(200, "POST", "/v1/runs/run/resume")
