@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
+from flexlora_server.database.schema import RoundInput, Upload
 from flexlora_server.maintenance.commands import app
 from flexlora_server.worker.replay import replay
 from flexlora_shared.messages.records import RoundRecord
 from tests.support.command import call
 from tests.support.databases import ON_SQLITE
-from tests.support.kit import OPERATOR_KEY, Participant, Served, served_on_sqlite
+from tests.support.kit import OPERATOR_KEY, Participant, Served, encode, served_on_sqlite, tensors
 from tests.support.playing import NAMES, play
 
 Record = dict[str, Any]
@@ -148,6 +150,33 @@ def test_what_is_no_record(tmp_path: Path, content: str | None, sentence: str) -
         file.write_text(content)
     told = CliRunner().invoke(app, ["replay", str(file), str(tmp_path)])
     assert sentence in str(told.exception)
+
+
+@ON_SQLITE
+def test_a_round_that_an_earlier_version_froze_keeps_its_order(coordinator: Served) -> None:
+    """By client id, which may be any order: here the one that is not the digests'."""
+    run = coordinator.run(min_clients=2, rounds=1)
+    pair = [coordinator.enroll(name) for name in ("one", "two")]
+    for member in pair:
+        member.declare("run", 4)
+    for seed, member in enumerate(pair):
+        member.upload(member.task("run"), encode(tensors(run, 4, seed=seed)))
+    with coordinator.store.transaction() as tx:
+        frozen = tx.session.scalars(select(RoundInput).order_by(RoundInput.position)).all()
+        by_content = [tx.session.get_one(Upload, row.upload_id).sha256 for row in frozen]
+        ids = [row.upload_id for row in frozen]
+        for row in frozen:
+            tx.session.delete(row)
+        tx.session.flush()
+        tx.session.add_all(
+            RoundInput(round_id=frozen[0].round_id, position=at, upload_id=upload, staleness=0)
+            for at, upload in enumerate(reversed(ids))
+        )
+    assert by_content == sorted(by_content)
+    assert coordinator.work() == 1
+    record = parsed(coordinator.operator.expect(200, "GET", "/v1/runs/run/rounds/1/record"))
+    assert [one.update.sha256 for one in record.inputs] == by_content[::-1]
+    assert replay(record, coordinator.settings.data_dir).faults == ()
 
 
 @ON_SQLITE
