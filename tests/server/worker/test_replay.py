@@ -114,7 +114,7 @@ def test_what_is_missing_is_named(records: dict[int, Record], blobs: Path) -> No
 
 
 def test_another_weight_is_found_and_where(records: dict[int, Record], blobs: Path) -> None:
-    record = json.loads(json.dumps(records[1]))
+    record = json.loads(json.dumps(records[3]))
     one, other = record["inputs"][:2]
     one["weight"], other["weight"] = other["weight"], one["weight"]
     record["software"]["torch"] = "2.0"
