@@ -1,6 +1,7 @@
-"""The command line `flexlora-server`: migrate, serve, worker; verify, backup and restore are in `maintenance.commands`.
+"""The command line `flexlora-server`: migrate, serve, worker; verify, backup, restore, replay are in `maintenance.commands`.
 
-Exit codes: 0 ended as asked, 1 cannot start (the sentence on stderr says what to do) or blobs are damaged, 2 wrong usage.
+Exit codes: 0 ended as asked, 1 cannot start (the sentence on stderr says what to do), blobs are damaged or a round is not
+reproduced, 2 wrong usage.
 """
 
 import gc

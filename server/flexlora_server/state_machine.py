@@ -15,7 +15,7 @@ accepted or time has passed; the worker publishes, and its failures go through `
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -62,7 +62,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Begin:
-    """Fix these participants, in order, and this deadline."""
+    """Fix these participants and this deadline."""
 
     participants: tuple[str, ...]
     deadline: datetime
@@ -131,12 +131,12 @@ def next_run_state(state: RunState, action: Action) -> RunState | None:
 
 
 def gather(
-    spec: RunSpec, round_: RoundView, present: Sequence[str], now: datetime, carried: Sequence[str] = ()
+    spec: RunSpec, round_: RoundView, present: Mapping[str, str], now: datetime, carried: Sequence[str] = ()
 ) -> Begin | Wait:
     """Whether an OPEN round begins, with whom, and until when.
 
-    `present` are the participants seen recently; `carried` those whose updates an abandoned attempt handed on: they take
-    part anyway.
+    `present` are the participants seen recently, by id, and their names, each another one; `carried` those whose updates an
+    abandoned attempt handed on: they take part anyway.
     """
     if round_.run_state != "RUNNING":
         return Wait("The run is paused; resume it to go on.")
@@ -157,15 +157,19 @@ def gather(
         return Wait(
             f"Waiting for participants: {available} of {target} are present{_without_failed(round_)}.", gather_until
         )
-    uncarried = sorted({*present} - {*carried})
-    free_places = max(0, target - len(set(carried))) if spec.clients_per_round else len(uncarried)
+    carried_ones = frozenset(carried)
+    uncarried = {client: name for client, name in present.items() if client not in carried_ones}
+    free_places = max(0, target - len(carried_ones)) if spec.clients_per_round else len(uncarried)
     selected = sample(uncarried, free_places, f"{spec.seed}:{round_.number}:{round_.attempt}")
-    return Begin(tuple(sorted({*selected, *carried})), now + timedelta(seconds=spec.round_timeout))
+    return Begin(tuple(sorted({*selected, *carried_ones})), now + timedelta(seconds=spec.round_timeout))
 
 
-def sample(present: Sequence[str], count: int, seed: str) -> tuple[str, ...]:
-    """`count` of the participants, uniformly: those whose seeded hashes are least. Independent of their order."""
-    ranked = sorted(present, key=lambda client: hashlib.sha256(f"{seed}:{client}".encode()).digest())
+def sample(present: Mapping[str, str], count: int, seed: str) -> tuple[str, ...]:
+    """`count` of the participants, uniformly: those whose names' seeded hashes are least.
+
+    Neither their order nor their ids matter, which a coordinator draws at random.
+    """
+    ranked = sorted(present, key=lambda client: hashlib.sha256(f"{seed}:{present[client]}".encode()).digest())
     return tuple(sorted(ranked[:count]))
 
 

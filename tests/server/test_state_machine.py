@@ -95,7 +95,7 @@ def test_moves_are_the_drawn_ones() -> None:
 
 @pytest.mark.parametrize("state", ROUND_STATES)
 def test_every_state_says_what_it_waits_for(state: RoundState) -> None:
-    sentence = waiting_for(defined(), replace(COLLECTING, state=state, reason="It broke."), ["a"], (), NOW)
+    sentence = waiting_for(defined(), replace(COLLECTING, state=state, reason="It broke."), {"a": "a"}, (), NOW)
     assert sentence.endswith((".", "UTC."))
 
 
@@ -128,4 +128,4 @@ AGGREGATING = replace(COLLECTING, state="AGGREGATING", failures=1, reason="the d
     ],
 )
 def test_what_a_round_waits_for_and_until_when(view: RoundView, sentence: str) -> None:
-    assert waiting_for(defined(), view, ["a"], (), NOW) == sentence
+    assert waiting_for(defined(), view, {"a": "a"}, (), NOW) == sentence

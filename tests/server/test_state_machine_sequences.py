@@ -88,7 +88,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def asked_to_gather(self) -> None:
         available = self.present - self.failed
-        decision = gather(self.spec, self.view(), sorted(available), self.now)
+        decision = gather(self.spec, self.view(), {client: client for client in available}, self.now)
         if isinstance(decision, Wait):
             impatient = self.now >= self.round.opened_at + timedelta(seconds=10) or len(available) >= 4
             assert self.run != "RUNNING" or len(available) < 2 or not impatient

@@ -10,6 +10,10 @@ import pytest
 
 from demo.cluster import ENVIRONMENT
 from demo.run import RANKS
+from flexlora_server.database.queries import runs
+from flexlora_server.database.transactions import Store
+from flexlora_server.lifecycle.round_record import read_record
+from tests.support.databases import sqlite_url
 
 pytestmark = pytest.mark.slow
 
@@ -40,3 +44,18 @@ def test_one_round(tmp_path: Path) -> None:
     }
     log = (folder / "coordinator.log").read_text()
     assert "Traceback" not in log, log
+    check_replayed(folder / "coordinator", environment)
+
+
+def check_replayed(data: Path, environment: dict[str, str]) -> None:
+    """Another process aggregates its round again, from a record and the files that are left: the same bytes."""
+    store = Store(sqlite_url(data / "flexlora.db"))
+    with store.reading() as tx:
+        record = read_record(tx, runs.list_all(tx)[0].name, 1)
+    store.close()
+    (data / "record.json").write_text(record.model_dump_json())
+    command = [sys.executable, "-m", "flexlora_server.cli", "replay", str(data / "record.json"), str(data / "blobs")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("The same bytes: round 1 of run ")
+    assert len(record.inputs) == 4

@@ -1,4 +1,4 @@
-"""The command `export`: saves a published adapter, or the participant's own, in the form asked for, atomically."""
+"""The command `export`: an adapter, published or the participant's own, in the form asked for, atomically; or a round's record."""
 
 import json
 import shutil
@@ -22,6 +22,7 @@ from flexlora_client.cli.options import (
     parse_rank_pattern,
     with_connection,
 )
+from flexlora_client.cli.record import save_record
 from flexlora_client.errors import BadInput
 from flexlora_client.export.limits import adapter_notes
 from flexlora_client.export.model_card import CARD_FILE, Form, digests_of, model_card
@@ -35,7 +36,9 @@ from flexlora_shared.messages.runs import RunSpec
 @with_connection
 def export(
     run: RunArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make; it must not hold anything yet.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to make; it must not hold anything yet.")
+    ] = None,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="LoRA rank of the published adapter.")] = None,
     energy: Annotated[
         float | None,
@@ -57,11 +60,24 @@ def export(
     number: Annotated[int | None, typer.Option("--round", min=0, help="Round. [the last published]")] = None,
     rank_pattern_: RankPatternOption = None,
     form: FormOptions = FormOptions(),
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            help="File for the round's record, with which others aggregate it again; for the operator, also without -o.",
+        ),
+    ] = None,
     *,
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Save an adapter as a PEFT folder that every program loads, or the model with it merged in."""
+    """Save an adapter as a PEFT folder that every program loads, or the model with it merged in; or a round's record."""
+    if record is not None:
+        save_record(connection, run, number, source, record, as_json=as_json and output is None)
+        if output is None:
+            return
+    if output is None:
+        raise typer.BadParameter("what shall be saved? give --output for an adapter, --record for a round's record")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{output} exists and is not an empty folder; name another one")
     form.check()

@@ -133,7 +133,8 @@ def round_detail(detail: RoundDetail) -> Table:
     for p in detail.participants or ():
         declared = f", declared {p.declared_at}" if p.declared_at else ""
         state = f"{p.state} ({p.failure})" if p.failure else p.state
-        row = f"rank {p.rank}{declared}, {state}, {p.bytes_received} bytes{_became(p.update)}"
+        late = "".join(f"; of an earlier round{_became(update)}" for update in p.late)
+        row = f"rank {p.rank}{declared}, {state}, {p.bytes_received} bytes{_became(p.update)}{late}"
         rows.append((f"participant {p.name}", row))
     for m in detail.modules:
         rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))
@@ -148,7 +149,7 @@ def _whose(evaluation: EvaluationSummary) -> str:
 def _input(entry: RoundInput) -> str:
     late = f", late by {entry.staleness}" if entry.staleness else ""
     excluded = ", excluded" if entry.excluded else ""
-    return f"of {entry.client_id} for round {entry.round}{late}{excluded}"
+    return f"of {entry.client_id} for round {entry.round}{late}{excluded}{_became(entry.update)}"
 
 
 def _aggregated(s: RoundSummary) -> list[tuple[object, object]]:
@@ -159,6 +160,8 @@ def _aggregated(s: RoundSummary) -> list[tuple[object, object]]:
         c, most = s.aggregation.pairwise_cosine, s.aggregation.certificate
         if c is not None:
             rows.append(("cosine of two updates", f"{c.median:.3f} (median; {c.least:.3f} to {c.most:.3f})"))
+        if s.aggregation.late:
+            rows.append(("came late", f"{s.aggregation.late} updates of earlier rounds"))
         rows.append(("change", f"{s.aggregation.change_norm:.4g} (median norm)"))
         rows.append(
             ("truncation error", "the smallest possible" if most == 1 else f"at most {most:.4f} of the smallest")

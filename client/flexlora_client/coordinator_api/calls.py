@@ -27,6 +27,7 @@ from flexlora_shared.messages.clients import (
     Token,
     TokenRequest,
 )
+from flexlora_shared.messages.records import RoundRecord
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
 from flexlora_shared.messages.status import RetryRequest, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.messages.tasks import Failure, Task
@@ -83,6 +84,12 @@ class Api:
     def round(self, run: str, number: int) -> RoundDetail:
         """One round with its modules."""
         return self._call(RoundDetail, "GET", f"{_run(run)}/rounds/{number}")
+
+    def record(self, run: str, number: int) -> bytes:
+        """The record of a published round, JSON as it came: it may have fields that this version does not know."""
+        answer = self.retry.call(lambda: self.http.request("GET", f"{_run(run)}/rounds/{number}/record"))
+        parse_message(RoundRecord, answer)
+        return answer.body
 
     def retry_round(self, run: str, number: int, exclude: tuple[str, ...]) -> RoundSummary:
         """Aggregate a failed round again, without these uploads."""

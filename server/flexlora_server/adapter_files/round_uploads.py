@@ -1,6 +1,5 @@
 """Reads a round's accepted uploads from their files: opened once, memory-mapped, one module at a time."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter
 from flexlora_server.adapter_files.inspect_upload import upload_scaling
 from flexlora_server.adapter_files.slicing import served_scaling
+from flexlora_server.adapter_files.weights import update_weights
 from flexlora_server.aggregation.factors import Update
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_shared.layout import key_A, key_B, key_extra
@@ -39,13 +39,9 @@ class InputUpdate:
 
 
 def with_weights(inputs: Sequence[InputUpdate]) -> list[InputUpdate]:
-    """The inputs with weights by their training examples, late ones less: `p_i` in proportion to `n_i / sqrt(1 + staleness)`.
-
-    The discount is FedAsync's polynomial one with a = 1/2 (Xie et al. 2019, arXiv 1903.03934).
-    """
-    counts = [update.announced.examples / math.sqrt(1 + update.staleness) for update in inputs]
-    total = math.fsum(counts)
-    return [replace(update, weight=count / total) for update, count in zip(inputs, counts, strict=True)]
+    """The inputs with weights by their training examples, late ones less."""
+    weights = update_weights([(update.announced.examples, update.staleness) for update in inputs])
+    return [replace(update, weight=weight) for update, weight in zip(inputs, weights, strict=True)]
 
 
 class RoundUploads:

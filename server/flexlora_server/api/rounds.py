@@ -15,7 +15,9 @@ from flexlora_server.api.strict_json import RoundPath, RunPath, problems, router
 from flexlora_server.database.queries import events, rounds, runs
 from flexlora_server.database.timestamps import rfc3339
 from flexlora_server.lifecycle import transitions
+from flexlora_server.lifecycle.round_record import read_record
 from flexlora_server.state_machine import FINAL_STATES
+from flexlora_shared.messages.records import RoundRecord
 from flexlora_shared.messages.status import Event, RetryRequest, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.problems import Code
 
@@ -43,6 +45,16 @@ def show_round(request: Request, name: RunPath, number: RoundPath, who: Anyone) 
         run = runs.get(tx, name)
         round_ = rounds.latest(tx, name, number)
         return status_views.round_detail(tx, run, round_, window, operator=who.client_id is None)
+
+
+@routes.get(
+    "/v1/runs/{run}/rounds/{number}/record",
+    responses=problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ROUND_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED),
+)
+def show_record(request: Request, name: RunPath, number: RoundPath, who: Operator) -> RoundRecord:
+    """What a third party needs, beside the files, to aggregate a published round again: `flexlora-server replay`."""
+    with get_services(request).store.reading() as tx:
+        return read_record(tx, name, number)
 
 
 @routes.post(

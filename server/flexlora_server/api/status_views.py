@@ -1,8 +1,9 @@
 """Builds the status messages of runs and rounds from the database's rows."""
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexlora_server import state_machine as machine
@@ -25,6 +26,7 @@ from flexlora_shared.messages.status import (
     RoundDetail,
     RoundInput,
     RoundSummary,
+    UpdateMetrics,
 )
 
 
@@ -58,12 +60,12 @@ def _run_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round | None, window
     return _round_waits_for(tx, run, spec, round_, _present(tx, round_, window))
 
 
-def _present(tx: Tx, round_: Round, window: float) -> Sequence[str]:
+def _present(tx: Tx, round_: Round, window: float) -> Mapping[str, str]:
     """The clients present for an OPEN round; not queried for a round in another state, where nothing depends on it."""
-    return rounds.present_clients(tx, round_, window) if round_.state == "OPEN" else ()
+    return rounds.present_clients(tx, round_, window) if round_.state == "OPEN" else {}
 
 
-def _round_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Sequence[str]) -> str:
+def _round_waits_for(tx: Tx, run: Run, spec: RunSpec, round_: Round, present: Mapping[str, str]) -> str:
     carried = uploads.clients_carried_over(tx, round_) if round_.state == "OPEN" else ()
     return waiting_for(spec, rounds.round_view(tx, run, round_), present, carried, tx.now)
 
@@ -127,31 +129,53 @@ def round_detail(tx: Tx, run: Run, round_: Round, window: float, *, operator: bo
     """A round with its modules; participants, inputs and cosines for the operator alone."""
     published = tx.session.get(RoundModules, round_.id)
     modules = published.modules if published else []
+    updates = _update_metrics(published) if operator else None
+    frozen = inputs.list_frozen(tx, round_) if operator else ()
+    became = _became(frozen, updates)
     return RoundDetail(
         summary=round_summary(tx, run, round_, window),
         modules=tuple(ModuleMetrics.model_validate_json(json.dumps(module)) for module in modules),
-        participants=_participants(tx, round_, _update_metrics(published)) if operator else None,
-        inputs=tuple(_input(item) for item in inputs.list_frozen(tx, round_)) if operator else None,
-        cosines=_cosines(_update_metrics(published)) if operator else None,
+        participants=_participants(tx, round_, frozen, became) if operator else None,
+        inputs=tuple(_input(item, became.get(item.upload.id)) for item in frozen) if operator else None,
+        cosines=_cosines(frozen, updates),
     )
 
 
-def _input(item: inputs.FrozenInput) -> RoundInput:
+def _became(frozen: Sequence[inputs.FrozenInput], updates: AggregationMetrics | None) -> dict[str, UpdateMetrics]:
+    """What became of each update, by the id of its upload: a participant may have an own one and late ones in a round."""
+    if updates is None:
+        return {}
+    counted = [item.upload.id for item in frozen if not item.excluded]
+    return dict(zip(counted, updates.updates, strict=True))
+
+
+def _input(item: inputs.FrozenInput, update: UpdateMetrics | None) -> RoundInput:
     return RoundInput(
         upload_id=item.upload.id,
         client_id=item.upload.client_id,
         round=item.round,
         staleness=item.staleness,
         excluded=item.excluded,
+        update=update,
     )
 
 
-def _cosines(updates: AggregationMetrics | None) -> tuple[tuple[float | None, ...], ...] | None:
-    return updates.cosines if updates is not None and updates.cosines else None
+def _cosines(
+    frozen: Sequence[inputs.FrozenInput], updates: AggregationMetrics | None
+) -> tuple[tuple[float | None, ...], ...] | None:
+    """In the order that the protocol promises: by client id, then by the round that an update was trained for."""
+    if updates is None or not updates.cosines:
+        return None
+    counted = [item for item in frozen if not item.excluded]
+    order = sorted(range(len(counted)), key=lambda index: (counted[index].upload.client_id, counted[index].round))
+    return tuple(tuple(updates.cosines[row][column] for column in order) for row in order)
 
 
-def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> tuple[ParticipantStatus, ...]:
-    metrics_by_client = {update.client_id: update for update in updates.updates} if updates is not None else {}
+def _participants(
+    tx: Tx, round_: Round, frozen: Sequence[inputs.FrozenInput], became: Mapping[str, UpdateMetrics]
+) -> tuple[ParticipantStatus, ...]:
+    """The round's participants, then those without a place in it whose late updates count here."""
+    late = _late_updates(frozen)
     # nobody has both an open and an accepted one
     upload_by_client = {row.client_id: row for row in uploads.list_of_round(tx, round_)}
     failed, statuses = failures(tx, round_), []
@@ -173,10 +197,39 @@ def _participants(tx: Tx, round_: Round, updates: AggregationMetrics | None) -> 
                 hardware=declaration.hardware,
                 declared_at=rfc3339(row.declared_at),
                 bytes_received=0 if upload is None else upload.offset,
-                update=metrics_by_client.get(assignment.client_id),
+                update=None if upload is None else became.get(upload.id),
+                late=tuple(became[one.id] for one in late.pop(assignment.client_id, ()) if one.id in became),
             )
         )
-    return tuple(statuses)
+    return tuple(statuses) + tuple(_without_a_place(tx, round_, uploads_, became) for uploads_ in late.values())
+
+
+def _late_updates(frozen: Sequence[inputs.FrozenInput]) -> dict[str, list[Upload]]:
+    """The uploads that came late and count here, by client id, in the order of the rounds that they were trained for."""
+    late = defaultdict[str, list[Upload]](list)
+    for item in sorted(frozen, key=lambda item: (item.upload.client_id, item.round)):
+        if item.staleness and not item.excluded:
+            late[item.upload.client_id].append(item.upload)
+    return dict(late)
+
+
+def _without_a_place(
+    tx: Tx, round_: Round, late: Sequence[Upload], became: Mapping[str, UpdateMetrics]
+) -> ParticipantStatus:
+    newest = late[-1]
+    row = rounds.participation(tx, round_.run, newest.client_id)
+    assert row is not None, "only declared participants are assigned"
+    return ParticipantStatus(
+        client_id=newest.client_id,
+        name=tx.session.get_one(Client, newest.client_id).name,
+        rank=newest.announced["rank"],
+        state="late",
+        examples=newest.announced["examples"],
+        hardware=Declaration.model_validate(row.declaration).hardware,
+        declared_at=rfc3339(row.declared_at),
+        bytes_received=0,
+        late=tuple(became[one.id] for one in late if one.id in became),
+    )
 
 
 def _participant_state(upload: Upload | None, *, failed: bool) -> str:
@@ -201,7 +254,8 @@ def _train_metrics(accepted: Sequence[Upload]) -> dict[str, float]:
 
 
 def _mean(values: list[tuple[float, int]]) -> float:
-    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+    total = math.fsum(value * weight for value, weight in values)  # whatever the order, the same sum
+    return total / sum(weight for _, weight in values)
 
 
 def _evaluations(tx: Tx, run: str, number: int) -> tuple[EvaluationSummary, ...]:

@@ -1,13 +1,15 @@
 """Says in one sentence for people what a round waits for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from flexlora_server.state_machine import MAX_FAILURES, RoundView, Wait, gather, judge
 from flexlora_shared.messages.runs import RunSpec
 
 
-def waiting_for(spec: RunSpec, round_: RoundView, present: Sequence[str], carried: Sequence[str], now: datetime) -> str:
+def waiting_for(
+    spec: RunSpec, round_: RoundView, present: Mapping[str, str], carried: Sequence[str], now: datetime
+) -> str:
     """What the round waits for, and until when, in one sentence."""
     match round_.state:
         case "OPEN":

@@ -1,4 +1,4 @@
-"""The commands verify, backup and restore of `flexlora-server`."""
+"""The commands verify, backup, restore and replay of `flexlora-server`."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -6,17 +6,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server.database.transactions import Store
-from flexlora_server.errors import StartupError
+from flexlora_server.errors import AggregationError, StartupError
 from flexlora_server.maintenance import backup as backup_module
 from flexlora_server.maintenance import verify_blobs
 from flexlora_server.settings import Settings, load_settings
 from flexlora_server.storage import open_blobs
+from flexlora_server.worker.supervisor import check_device, check_installed
+from flexlora_shared.messages.records import RoundRecord
 
 app = typer.Typer()
 FOLDER = typer.Argument(help="The folder of the backup.")
+RECORD = typer.Argument(help="The record: `flexlora-client export RUN --record FILE` writes it.")
+BLOBS = typer.Argument(help="The data folder, its folder of blobs, or one of files named by their SHA-256.")
 
 
 def _open_store() -> tuple[Settings, Store]:
@@ -72,3 +77,43 @@ def restore(folder: Path = FOLDER) -> None:
         count = backup_module.restore(store, open_blobs(settings), folder)
     store.close()
     typer.echo(f"The database and {count} blobs are restored; `flexlora-server serve` goes on from there.")
+
+
+@app.command()
+def replay(
+    record: Path = RECORD,
+    blobs: Path = BLOBS,
+) -> None:
+    """Aggregate a published round again, without a database; exit code 1 and the reasons where the bytes are others."""
+    settings, recorded = load_settings(), _read_record(record)
+    check_installed()
+    check_device(settings)
+    if not blobs.is_dir():
+        raise StartupError(f"{blobs} is no folder; name the one that holds the files of the round")
+    from flexlora_server.worker.replay import replay as aggregate_again  # brings PyTorch, which others do without
+
+    what = f"round {recorded.round} of run {recorded.spec.name}"
+    try:
+        made = aggregate_again(recorded, blobs, settings.aggregation_threads, settings.aggregation_device)
+    except (AggregationError, OSError) as error:
+        raise StartupError(f"{what} cannot be aggregated again: {error}") from error
+    for fault in made.faults:
+        typer.echo(f"{fault[0].upper()}{fault[1:]}.")
+    if made.faults:
+        typer.echo(f"So {what} is not reproduced.")
+        raise typer.Exit(1)
+    typer.echo(f"The same bytes: {what} is reproduced, SHA-256 {made.sha256}.")
+
+
+def _read_record(file: Path) -> RoundRecord:
+    try:
+        return RoundRecord.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise StartupError(f"cannot read {file}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StartupError(
+            f"{file} is no record of this version ({where}: {first['msg']}); "
+            "`flexlora-client export RUN --record FILE` writes one, and the release that wrote it reads it"
+        ) from None

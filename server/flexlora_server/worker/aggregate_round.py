@@ -18,6 +18,7 @@ from flexlora_server.worker import metrics
 from flexlora_server.worker.aggregate_module import ModuleAggregator, ModuleResult, RoundWork
 from flexlora_server.worker.executors.base import Executor, ThreadExecutor
 from flexlora_server.worker.metrics import UpdateGeometry
+from flexlora_server.worker.software import software
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, CosineRange, ModuleMetrics
 from flexlora_shared.ranks import capped
@@ -75,7 +76,8 @@ class _Round:
             writer.extra(extra.name, self._aggregator.average(extra.name, shares))
         writer.close()
         assert self._total is not None, "a run has modules"
-        return tuple(modules), metrics.update_metrics(self._work.inputs, shares, self._total)
+        updates = metrics.update_metrics(self._work.inputs, shares, self._total)
+        return tuple(modules), updates.model_copy(update={"software": software(self._work.device)})
 
     def _module_metrics(self, module: ModuleSpec, result: ModuleResult) -> ModuleMetrics:
         computed = metrics.module_metrics(self._spec, module, result.aggregate, self._ranges[module.name])

@@ -84,12 +84,13 @@ def update_metrics(inputs: Sequence[InputUpdate], shares: Shares, total: UpdateG
     )
 
 
-def summarize(modules: Sequence[ModuleMetrics], updates: AggregationMetrics) -> AggregationSummary:
+def summarize(modules: Sequence[ModuleMetrics], updates: AggregationMetrics, late: int) -> AggregationSummary:
     """The summary that lists of rounds show."""
     return AggregationSummary(
         pairwise_cosine=updates.pairwise_cosine,
         change_norm=updates.change_norm,
         filtered=sum(bool(update.notes) for update in updates.updates),
+        late=late,
         certificate=max(module.certificate for module in modules),
     )
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flexlora_server.database.queries import adapters, runs
+from flexlora_server.database.queries import adapters, inputs, runs
 from flexlora_server.database.schema import Round, RoundModules
 from flexlora_server.database.transactions import Tx
 from flexlora_server.lifecycle import transitions
@@ -44,7 +44,10 @@ def publish(tx: Tx, lease: Lease, result: AggregationResult) -> None:
     energy = [kept.model_dump(mode="json") for kept in energy_over_modules(result.modules)]
     modules = [module.model_dump(mode="json") for module in result.modules]
     updates = None if result.updates is None else result.updates.model_dump(mode="json")
-    summary = None if result.updates is None else summarize(result.modules, result.updates).model_dump(mode="json")
+    summary = None
+    if result.updates is not None:
+        late = sum(item.staleness > 0 for item in inputs.list_counted(tx, round_))
+        summary = summarize(result.modules, result.updates, late).model_dump(mode="json")
     tx.session.add(
         RoundModules(round_id=round_.id, energy_kept=energy, modules=modules, updates=updates, summary=summary)
     )

@@ -96,6 +96,10 @@ class AggregationMetrics(Message):
         Field(description="Cosines of all pairs, in the order of `updates`; empty beyond 32"),
     ]
     updates: Annotated[tuple[UpdateMetrics, ...], Field(description="What became of each update")]
+    software: Annotated[
+        dict[str, str],
+        Field(description="Versions and device of the worker", exclude_if=omitted_if_default({})),
+    ] = {}
 
 
 class AggregationSummary(Message):
@@ -104,6 +108,9 @@ class AggregationSummary(Message):
     pairwise_cosine: Annotated[CosineRange | None, Field(description="Cosines of all pairs of changes")]
     change_norm: Annotated[float, Field(description="Frobenius norm of a change, median over the participants")]
     filtered: Annotated[int, Field(description="Updates of which the run's filters noted something")]
+    late: Annotated[
+        int, Field(description="Updates that came late, for an earlier round", exclude_if=omitted_if_default(0))
+    ] = 0
     certificate: Annotated[float, Field(description="The largest of all modules' certificates")]
 
 
@@ -130,8 +137,10 @@ class ParticipantStatus(Message):
     name: Annotated[str, Field(description="Name given at enrollment")]
     rank: Annotated[int, Field(description="LoRA rank assigned")]
     state: Annotated[
-        Literal["assigned", "uploading", "accepted", "failed"] | str,
-        Field(description="assigned, uploading, accepted or failed"),
+        Literal["assigned", "uploading", "accepted", "failed", "late"] | str,
+        Field(
+            description="assigned, uploading, accepted or failed; late: it has no place here, but an update of an earlier round"
+        ),
     ]
     failure: Annotated[str | None, Field(description="What it failed on, and how; null where it did not")] = None
     examples: Annotated[int, Field(description="Examples trained on where the update is announced, else declared")]
@@ -141,6 +150,13 @@ class ParticipantStatus(Message):
     update: Annotated[
         UpdateMetrics | None, Field(description="What became of its update; null until the round is published")
     ] = None
+    late: Annotated[
+        tuple[UpdateMetrics, ...],
+        Field(
+            description="What became of its updates of earlier rounds that count in this one",
+            exclude_if=omitted_if_default(()),
+        ),
+    ] = ()
 
 
 class RoundSummary(Message):
@@ -190,6 +206,13 @@ class RoundInput(Message):
     round: Annotated[int, Field(description="Round for which it was trained")]
     staleness: Annotated[int, Field(description="Rounds that it came late; it counts examples / sqrt(1 + staleness)")]
     excluded: Annotated[bool, Field(description="Whether the operator excluded it")]
+    update: Annotated[
+        UpdateMetrics | None,
+        Field(
+            description="What became of it; null until the round is published, and where it is excluded",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
 
 
 class RetryRequest(Message):
@@ -215,7 +238,7 @@ class RoundDetail(Message):
     ] = None
     cosines: Annotated[
         tuple[tuple[float | None, ...], ...] | None,
-        Field(description="Cosines of all pairs of accepted participants, by client id; for the operator"),
+        Field(description="Cosines of all pairs of updates, by client id and the round trained for; for the operator"),
     ] = None
 
 

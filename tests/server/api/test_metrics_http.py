@@ -97,3 +97,72 @@ def test_a_round_published_before_there_were_such_figures_still_shows(coordinato
     assert detail["summary"]["aggregation"] is None
     assert detail["modules"][0]["route"] == ""
     assert detail["participants"][0]["update"] is None
+
+
+def late_and_own(coordinator: Served) -> tuple[Participant, Participant]:
+    """Round 2 counts two updates of one participant, its own and a late one, and a late one of another that is not in it."""
+    run = coordinator.run(min_clients=2, rounds=2, late_updates="next-round", ranks=[4, 8])
+    quick, slow, gone = (coordinator.enroll(name) for name in ("quick", "slow", "gone"))
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/pause")  # until all three are there
+    for member in (quick, slow, gone):
+        member.declare("run", 4)
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/resume")
+    tasks = [member.task("run") for member in (quick, slow, gone)]
+    sent = [encode(tensors(run, 4, seed=seed)) for seed in range(5)]
+    uploads = [
+        member.announce(task, data)["id"] for member, task, data in zip((slow, gone), tasks[1:], sent[1:3], strict=True)
+    ]
+    quick.upload(tasks[0], sent[0])
+    # paused until both are there: a sign of life from before may be written after the clock's jump
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/pause")
+    coordinator.clock.advance(100)
+    while coordinator.round("run", 1)["summary"]["state"] != "PUBLISHED":
+        coordinator.work()
+    for member, upload, data in zip((slow, gone), uploads, sent[1:3], strict=True):
+        member.send(upload, data)
+        assert member.commit(upload)["counts_in"] == 2
+    for member in (quick, slow):
+        member.declare("run", 4)
+    coordinator.operator.expect(200, "POST", "/v1/runs/run/resume")
+    coordinator.operator.expect(204, "DELETE", f"/v1/clients/{gone.client_id}")
+    for member, data in zip((quick, slow), sent[3:], strict=True):
+        member.upload(member.task("run"), data, examples=3)
+    coordinator.work()
+    return slow, gone
+
+
+def test_a_late_and_an_own_update_are_both_shown(coordinator: Served) -> None:
+    slow, gone = late_and_own(coordinator)
+    detail = coordinator.round("run", 2)
+    told = {one["name"]: one for one in detail["participants"]}
+    own, late = told["slow"]["update"], told["slow"]["late"]
+    assert [one["client_id"] for one in (own, *late)] == [slow.client_id] * 2
+    assert own["weight"] == 3 / (6 + 20 / 2**0.5)
+    assert late[0]["weight"] == (10 / 2**0.5) / (6 + 20 / 2**0.5)
+    assert "late" not in told["quick"]  # not sent: earlier releases do not know it
+    of_participants = [one["update"]["weight"] for one in told.values() if one["update"]]
+    of_participants += [one["weight"] for participant in told.values() for one in participant.get("late", ())]
+    of_inputs = [one["update"]["weight"] for one in detail["inputs"]]
+    assert len(of_participants) == len(of_inputs) == 4
+    assert abs(sum(of_participants) - 1) < 1e-12
+    assert abs(sum(of_inputs) - 1) < 1e-12
+    assert all(one["update"]["client_id"] == one["client_id"] for one in detail["inputs"])
+    assert [(one["client_id"] == gone.client_id) for one in detail["participants"]].count(True) == 1
+    assert detail["summary"]["aggregation"]["late"] == 2
+    order = sorted(detail["inputs"], key=lambda one: (one["client_id"], one["round"]))
+    for row, one in zip(detail["cosines"], order, strict=True):
+        others = [cosine for cosine in row if cosine < 0.999999]
+        assert abs(sum(others) / 3 - one["update"]["cosine"]) < 1e-9
+
+
+def test_the_page_and_the_terminal_show_what_came_late(coordinator: Served) -> None:
+    late_and_own(coordinator)
+    password = base64.b64encode(f"anybody:{OPERATOR_KEY}".encode()).decode()
+    page = Api(coordinator.http).call("GET", "/", headers={"Authorization": f"Basic {password}"}).text
+    assert "and 2 late" in page
+    console = Console(file=io.StringIO(), width=300)
+    console.print(round_detail(RoundDetail.model_validate_json(json.dumps(coordinator.round("run", 2)))))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert shown.count("; of an earlier round; weight ") == 2
+    assert "2 updates of earlier rounds" in shown
+    assert "late by 1; weight " in shown

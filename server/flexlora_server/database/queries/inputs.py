@@ -1,7 +1,8 @@
 """Queries of the frozen inputs of a round's aggregation, in the order in which they are summed.
 
 They are written once, when the round begins to aggregate; later uploads are not among them. The table holds an upload at most
-once, so that none can count twice.
+once, so that none can count twice. Sums depend on the order of their terms, so the content decides it: the same uploads give
+the same bytes on every coordinator. A round that an earlier version froze keeps the order that it was frozen in.
 """
 
 from collections.abc import Collection, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from flexlora_server.database.schema import Round, RoundInput, Upload
+from flexlora_server.database.schema import Client, Round, RoundInput, Upload
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Refusal
 from flexlora_shared.problems import Code
@@ -26,11 +27,16 @@ class FrozenInput:
 
 
 def freeze(tx: Tx, round_: Round) -> int:
-    """Fix the inputs of a locked run's round: every accepted upload that counts in it; how many."""
-    query = select(Upload, Round.number).join(Round, Round.id == Upload.round_id)
+    """Fix the inputs of a locked run's round: every accepted upload that counts in it, by its SHA-256; how many.
+
+    The same bytes more than once: by the participant's name, the round they were trained for, the order of enrollment.
+    """
+    query = select(Upload, Round.number, Client.name, Client.enrolled_at)
+    query = query.join(Round, Round.id == Upload.round_id).join(Client, Client.id == Upload.client_id)
     query = query.where(Round.run == round_.run, Upload.state == "ACCEPTED", Upload.counts_in == round_.number)
-    ordered = tx.session.execute(query.order_by(Upload.client_id, Round.number, Upload.id)).all()
-    for position, (upload, number) in enumerate(ordered):
+    # sorted here: databases compare texts by rules of their own
+    ordered = sorted(tx.session.execute(query), key=lambda row: (row[0].sha256, row.name, row.number, row.enrolled_at))
+    for position, (upload, number, *_) in enumerate(ordered):
         late = round_.number - number
         tx.session.add(RoundInput(round_id=round_.id, position=position, upload_id=upload.id, staleness=late))
     tx.session.flush()

@@ -1,9 +1,10 @@
 """Queries of presence: the participants that poll for work, or did within the presence window."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute
@@ -19,10 +20,10 @@ def is_enrolled(client: InstrumentedAttribute[str]) -> ColumnElement[bool]:
     return client.not_in(select(Client.id).where(Client.revoked_at.is_not(None)))
 
 
-class PresentClients(Sequence[str]):
-    """The sorted ids of a run's participants seen since an instant, but for some.
+class PresentClients(Mapping[str, str]):
+    """A run's participants seen since an instant, but for some: their ids, and the names that they are drawn by.
 
-    `len` counts in the database; access reads the ids once.
+    `len` counts in the database; access reads them once.
     """
 
     def __init__(self, tx: Tx, run: str, since: datetime, but: Select[str]) -> None:
@@ -37,22 +38,31 @@ class PresentClients(Sequence[str]):
         return self._tx.session.scalar(self._query(func.count(Participation.client_id))) or 0
 
     @cached_property
-    def _ids(self) -> Sequence[str]:
-        query = self._query(Participation.client_id).order_by(Participation.client_id)
-        return self._tx.session.scalars(query).all()
+    def _names(self) -> dict[str, str]:
+        query = self._query(Participation.client_id, Client.name).join(Client, Client.id == Participation.client_id)
+        rows = self._tx.session.execute(query.order_by(Client.enrolled_at, Client.id))
+        return distinct_names((row.client_id, row.name) for row in rows)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._ids)
+        return iter(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        return self._ids[index]
+    def __getitem__(self, client: str) -> str:
+        return self._names[client]
+
+
+def distinct_names(clients: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """A name of its own for each client, by id: nothing keeps two from enrolling under one name, and the later one is numbered.
+
+    clients: (id, name) in the order of their enrollment.
+    """
+    seen, names = Counter[str](), dict[str, str]()
+    for client, name in clients:
+        seen[name] += 1
+        names[client] = name if seen[name] == 1 else f"{name} ({seen[name]})"  # no client's name has parentheses
+    return names
 
 
 def mark_seen(tx: Tx, run: str, clients: Sequence[str]) -> dict[str, str | None]:

@@ -300,8 +300,8 @@ def declaration_of(tx: Tx, run: str, client: str) -> Declaration | None:
 
 
 def present_clients(tx: Tx, round_: Round, window: float) -> PresentClients:
-    """The enrolled participants seen within `window` seconds that did not fail in this round, in a fixed order; counted
-    without being listed."""
+    """The enrolled participants seen within `window` seconds that did not fail in this round; counted without being
+    listed."""
     failed = _failed_clients(round_.run, round_.number)
     return PresentClients(tx, round_.run, tx.now - timedelta(seconds=window), failed)
 
