@@ -34,6 +34,7 @@ class Update:
     weight: p_i, the participant's share; the weights of a round sum to 1.
     served_scaling: the scaling of the slice this participant was served (its rank is r).
     base: the global update which that slice was cut from, where it was not the previous one: an update that comes late.
+    length: what filters left of the length of its change; the rest of its participant's share is an update as served.
     """
 
     A: Tensor
@@ -42,6 +43,7 @@ class Update:
     weight: float
     served_scaling: float
     base: "GlobalFactors | None" = None
+    length: float = 1.0
 
     @property
     def rank(self) -> int:

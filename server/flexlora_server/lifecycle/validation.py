@@ -27,7 +27,7 @@ def check_spec(spec: RunSpec) -> None:
     try:
         for fault in _faults(spec):
             raise Refusal(Code.INVALID_RUN, fault)
-        strategy(spec.strategy).check(spec.ranks)
+        strategy(spec.strategy).check(spec.ranks, spec.strategy_options)
         for rule in spec.robust:
             if isinstance(rule, CustomFilter):
                 check_filter(rule)

@@ -23,6 +23,7 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
         ({"ranks": [2, 2]}, "repeats a rank"),
         ({"strategy": "fedavg"}, "fedavg"),
         ({"strategy": "ffa"}, "ffa averages the factors and needs one rank for all"),
+        ({"strategy": "flora", "strategy_options": {"leak": 0.1}}, "flora has no option 'leak': leave it out"),
         (
             {"strategy": "hetlora", "robust": [{"kind": "cosine", "minimum": 0.0}, {"kind": "geometric-median"}]},
             "hetlora weighs updates by their norm, which undoes geometric-median",

@@ -15,7 +15,8 @@ import torch
 
 from flexlora_server.aggregation.factors import Update
 from flexlora_server.aggregation.strategies.registry import strategies, strategy
-from flexlora_server.errors import AggregationError
+from flexlora_server.errors import AggregationError, PluginUnusable, UnsupportedRun
+from flexlora_shared.messages.strategy_options import StrategyOptions
 from flexlora_shared.plugins import STRATEGY_GROUP
 from tests.server.aggregation.cases import Round, random_round
 from tests.support.plugins import install
@@ -88,6 +89,31 @@ def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pyt
     wanted = strategy("flexlora").aggregate(equal, case.previous, torch.float32)
     result = strategy("uniform").aggregate(case.updates, case.previous, torch.float32)
     assert torch.equal(result.factors.B, wanted.factors.B)
+
+
+def test_an_option_that_is_given_must_be_the_strategys() -> None:
+    for name in NAMES:
+        strategy(name).check([4], StrategyOptions(leak=0.0))  # as if it had been left out
+    with pytest.raises(UnsupportedRun, match=r"flexlora has no option 'leak': .*\(it takes none\)"):
+        strategy("flexlora").check([4], StrategyOptions(leak=0.1))
+    strategy("flexlora-residual").check([4], StrategyOptions(leak=0.1, shrink=0.5))
+
+
+def test_a_package_takes_the_options_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer = (
+        "from flexlora_server.aggregation.strategies.registry import Strategy\n"
+        "module = 'flexlora_server.aggregation.strategies.residual'\n"
+        "mine = Strategy('mine', module=module, options=('leak',))\n"
+        "odd = Strategy('odd', module=module, options=('leak', 'gain'))\n"
+    )
+    offered = {"mine": "offer_of_mine:mine", "odd": "offer_of_mine:odd"}
+    install(monkeypatch, tmp_path, "mine", STRATEGY_GROUP, offered, offer_of_mine=offer)
+    case, options = random_round([2, 6]), StrategyOptions(leak=0.5)
+    got = strategy("mine").aggregate(case.updates, case.previous, torch.float32, options=options)
+    want = strategy("flexlora-residual").aggregate(case.updates, case.previous, torch.float32, options=options)
+    assert torch.equal(got.factors.B, want.factors.B)
+    with pytest.raises(PluginUnusable, match="names the option 'gain', which runs do not have"):
+        strategy("odd")
 
 
 def test_a_built_in_name_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
