@@ -1,4 +1,4 @@
-"""The command `export`: an adapter, published or the participant's own, in the form asked for, atomically; or a round's record."""
+"""The command `export`: an adapter, published or the participant's own, in the form asked for; or a round's record."""
 
 import json
 import shutil

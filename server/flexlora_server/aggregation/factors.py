@@ -34,6 +34,7 @@ class Update:
     weight: p_i, the participant's share; the weights of a round sum to 1.
     served_scaling: the scaling of the slice this participant was served (its rank is r).
     base: the global update which that slice was cut from, where it was not the previous one: an update that comes late.
+    length: what filters left of the length of its change; the rest of its participant's share is an update as served.
     """
 
     A: Tensor
@@ -42,6 +43,7 @@ class Update:
     weight: float
     served_scaling: float
     base: "GlobalFactors | None" = None
+    length: float = 1.0
 
     @property
     def rank(self) -> int:
@@ -116,6 +118,12 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     if not bool(torch.isfinite(narrow).all()):
         raise AggregationError(f"lora_A does not fit into {dtype}: lower norm_bound, or serve float32")
     return narrow.to(torch.float32)
+
+
+def kept_trainable(factors: GlobalFactors, previous: GlobalFactors) -> GlobalFactors:
+    """The factors, with previous' rows of A where both of a direction's are 0: it has no gradient and would never train again."""
+    dead = ~(factors.A.any(dim=1) | factors.B.any(dim=0))
+    return GlobalFactors(factors.B, torch.where(dead[:, None], previous.A, factors.A)) if bool(dead.any()) else factors
 
 
 def weighted_stack(updates: Sequence[Update]) -> Stack:

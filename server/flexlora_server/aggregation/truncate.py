@@ -1,6 +1,7 @@
 """Truncates a stack of factors to a published global update: the step that the decomposing strategies share."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ class Aggregate:
     """The aggregate of one module.
 
     factors: the new global update.
-    singular_values: the leading 64 of the aggregated W, before truncation, descending.
-    total_energy: the squared Frobenius norm of that W.
-    certificate: the truncation's error is at most this many times the smallest possible; 1 where it is exact.
+    singular_values: the leading 64 of the aggregated W, before truncation, descending; where a rule changes them, those served.
+    total_energy: the squared Frobenius norm of that W, before any rule changes its singular values: what a rule takes away
+        is missing from the energy kept at each rank, like what the truncation takes.
+    certificate: the truncation's error is at most this many times the smallest possible; 1 where it is exact. It is about the
+        directions found and says nothing of what a rule takes from their singular values.
     route: how W was decomposed; `fell_back` names the routes that failed before, and why.
     """
 
@@ -32,7 +35,13 @@ class Aggregate:
     fell_back: tuple[str, ...] = ()
 
 
-def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0) -> Aggregate:
+def truncate(
+    stack: Stack,
+    previous: GlobalFactors,
+    dtype: torch.dtype,
+    error_bound: float = 1.0,
+    changed: Callable[[TruncatedSVD], Tensor] | None = None,
+) -> Aggregate:
     """The stack's W at previous' rank: B = U Sigma, A = V^T; an iteration starts from the previous directions.
 
     All of Sigma goes on B: the rows of A stay orthonormal, so a direction with sigma = 0 has B = 0 but A != 0
@@ -40,11 +49,21 @@ def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bo
 
     Rounding moves a row v to a: then <v, a> / |a|^2 times a is nearest to v. Without that factor a direction that hardly
     changes is rounded the same way round after round, and its sigma grows or shrinks each time.
+
+    changed: gives the singular values (r,) to serve in place of the decomposition's S, descending.
     """
     svd = decompose(stack, previous.A.shape[0], error_bound, start=previous.A)
+    if changed is not None:
+        svd = _with_values(svd, changed(svd))
     A = rounded(svd.Vt, dtype)
     nearest = (svd.Vt * A).sum(dim=1) / A.double().square().sum(dim=1)
     return _with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd)
+
+
+def _with_values(svd: TruncatedSVD, S: Tensor) -> TruncatedSVD:
+    """The decomposition with other singular values, of its first r directions alone."""
+    share = torch.where(svd.S > 0, S / svd.S, 0.0)
+    return replace(svd, US=svd.US * share, S=S, singular_values=S[: len(svd.singular_values)])
 
 
 def without_truncation(factors: GlobalFactors) -> Aggregate:

@@ -133,7 +133,8 @@ class ModuleAggregator:
         device = torch.device(self.work.device)
         bases = {id(u.base): u.base.to(device) for u in updates if u.base is not None}
         moved = [replace(u, A=u.A.to(device), B=u.B.to(device), base=bases.get(id(u.base))) for u in updates]
-        aggregate = self._strategy.aggregate(moved, previous.to(device), self._dtype, self._spec.error_bound)
+        bound, options = self._spec.error_bound, self._spec.strategy_options
+        aggregate = self._strategy.aggregate(moved, previous.to(device), self._dtype, bound, options)
         return replace(aggregate, factors=aggregate.factors.to(torch.device("cpu")))
 
 

@@ -16,6 +16,7 @@ from flexlora_shared.messages.base import (
     omitted_if_default,
 )
 from flexlora_shared.messages.robust import Filter
+from flexlora_shared.messages.strategy_options import StrategyOptions
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "IMAGE_CLASSIFICATION"]
@@ -196,6 +197,10 @@ class RunSpec(Message):
     ]
     scaling: Annotated[Scaling, Field(description="How the served slices are scaled")] = Scaling(alpha_per_rank=1.0)
     strategy: Annotated[str, Field(max_length=64, description="Aggregation strategy")] = "flexlora"
+    strategy_options: Annotated[
+        StrategyOptions,
+        Field(description="Options of the strategy", exclude_if=omitted_if_default(StrategyOptions())),
+    ] = StrategyOptions()
     robust: Annotated[
         Tuple[Filter], Field(max_length=8, description="Filters of a round's updates, applied in this order")
     ] = ()

@@ -35,6 +35,17 @@ def averaged(uploads: Iterable[Upload]) -> Matrix:
     return W
 
 
+def banded(uploads: Sequence[Upload]) -> Matrix:
+    """The products direction by direction, each averaged over those whose rank reaches it."""
+    W = np.zeros((uploads[0].B.shape[0], uploads[0].A.shape[1]))
+    for j in range(max(len(upload.A) for upload in uploads)):
+        holders = [upload for upload in uploads if len(upload.A) > j]
+        share = sum(upload.weight for upload in holders)
+        for one in holders:
+            W += one.weight / share * one.scaling * np.outer(one.B[:, j], one.A[j])
+    return W
+
+
 def residual(D_old: Matrix, uploads: Iterable[Upload]) -> Matrix:
     """D_old plus the weighted sum of what each participant changed in what it was served."""
     W = D_old.copy()
@@ -42,6 +53,25 @@ def residual(D_old: Matrix, uploads: Iterable[Upload]) -> Matrix:
         assert upload.served is not None
         W += upload.weight * (upload.product - upload.served)
     return W
+
+
+def leaky(D_old: Matrix, uploads: Sequence[Upload], leak: float) -> Matrix:
+    """What was uploaded, and all but the share `leak` of D_old less what was served."""
+    W = averaged(uploads) + (1 - leak) * D_old
+    for upload in uploads:
+        assert upload.served is not None
+        W -= (1 - leak) * upload.weight * upload.served
+    return W
+
+
+def shrunk(W: Matrix, uploads: Sequence[Upload], shrink: float, r_max: int) -> Matrix:
+    """The first r_max singular values of W, less `shrink` times the disagreement where not everybody holds them."""
+    changes = [(one.weight, one.product - one.served) for one in uploads if one.served is not None]
+    mean = np.sum([weight * change for weight, change in changes], axis=0)
+    spread = sum(weight * float(np.sum(change**2)) for weight, change in changes) - float(np.sum(mean**2))
+    absent = [sum(one.weight for one in uploads if len(one.A) <= j) for j in range(r_max)]
+    values: Matrix = singular_values(W)[:r_max] - shrink * (max(0.0, spread) / r_max) ** 0.5 * np.array(absent)
+    return values.clip(min=0)
 
 
 def truncated(W: Matrix, rank: int) -> Matrix:

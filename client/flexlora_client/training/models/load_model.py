@@ -113,6 +113,7 @@ class Models:
         *,
         base_slice: LoadedSlice | None = None,
         trains_A: bool = True,
+        trains_B: bool = True,
         compute: Compute = DEFAULT_COMPUTE,
     ) -> LoadedModel:
         """The run's base model with the slice in it, on the device; `model_path` stands in for `spec.model.id`.
@@ -131,7 +132,7 @@ class Models:
         self._further = [*self._further, *(Models() for _ in targets)][: len(targets) - 1]
         try:
             first, *further = [
-                models._on_device(target, adapter, spec, model_path, base_slice, trains_A, compute)
+                models._on_device(target, adapter, spec, model_path, base_slice, trains_A, trains_B, compute)
                 for target, models in zip(targets, (self, *self._further), strict=True)
             ]
         except BaseException:
@@ -147,6 +148,7 @@ class Models:
         model_path: str | None,
         base_slice: LoadedSlice | None,
         trains_A: bool,
+        trains_B: bool,
         compute: Compute,
     ) -> LoadedModel:
         revision = None if model_path else spec.model.revision
@@ -155,7 +157,7 @@ class Models:
         key = _Key(model_path or spec.model.id, revision, spec.model, names, target, loading)
         devices.trim_heap()
         base, preprocessor = self._loaded(key)
-        self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
+        self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A, trains_B)
         positions = _positions(base, preprocessor)
         return LoadedModel(
             self._placed.model,

@@ -29,7 +29,7 @@ def _parts(
 ) -> Iterator[Update]:
     s = update.served_scaling
     if upload > 0:
-        yield replace(update, weight=upload)
+        yield replace(update, weight=upload, length=upload / (upload + served))
     if served > 0:
         A, B = slice_factors(update.base_or(previous), update.rank, s, dtype)
         yield Update(A, torch.zeros_like(B) if fresh else B, s, served, s, update.base)

@@ -15,13 +15,14 @@ import torch
 
 from flexlora_server.aggregation.factors import Update
 from flexlora_server.aggregation.strategies.registry import strategies, strategy
-from flexlora_server.errors import AggregationError
+from flexlora_server.errors import AggregationError, PluginUnusable, UnsupportedRun
+from flexlora_shared.messages.strategy_options import StrategyOptions
 from flexlora_shared.plugins import STRATEGY_GROUP
 from tests.server.aggregation.cases import Round, random_round
 from tests.support.plugins import install
 
-NAMES = ("fedavg", "ffa", "flexlora", "flexlora-residual", "flora", "hetlora")
-ONE_RANK = ("fedavg", "ffa")
+NAMES = ("fedavg", "fedsvd", "ffa", "flexlora", "flexlora-residual", "flora", "hetlora", "raflora", "rolora")
+ONE_RANK = ("fedavg", "ffa", "rolora")
 
 
 def case_of(name: str, ranks: Sequence[int], **shape: int) -> Round:
@@ -29,7 +30,7 @@ def case_of(name: str, ranks: Sequence[int], **shape: int) -> Round:
     case = random_round(ranks, **shape)
     if strategy(name).agents_train != "B":
         return case
-    return replace(case, updates=tuple(replace(update, A=case.previous.A) for update in case.updates))
+    return replace(case, updates=tuple(replace(update, A=case.previous.A[: update.rank]) for update in case.updates))
 
 
 def digest(name: str) -> str:
@@ -88,6 +89,33 @@ def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pyt
     wanted = strategy("flexlora").aggregate(equal, case.previous, torch.float32)
     result = strategy("uniform").aggregate(case.updates, case.previous, torch.float32)
     assert torch.equal(result.factors.B, wanted.factors.B)
+
+
+def test_an_option_that_is_given_must_be_the_strategys() -> None:
+    for name in NAMES:
+        strategy(name).check([4], StrategyOptions(leak=0.0))  # as if it had been left out
+    with pytest.raises(UnsupportedRun, match=r"fedavg has no option 'leak': .*\(it takes none\)"):
+        strategy("fedavg").check([4], StrategyOptions(leak=0.1))
+    with pytest.raises(UnsupportedRun, match=r"flexlora has no option 'shrink': .*\(it takes energy\)"):
+        strategy("flexlora").check([4], StrategyOptions(energy=0.9, shrink=0.1))
+    strategy("flexlora-residual").check([4], StrategyOptions(leak=0.1, shrink=0.5))
+
+
+def test_a_package_takes_the_options_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer = (
+        "from flexlora_server.aggregation.strategies.registry import Strategy\n"
+        "module = 'flexlora_server.aggregation.strategies.residual'\n"
+        "mine = Strategy('mine', module=module, options=('leak',))\n"
+        "odd = Strategy('odd', module=module, options=('leak', 'gain'))\n"
+    )
+    offered = {"mine": "offer_of_mine:mine", "odd": "offer_of_mine:odd"}
+    install(monkeypatch, tmp_path, "mine", STRATEGY_GROUP, offered, offer_of_mine=offer)
+    case, options = random_round([2, 6]), StrategyOptions(leak=0.5)
+    got = strategy("mine").aggregate(case.updates, case.previous, torch.float32, options=options)
+    want = strategy("flexlora-residual").aggregate(case.updates, case.previous, torch.float32, options=options)
+    assert torch.equal(got.factors.B, want.factors.B)
+    with pytest.raises(PluginUnusable, match="names the option 'gain', which runs do not have"):
+        strategy("odd")
 
 
 def test_a_built_in_name_stays_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +187,7 @@ def test_bad_updates_are_refused(name: str) -> None:
         "has served_scaling inf": changed(good, served_scaling=float("inf")),
         "weights must sum to 1, not 0.5": changed(good, weight=0.5),
         "weights must be finite and not negative": changed(good, weight=float("nan")),
-        "does not fit into float32": changed(good, scaling=1e39),
+        "does not fit into float32": changed(good, scaling=1e41),
     }
     for message, updates in bad.items():
         with pytest.raises(AggregationError, match=message):
