@@ -58,6 +58,14 @@ class Strategy:
     agents_train: Trainable = "slice"
     one_rank: bool = False
 
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether participants may hold more than they train: the rule must see what an upload changed in what it was served.
+
+        Where what an upload is counts, the directions that its participant holds and does not send would count as unlearned.
+        """
+        return self.measures_changes and self.agents_train == "slice"
+
     def check(self, ranks: Sequence[int]) -> None:
         """Raise UnsupportedRun if a run with these allowed ranks cannot be served."""
         if self.one_rank and len(set(ranks)) != 1:
