@@ -73,6 +73,7 @@ class RunOptions:
     evaluates_only: bool = False
     max_rate: float | None = None  # bytes a second, each way
     tensorboard: Path | None = None
+    hold_rank: int | None = None  # None: as it trains, or as measured
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -127,9 +128,12 @@ def _prepared(
         assert options.rank is not None  # by the command line
         return Evaluator(measuring, options.rank, options.rank_pattern, options.max_rounds)
     choice = RankChoice(spec, local_trainer, options.compute, reporter) if options.rank is None else None
-    rank = options.rank if choice is None else choice.choose()
+    rank, hold_rank = options.rank, options.hold_rank
+    if choice is not None:
+        chosen = choice.choose()
+        rank, hold_rank = chosen.rank, chosen.held
     assert rank is not None
-    declaration = _build_declaration(options, rank, local_trainer, device, fingerprint)
+    declaration = _build_declaration(options, rank, hold_rank, local_trainer, device, fingerprint)
     return Agent(
         api,
         spec,
@@ -157,7 +161,7 @@ def _check(
     What is looked at holds the model, of which a measurement would load a second copy: it ends here.
     """
     with tempfile.TemporaryDirectory() as folder:
-        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
+        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder), options.hold_rank)
         subject.api, subject.spec, subject.local_trainer, subject.device = api, spec, local_trainer, device
         check_before_declaring(subject, reporter)
     return subject.fingerprint
@@ -195,11 +199,17 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
 
 
 def check_auto(options: RunOptions) -> None:
-    """Refuse what `--rank auto` cannot measure. Raises: UsageError."""
+    """Refuse what `--rank auto` cannot measure, and what an evaluator has no use for. Raises: UsageError."""
+    if options.hold_rank is not None and options.evaluates_only:
+        raise UsageError(
+            "an evaluator measures the adapter at --rank, and holds nothing beside it; leave --hold-rank out"
+        )
     if options.rank is not None:
         return
     if options.trainer is not None:
         raise UsageError("--rank auto measures the agent's own training loop; give a rank beside --trainer")
+    if options.hold_rank is not None:
+        raise UsageError("--rank auto chooses what is held, too; give a rank beside --hold-rank")
     if options.rank_pattern:
         raise UsageError("--rank auto chooses one rank for all modules; give a rank beside --rank-pattern")
     if options.evaluates_only:
@@ -209,6 +219,7 @@ def check_auto(options: RunOptions) -> None:
 def _build_declaration(
     options: RunOptions,
     rank: int,
+    hold_rank: int | None,
     local_trainer: LocalTrainer,
     device: torch.device,
     fingerprint: Fingerprint | None,
@@ -217,6 +228,7 @@ def _build_declaration(
         return Declaration(
             rank=rank,
             rank_pattern=dict(options.rank_pattern),
+            hold_rank=hold_rank,
             examples=len(local_trainer.train),
             hardware=describe_hardware(device, local_trainer.compute),
             fingerprint=fingerprint,

@@ -23,6 +23,9 @@ AGENTS_TRAIN: dict[str, Trainable] = {  # by strategy, as the coordinator's task
     "flora": "fresh",
     "hetlora": "slice",
 }
+MAY_HOLD_MORE = frozenset(
+    ["flexlora-residual"]
+)  # strategies that see what an update changed; others refuse a larger hold_rank
 MANY_CUT = 0.1  # a share of examples cut that deserves a word
 
 
@@ -37,20 +40,26 @@ def trained_by(spec: RunSpec) -> Trainable | None:
     return AGENTS_TRAIN.get(spec.strategy)
 
 
+def may_hold_more(spec: RunSpec) -> bool:
+    """Whether participants of the run may hold more than they train, so far as it is known before they declare."""
+    return spec.strategy in MAY_HOLD_MORE
+
+
 def _trainer(subject: Subject) -> str:
     """Look whether the training loop can train what the run's strategy asks for. Raises: BadInput."""
     if not subject.local_trainer.train:
         return "an evaluator does not train"
-    trainable = trained_by(subject.spec)
+    trainable: Trainable | None = "prefix" if subject.holds_more else trained_by(subject.spec)
     if trainable is None:
         return f"what the strategy {subject.spec.strategy} trains is known with the first task"
     subject.local_trainer.check(trainable)
-    return f"trains what the strategy {subject.spec.strategy} asks for: {trainable}"
+    asked = "--hold-rank asks for" if subject.holds_more else f"the strategy {subject.spec.strategy} asks for"
+    return f"trains what {asked}: {trainable}"
 
 
 def _model(subject: Subject) -> str:
     local, spec = subject.local_trainer, subject.spec
-    write_trial_slice(trial_slice(spec, subject.rank, subject.rank_pattern), spec, subject.trial)
+    write_trial_slice(trial_slice(spec, *subject.held), spec, subject.trial)
     if not loads_model(subject):
         return "the training loop of --trainer loads what it needs by itself"
     subject.loaded = local.place(spec, subject.trial)

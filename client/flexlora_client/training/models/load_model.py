@@ -110,7 +110,8 @@ class Models:
     ) -> LoadedModel:
         """The run's base model with the slice in it, on the device; `model_path` stands in for `spec.model.id`.
 
-        `base_slice` is the slice that a fresh adapter `adapter` was, or is to be, trained on top of; see `placing.place_slice`.
+        `base_slice` acts beside `adapter`, frozen: the slice below a fresh adapter, or the rest of the slice of which
+        `adapter` is the first directions; see `placing.place_slice`.
 
         Raises:
             ModelError: the base model or its tokenizer does not load, or lacks weights that the run does not train.
