@@ -2,7 +2,7 @@
 
 from flexlora_client.agent.checks.findings import Check, Doubt
 from flexlora_client.agent.checks.subject import Subject
-from flexlora_client.errors import DataError, ModelError
+from flexlora_client.errors import DataError, ModelError, UsageError
 from flexlora_client.training.data.examples import Chat
 from flexlora_client.training.data.store import of_kinds
 from flexlora_client.training.encoding.encoder import Encoder
@@ -49,6 +49,11 @@ def _trainer(subject: Subject) -> str:
     """Look whether the training loop can train what the run's strategy asks for. Raises: BadInput."""
     if not subject.local_trainer.train:
         return "an evaluator does not train"
+    if subject.holds_more and trained_by(subject.spec) is not None and not may_hold_more(subject.spec):
+        raise UsageError(
+            f"--hold-rank: runs of {subject.spec.strategy} count an update by what it is, so nothing can be held beside it; "
+            "leave it out"
+        )
     trainable: Trainable | None = "prefix" if subject.holds_more else trained_by(subject.spec)
     if trainable is None:
         return f"what the strategy {subject.spec.strategy} trains is known with the first task"
