@@ -187,7 +187,11 @@ def test_an_idle_round_changes_nothing(coordinator: Served, dtype: str) -> None:
         for number in (1, 2, 3)
     ]
     assert etags[0] == etags[1] == etags[2]
-    assert len(coordinator.round("run", 2)["summary"]["by_rank"]) == 3
+    assert coordinator.round("run", 3)["summary"]["aggregation"]["change_norm"] == 0, "filters see no change either"
+    by_rank = coordinator.round("run", 2)["summary"]["by_rank"]
+    assert [(count["rank"], count["hold_rank"]) for count in by_rank] == [(2, 4), (2, 16), (4, 8)]
+    page = coordinator.operator.call("GET", "/").text
+    assert "1 at rank 2, holding 16" in page
 
 
 @MOSTLY_ON_SQLITE
