@@ -55,10 +55,29 @@ def capped_pattern(modules: Collection[ModuleSpec], rank: int, pattern: Mapping[
     Equal to `pattern` where no module is capped; else with the full names of those that are, and of modules that such a
     name would also match.
     """
-    ranks, whole = module_ranks(modules, rank, pattern), dict(pattern)
-    for _ in range(2):  # first the capped modules, then those whose names end with the name of a capped one
-        whole |= {name: own for name, own in ranks.items() if by_pattern(name, rank, whole) != own}
+    return completed(pattern, module_ranks(modules, rank, pattern), rank)
+
+
+def completed(pattern: Mapping[str, T], values: Mapping[str, T], default: T) -> dict[str, T]:
+    """The pattern with the full names of modules added where it gives another value than `values`, by module, has."""
+    whole = dict(pattern)
+    for _ in range(2):  # first those modules, then the ones whose names end with the name of such a module
+        whole |= {name: own for name, own in values.items() if by_pattern(name, default, whole) != own}
     return whole
+
+
+def held_ranks(rank: int, pattern: Mapping[str, int], hold_rank: int | None) -> tuple[int, dict[str, int]]:
+    """The rank and pattern of the slice that is held: every module at `hold_rank`, or at what it trains where that is more."""
+    if hold_rank is None:
+        return rank, dict(pattern)
+    larger = any(own > hold_rank for own in pattern.values())
+    return hold_rank, {key: max(own, hold_rank) for key, own in pattern.items()} if larger else {}
+
+
+def holds_more(modules: Collection[ModuleSpec], rank: int, pattern: Mapping[str, int], hold_rank: int | None) -> bool:
+    """Whether some module is held at a larger rank than it is trained at."""
+    held = held_ranks(rank, pattern, hold_rank)
+    return module_ranks(modules, *held) != module_ranks(modules, rank, pattern)
 
 
 def unmatched_keys(modules: Iterable[str], pattern: Mapping[str, object]) -> list[str]:

@@ -34,6 +34,7 @@ class Draft:
 
     update: OneHot
     round: int
+    hold_rank: int | None = None
     upload: str | None = None
     offset: int = 0
     unsure: bool = False  # about the offset
@@ -49,6 +50,7 @@ class Agent:
     key: str
     ledger: Ledger
     rank: int = 1
+    hold_rank: int | None = None
     revoked: bool = False
     busy: bool = False  # in a call
     declared: bool = False
@@ -73,7 +75,7 @@ class Agent:
     def go(self, call: Caller) -> None:
         """Make the next call that an agent makes."""
         if not self.declared:
-            answer = self._json(call, "PUT", "/v1/runs/run/declaration", {"rank": self.rank, "examples": 1})
+            answer = self._json(call, "PUT", "/v1/runs/run/declaration", self._declaration())
             self.declared = answer is not None and answer.status == 200
         elif self.task is None:
             self._poll(call)
@@ -110,9 +112,9 @@ class Agent:
         """Announce an update for the task: the one begun, or (`other`) one of other bytes."""
         assert self.task is not None
         draft = self.draft
-        if draft is None or other or (draft.round, draft.update.rank) != (self.task["round"], self.task["rank"]):
-            round_, rank = self.task["round"], self.task["rank"]
-            draft = Draft(self.ledger.draft(self, round_, rank), round_)
+        round_, rank, hold_rank = self.task["round"], self.task["rank"], self.task.get("hold_rank")
+        if draft is None or other or (draft.round, draft.update.rank, draft.hold_rank) != (round_, rank, hold_rank):
+            draft = Draft(self.ledger.draft(self, round_, rank), round_, hold_rank)
         answer = self._json(call, "POST", f"/v1/runs/run/rounds/{draft.round}/uploads", _announcement(draft))
         if answer is None or answer.status != 201:
             if draft is self.draft or self.draft is None:
@@ -210,15 +212,23 @@ class Agent:
             draft.offset = len(draft.update.data)
 
     def change_rank(self, call: Caller, rank: int) -> None:
-        """Declare another rank."""
+        """Declare another rank, and hold another where more than that is held."""
         self.rank = RANKS[rank % 3]
-        self._json(call, "PUT", "/v1/runs/run/declaration", {"rank": self.rank, "examples": 1})
+        if self.hold_rank is not None:
+            self.hold_rank = RANKS[min(3, rank % 3 + rank // 2)]
+        self._json(call, "PUT", "/v1/runs/run/declaration", self._declaration())
+
+    def _declaration(self) -> dict[str, Any]:
+        return {"rank": self.rank, "hold_rank": self.hold_rank, "examples": 1}
 
 
 def _announcement(draft: Draft) -> dict[str, Any]:
     update = draft.update
+    more = draft.hold_rank is not None and draft.hold_rank > update.rank
     return {
         "rank": update.rank,
+        "hold_rank": draft.hold_rank,
+        "trainable": "prefix" if more else "slice",
         "alpha": SCALING * update.rank,
         "examples": update.examples,
         "size": len(update.data),

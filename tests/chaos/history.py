@@ -1,7 +1,7 @@
 """Histories: the steps and faults of one simulated world, as data that Hypothesis draws and shrinks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from hypothesis.internal.conjecture.data import ConjectureData
@@ -79,6 +79,7 @@ class Plan:
     over_selection: int = 0
     grace: float = 0.0
     late_updates: str = "discard"
+    holds_more: bool = False  # agents hold more than they train, where the rule counts what they change
 
     def __str__(self) -> str:
         return ", ".join(f"{one.name}={getattr(self, one.name)}" for one in fields(self))
@@ -104,7 +105,8 @@ class Drawing:
 
     def history(self, most: int) -> History:
         """A history of up to `most` steps."""
-        return History(self._plan(), tuple(self._steps(most)))
+        plan, steps = self._plan(), tuple(self._steps(most))
+        return History(replace(plan, holds_more=self._one_of((False, True))), steps)
 
     def _steps(self, most: int) -> Iterator[Step]:
         for number in range(most):

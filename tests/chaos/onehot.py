@@ -35,15 +35,21 @@ def one_hot(direction: int, rank: int) -> OneHot:
     return OneHot(direction, rank, 1 + direction % 5, data, hashlib.sha256(data).hexdigest())
 
 
+def product(stored: Path, rank: int | None = None) -> NDArray[np.float64]:
+    """W over the scaling of a stored global update, or of its first `rank` directions."""
+    with safe_open(stored, framework="numpy") as file:
+        Bt, A = file.get_tensor(f"{MODULE}.Bt").astype(float), file.get_tensor(f"{MODULE}.A").astype(float)
+    W: NDArray[np.float64] = Bt[:rank].T @ A[:rank] / SCALING
+    return W
+
+
 def counted(stored: Path) -> NDArray[np.float64]:
     """The diagonal of a stored global update's W over the scaling: each direction's share.
 
     Raises:
         ValueError: W has something beside its diagonal.
     """
-    with safe_open(stored, framework="numpy") as file:
-        Bt, A = file.get_tensor(f"{MODULE}.Bt").astype(float), file.get_tensor(f"{MODULE}.A").astype(float)
-    W: NDArray[np.float64] = Bt.T @ A / SCALING
+    W = product(stored)
     shares = W.diagonal().copy()
     if np.abs(W - np.diag(shares)).max() > 1e-5:
         raise ValueError("the global update has something beside the diagonal")

@@ -12,7 +12,7 @@ import numpy as np
 from tests.chaos.agent import Agent
 from tests.chaos.machine import Violation
 from tests.chaos.moves import ROUND, RUN, UPLOAD
-from tests.chaos.onehot import SIZE, OneHot, counted, one_hot
+from tests.chaos.onehot import RANKS, SIZE, OneHot, counted, one_hot, product
 from tests.chaos.plain import Plain
 
 
@@ -33,6 +33,7 @@ class Oracle:
     blob: Callable[[str], Path]
     data: Path
     note: Callable[[str], None]
+    holds_more: bool = False
     drafts: dict[str, Known] = field(default_factory=dict)  # by SHA-256
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by upload
     offsets: dict[str, int] = field(default_factory=dict)  # acknowledged, by upload
@@ -173,16 +174,37 @@ class Oracle:
         if not set(self._inputs(id_)) <= set(self.frozen.get(id_, ())):
             raise Violation(f"the inputs of round {number} changed after they were frozen")
         weights = [one.update.examples / math.sqrt(1 + number - one.round) for one in inputs]
-        expected = np.zeros(SIZE)
-        for one, weight in zip(inputs, weights, strict=True):
-            expected[one.update.direction % SIZE] += weight / sum(weights)
-        shares = counted(stored)
-        if np.abs(shares - expected).max() > 1e-5:
-            raise Violation(f"round {number} counts {_told(shares)}, its frozen inputs give {_told(expected)}")
+        shares = [weight / sum(weights) for weight in weights]
+        if self.holds_more:
+            self._changed(inputs, shares, number, stored)
+        else:
+            self._counts(inputs, shares, number, stored)
         for one in inputs:
             twice = self.counted_in.setdefault(one.update.sha256, number)
             if twice != number or inputs.count(one) > 1:
                 raise Violation(f"update {one.update.direction} counts in round {twice} and again in round {number}")
+
+    def _counts(self, inputs: list[Known], shares: list[float], number: int, stored: Path) -> None:
+        expected = np.zeros(SIZE)
+        for one, share in zip(inputs, shares, strict=True):
+            expected[one.update.direction % SIZE] += share
+        found = counted(stored)
+        if np.abs(found - expected).max() > 1e-5:
+            raise Violation(f"round {number} counts {_told(found)}, its frozen inputs give {_told(expected)}")
+
+    def _changed(self, inputs: list[Known], shares: list[float], number: int, stored: Path) -> None:
+        """What each changed in the directions that it was served to train: the rest that it held stays."""
+        expected = product(self._adapter(number - 1))
+        for one, share in zip(inputs, shares, strict=True):
+            expected[one.update.direction % SIZE, one.update.direction % SIZE] += share
+            expected -= share * product(self._adapter(one.round - 1), one.update.rank)
+        tail = np.linalg.svd(expected, compute_uv=False)[RANKS[-1] :]
+        if np.linalg.norm(product(stored) - expected) > np.linalg.norm(tail) + 1e-5:
+            raise Violation(f"round {number} is not what its frozen inputs changed")
+
+    def _adapter(self, number: int) -> Path:
+        ((sha256,),) = self._ask(f"SELECT sha256 FROM adapters WHERE number = {number}")
+        return self.blob(sha256)
 
     # -- at the end
 

@@ -14,6 +14,7 @@ def spec(plan: Plan) -> dict[str, Any]:
         "modules": [{"name": MODULE, "out_features": SIZE, "in_features": SIZE}],
         "ranks": list(RANKS),
         "scaling": {"alpha_per_rank": SCALING},
+        "strategy": "flexlora-residual" if plan.holds_more else "flexlora",
         "rounds": plan.rounds,
         "clients_per_round": plan.clients_per_round,
         "over_selection": plan.over_selection if plan.clients_per_round else 0,

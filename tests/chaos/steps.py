@@ -94,7 +94,8 @@ def _conflict(world: World, agent: Agent, step: Step, call: Caller) -> None:
     if agent.task is not None:
         agent.announce(call, other=True)
     elif agent.last is not None:
-        before, agent.task = agent.task, {"round": agent.last.round, "rank": agent.last.update.rank}
+        last = {"round": agent.last.round, "rank": agent.last.update.rank, "hold_rank": agent.last.hold_rank}
+        before, agent.task = agent.task, last
         answer = agent.announce(call, other=True)
         agent.task, agent.draft = before, None
         if answer is not None and answer.status == 201:

@@ -45,7 +45,7 @@ class World:
         self._apps: dict[Process, tuple[int, FastAPI]] = {}
         self._bodies: dict[Process, tuple[int, Worker]] = {}
         self._clean()
-        self.oracle = Oracle(here.plain, self._blob, here.settings.data_dir, self.note)
+        self.oracle = Oracle(here.plain, self._blob, here.settings.data_dir, self.note, self.plan.holds_more)
         here.machine.note = self.note
 
     def note(self, line: str) -> None:
@@ -188,6 +188,7 @@ class World:
             told = clients.enroll(tx, Enrollment(token=token.token, name=name))
         agent = Agent(name, told.client_id, told.api_key, self.oracle)
         agent.rank = RANKS[self.enrolled % 3]
+        agent.hold_rank = RANKS[-1] if self.plan.holds_more else None
         self.agents.append(agent)
         return agent
 

@@ -15,6 +15,8 @@ from flexlora_shared.messages.runs import ModuleSpec
 from flexlora_shared.ranks import (
     by_pattern,
     capped_pattern,
+    held_ranks,
+    holds_more,
     longest_first,
     lora_scaling,
     matches,
@@ -161,3 +163,24 @@ def test_a_real_peft_model_has_these_ranks_and_scalings(pattern: dict[str, int],
     for name, (rank, scaling) in ranks.items():
         assert by_pattern(name, 4, pattern) == rank
         assert math.isclose(lora_scaling(rank, by_pattern(name, 7.0, alphas), rslora), scaling, rel_tol=1e-12)
+
+
+@given(
+    st.sampled_from([2, 4, 8]),
+    st.dictionaries(st.sampled_from(["q_proj", "layers.0.q_proj", "mlp.up_proj"]), st.sampled_from([2, 4, 8])),
+    st.sampled_from([None, 2, 4, 8]),
+)
+def test_a_module_is_held_at_the_larger_of_both_ranks(
+    rank: int, pattern: dict[str, int], hold_rank: int | None
+) -> None:
+    hold_rank = None if hold_rank is None else max(rank, hold_rank)  # no less may be declared
+    modules = [
+        ModuleSpec(name="layers.0.q_proj", out_features=9, in_features=9),
+        ModuleSpec(name="layers.1.q_proj", out_features=9, in_features=9),
+        ModuleSpec(name="mlp.up_proj", out_features=3, in_features=9),  # capped at 3
+    ]
+    trained = module_ranks(modules, rank, pattern)
+    held = module_ranks(modules, *held_ranks(rank, pattern, hold_rank))
+    least = {module.name: min(hold_rank or 0, module.out_features) for module in modules}
+    assert held == {name: max(own, least[name]) for name, own in trained.items()}
+    assert holds_more(modules, rank, pattern, hold_rank) == (held != trained)

@@ -127,8 +127,16 @@ class Participant(Api):
 
     client_id: str = ""
 
-    def declare(self, run: str, rank: int, examples: int = 10, pattern: Mapping[str, int] | None = None) -> None:
+    def declare(
+        self,
+        run: str,
+        rank: int,
+        examples: int = 10,
+        pattern: Mapping[str, int] | None = None,
+        hold_rank: int | None = None,
+    ) -> None:
         told = {"rank": rank, "examples": examples, "rank_pattern": dict(pattern or {})}
+        told |= {} if hold_rank is None else {"hold_rank": hold_rank}
         self.expect(200, "PUT", f"/v1/runs/{run}/declaration", json=told)
 
     def task(self, run: str, wait: float = 30) -> dict[str, Any]:
@@ -145,6 +153,7 @@ class Participant(Api):
             "examples": 10,
             "size": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
+            **({"hold_rank": task["hold_rank"]} if "hold_rank" in task else {}),
             **told,
         }
         status: dict[str, Any] = self.expect(

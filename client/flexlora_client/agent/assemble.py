@@ -74,6 +74,7 @@ class RunOptions:
     evaluates_only: bool = False
     max_rate: float | None = None  # bytes a second, each way
     track: str | None = None  # what takes the participant's figures, see `tracker`
+    hold_rank: int | None = None  # None: as it trains, or as measured
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -128,9 +129,12 @@ def _prepared(
         assert options.rank is not None  # by the command line
         return Evaluator(measuring, options.rank, options.rank_pattern, options.max_rounds)
     choice = RankChoice(spec, local_trainer, options.compute, reporter) if options.rank is None else None
-    rank = options.rank if choice is None else choice.choose()
+    rank, hold_rank = options.rank, options.hold_rank
+    if choice is not None:
+        chosen = choice.choose()
+        rank, hold_rank = chosen.rank, chosen.held
     assert rank is not None
-    declaration = _build_declaration(options, rank, local_trainer, devices, fingerprint)
+    declaration = _build_declaration(options, rank, hold_rank, local_trainer, devices, fingerprint)
     return Agent(
         api,
         spec,
@@ -158,7 +162,7 @@ def _check(
     What is looked at holds the model, of which a measurement would load a second copy: it ends here.
     """
     with tempfile.TemporaryDirectory() as folder:
-        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder))
+        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder), options.hold_rank)
         subject.api, subject.spec, subject.local_trainer, subject.devices = api, spec, local_trainer, devices
         check_before_declaring(subject, reporter)
     return subject.fingerprint
@@ -196,17 +200,26 @@ def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Rep
 
 
 def check_options(options: RunOptions) -> None:
-    """Refuse what several devices cannot share and what `--rank auto` cannot measure. Raises: UsageError, DeviceError."""
+    """Refuse what several devices cannot share, what an evaluator has no use for, and what `--rank auto` cannot measure.
+
+    Raises: UsageError, DeviceError.
+    """
     if "," in options.device or options.device == "cuda:all":
         devices = resolve_devices(options.device)
         if options.trainer is not None:
             raise UsageError("several devices are for the agent's own training loop; give one beside --trainer")
         if len(set(devices)) < len(devices) or any(device.type != "cuda" for device in devices):
             raise UsageError(f"--device {options.device}: several devices must be different GPUs, as in cuda:0,cuda:1")
+    if options.hold_rank is not None and options.evaluates_only:
+        raise UsageError(
+            "an evaluator measures the adapter at --rank, and holds nothing beside it; leave --hold-rank out"
+        )
     if options.rank is not None:
         return
     if options.trainer is not None:
         raise UsageError("--rank auto measures the agent's own training loop; give a rank beside --trainer")
+    if options.hold_rank is not None:
+        raise UsageError("--rank auto chooses what is held, too; give a rank beside --hold-rank")
     if options.rank_pattern:
         raise UsageError("--rank auto chooses one rank for all modules; give a rank beside --rank-pattern")
     if options.evaluates_only:
@@ -216,6 +229,7 @@ def check_options(options: RunOptions) -> None:
 def _build_declaration(
     options: RunOptions,
     rank: int,
+    hold_rank: int | None,
     local_trainer: LocalTrainer,
     devices: Sequence[torch.device],
     fingerprint: Fingerprint | None,
@@ -224,6 +238,7 @@ def _build_declaration(
         return Declaration(
             rank=rank,
             rank_pattern=dict(options.rank_pattern),
+            hold_rank=hold_rank,
             examples=len(local_trainer.train),
             hardware=describe_hardware(devices, local_trainer.compute),
             fingerprint=fingerprint,

@@ -25,6 +25,7 @@ class Place(Message):
 
     run: str
     rank: int | None = None
+    hold_rank: int | None = None  # of the slice that it holds
     round: int | None = None  # the last one that it was given work in
     rounds: int | None = None
     accepted: int | None = None  # the round of its last accepted update
@@ -52,7 +53,7 @@ class Diary:
         """Note an event of the agent."""
         known = {
             name: fields[name]
-            for name in ("rank", "round", "rounds")
+            for name in ("rank", "hold_rank", "round", "rounds")
             if kind in ("declared", "task") and name in fields
         }
         if kind in ("accepted", "late"):

@@ -88,9 +88,10 @@ class LocalTrainer:
         output: Path,
         progress: Progress,
         trainable: Trainable = "slice",
+        frozen: Path | None = None,
         **around: Unpack[Around],
     ) -> Outcome:
-        """Train round `number` from the slice in `adapter` into `output`.
+        """Train round `number` from the slice in `adapter` into `output`; `request` says its ranks, `frozen` what acts beside it.
 
         Raises:
             TrainingError: raised by the training loop; Stopped where `stop` asked for it.
@@ -108,6 +109,7 @@ class LocalTrainer:
             model_path=self.model_path,
             progress=progress,
             trainable=trainable,
+            frozen=frozen,
             participant=self.participant,
             compute=self.compute,
             **around,

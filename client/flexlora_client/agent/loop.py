@@ -35,6 +35,7 @@ from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
 from flexlora_shared.problems import Code
+from flexlora_shared.ranks import held_ranks
 
 LONG_POLL_RANGE_S = 45, 55  # each wait is drawn from it, so that thousands of agents do not poll in bursts
 FIRST_POLL_S = 1.0
@@ -99,7 +100,9 @@ class Agent:
     def _declare(self) -> None:
         answer = self.api.declare(self.spec.name, self.declaration)
         rank, examples = self.declaration.rank, self.declaration.examples
-        self.reporter.step("declared", f"declared rank {rank} and {examples} examples", rank=rank, examples=examples)
+        held = self.declaration.hold_rank or rank
+        sentence = f"declared rank {_ranks(rank, held)} and {examples} examples"
+        self.reporter.step("declared", sentence, rank=rank, hold_rank=held, examples=examples)
         if answer.replaced is not None:
             at, device = answer.replaced.declared_at, answer.replaced.hardware.device or "an unnamed device"
             sentence = (
@@ -111,12 +114,12 @@ class Agent:
     def _rounds(self) -> None:
         accepted, waiting = int(self._sender.send_kept()), Waiting(self.api, self.spec.name, self.reporter)
         # The coordinator names it again until the round is over; at another rank, declared since, it is a task anew.
-        lost: tuple[int, int, int] | None = None
+        lost: tuple[int | None, ...] | None = None
         pause = FIRST_PAUSE_S
         while self.max_rounds is None or accepted < self.max_rounds:
             # a short poll first: whoever watches learns at once that there is nothing to do, and what is waited for
             task = self._next(self.api.retry.uniform(*LONG_POLL_RANGE_S) if waiting.begun else FIRST_POLL_S)
-            if isinstance(task, Task) and (task.round, task.attempt, task.rank) != lost:
+            if isinstance(task, Task) and _identity(task) != lost:
                 waiting.end()
                 pause = FIRST_PAUSE_S
                 with self._reporting(task):
@@ -124,7 +127,7 @@ class Agent:
                 if self._attempt(task):
                     accepted += 1
                 else:
-                    lost = (task.round, task.attempt, task.rank)
+                    lost = _identity(task)
                 continue
             waiting.go_on()
             if isinstance(task, NoTask):
@@ -157,7 +160,7 @@ class Agent:
             if self.rank_choice is None:
                 raise
             self.reporter.step("out-of-memory", f"round {task.round}: {error}", round=task.round, rank=task.rank)
-            self._choose_anew(below=task.rank)
+            self._choose_anew(below=(task.rank, task.hold_rank or task.rank))
             return False
         self._look_at_rank(time.monotonic() - began)
         return accepted
@@ -179,13 +182,14 @@ class Agent:
     def _round(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted."""
         step, number = self.reporter.step, task.round
-        sentence = f"round {number} of {self.spec.rounds}: rank {task.rank}, until {task.deadline}"
+        ranks = _ranks(task.rank, task.hold_rank or task.rank)
+        sentence = f"round {number} of {self.spec.rounds}: rank {ranks}, until {task.deadline}"
         step("task", sentence, round=number, rounds=self.spec.rounds, attempt=task.attempt, deadline=task.deadline)
         self.local_trainer.check(task.trainable)  # before a useless download and evaluation
         request = request_for_task(task)
         start = self._measuring.download(request, number)
         self._report(start, number - 1, request)
-        trained = self.work_folder.find_trained(number, start.sha256, task.trainable)
+        trained = self.work_folder.find_trained(number, start.sha256, task.trainable, (task.rank, task.rank_pattern))
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
         trained = trained or self._training.train(task, request, start)
@@ -204,12 +208,14 @@ class Agent:
             rank = self.declaration.rank
             self.reporter.step("rank-kept", f"rank {rank} stays declared: {error}", rank=rank)
 
-    def _choose_anew(self, below: int | None = None) -> None:
-        """Measure again and declare the rank; a task that failed is then given again at it."""
+    def _choose_anew(self, below: tuple[int, int] | None = None) -> None:
+        """Measure again and declare the ranks; a task that failed is then given again at them."""
         assert self.rank_choice is not None
-        rank = self.rank_choice.choose(below)
-        if rank != self.declaration.rank:
-            self.declaration = self.declaration.model_copy(update={"rank": rank})
+        chosen = self.rank_choice.choose(below)
+        ranks = {"rank": chosen.rank, "hold_rank": chosen.held}
+        declared = self.declaration.model_copy(update=ranks)
+        if declared != self.declaration:
+            self.declaration = declared
             self._declare()
 
     def _report(self, served: CachedSlice, published: int, request: SliceRequest) -> None:
@@ -232,10 +238,20 @@ class Agent:
             raise RunEnded(f"run {status.name} is {status.state}: {status.reason or 'no reason was given'}")
         last, declared = status.rounds_published, self.declaration
         if self.local_trainer.heldout:
-            request = request_for_round(self.spec, last, declared.rank, declared.rank_pattern)
+            held = held_ranks(declared.rank, declared.rank_pattern, declared.hold_rank)
+            request = request_for_round(self.spec, last, *held)
             try:
                 self._report(self._measuring.download(request, last), last, request)
             except (ClientError, TrainingError) as error:  # the run is complete without this participant's figures
                 sentence = f"the final adapter was not evaluated: {error}"
                 self.reporter.step("evaluation-failed", sentence, round=last)
         self.reporter.step("completed", f"the run is complete after {last} rounds", rounds=last)
+
+
+def _identity(task: Task) -> tuple[int | None, ...]:
+    """What a task is: declared at other ranks, it is another one."""
+    return task.round, task.attempt, task.rank, task.hold_rank
+
+
+def _ranks(rank: int, held: int) -> str:
+    return str(rank) if rank == held else f"{rank}, holding {held},"

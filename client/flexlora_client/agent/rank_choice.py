@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from flexlora_client.agent.checks.model_checks import may_hold_more
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.reporter import Reporter
 from flexlora_client.training.contract import Compute
@@ -22,8 +23,10 @@ class RankChoice:
     reporter: Reporter
     chosen: Option | None = None
 
-    def choose(self, below: int | None = None) -> int:
-        """Measure, report why in a table, and compute rounds as chosen; the rank.
+    def choose(self, below: tuple[int, int] | None = None) -> Option:
+        """Measure, report why in a table, and compute rounds as chosen; what was chosen.
+
+        `below`: the ranks trained and held for which memory was too small; see `choose_rank`.
 
         Raises:
             OutOfMemory: no rank (below `below`) fits the memory.
@@ -32,9 +35,9 @@ class RankChoice:
         own = self.local_trainer
         self.reporter.step("measuring", "measuring memory and speed with the base model, to choose a rank")
         participant = Participant(own.train, own.heldout, own.answers, own.device, own.model_path, self.asked)
-        choice = choose_rank(self.spec, participant, own.models, below)
+        choice = choose_rank(self.spec, participant, own.models, below, holds_more=may_hold_more(self.spec))
         rank = None if choice.chosen is None else choice.chosen.rank
-        sentence = "no rank fits" if rank is None else f"rank {rank} is the largest that fits"
+        sentence = "no rank fits" if choice.chosen is None else f"{choice.chosen.ranks()} is the largest that fits"
         self.reporter.step("rank-chosen", f"{sentence}\n{choice.table()}", rank=rank, options=choice.rows())
         if choice.chosen is None:
             raise refused(choice)
@@ -44,7 +47,7 @@ class RankChoice:
             micro_batch=self.chosen.micro_batch,
             gradient_checkpointing=self.chosen.gradient_checkpointing,
         )
-        return self.chosen.rank
+        return self.chosen
 
     def keep(self, seconds: float) -> None:
         """Go on with the choice, and expect rounds of so many seconds."""

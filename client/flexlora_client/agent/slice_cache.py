@@ -19,7 +19,7 @@ from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.layout import adapter_shapes
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import Task
-from flexlora_shared.ranks import by_pattern, capped_pattern, module_ranks
+from flexlora_shared.ranks import by_pattern, capped_pattern, held_ranks, module_ranks
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class SliceRequest:
 
 
 def request_for_task(task: Task) -> SliceRequest:
-    """The slice a task starts from."""
+    """The slice a task starts from: at the ranks that are held."""
     adapter = task.adapter
-    ranks = (task.rank, task.rank_pattern)
+    ranks = held_ranks(task.rank, task.rank_pattern, task.hold_rank)
     return SliceRequest(adapter.href, adapter.config_href, task.spec, *ranks, adapter.sha256, adapter.size)
 
 

@@ -7,7 +7,7 @@ the update is recorded. The optimizer's state stays from round to round.
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -100,10 +100,21 @@ class WorkFolder:
         shutil.rmtree(self.output, ignore_errors=True)
         return make_folder(self.output)
 
-    def find_trained(self, round_: int, adapter: str, trainable: Trainable = "slice") -> TrainedUpdate | None:
-        """The kept update of this round, slice and kind of training; None where there is none or its file changed."""
+    def find_trained(
+        self,
+        round_: int,
+        adapter: str,
+        trainable: Trainable = "slice",
+        ranks: tuple[int, Mapping[str, int]] | None = None,
+    ) -> TrainedUpdate | None:
+        """The kept update of this round, slice and kind of training; None where there is none or its file changed.
+
+        `ranks`: those it must have; None where the slice says it, of which all is trained.
+        """
         update, expected = self.state.trained, (round_, adapter, trainable)
         if update is None or (update.round, update.adapter, update.upload.trainable) != expected:
+            return None
+        if ranks is not None and (update.upload.rank, update.upload.rank_pattern) != ranks:
             return None
         return self.pending_update()
 

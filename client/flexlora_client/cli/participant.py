@@ -106,6 +106,14 @@ def run(
     rank: AutoRankOption,
     data: DataOption,
     rank_pattern_: RankPatternOption = None,
+    hold_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--hold-rank",
+            min=1,
+            help="Hold a slice of this rank, and train its first --rank directions; the rest is frozen. [--rank]",
+        ),
+    ] = None,
     heldout: HeldoutOption = None,
     heldout_fraction: HeldoutFractionOption = None,
     column: ColumnOption = None,
@@ -200,6 +208,7 @@ def run(
             run=run,
             rank=parse_rank(rank),
             rank_pattern=parse_rank_pattern(rank_pattern_),
+            hold_rank=hold_rank,
             data=files,
             answers=answers,
             model_path=model,

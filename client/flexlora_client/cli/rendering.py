@@ -55,7 +55,7 @@ def places(here: Sequence[Place], home: Path) -> Table:
     rows = [
         (
             place.run,
-            place.rank or "-",
+            _held(place.rank, place.hold_rank) if place.rank else "-",
             "-" if place.round is None else f"{place.round} of {place.rounds}",
             "-" if place.accepted is None else f"round {place.accepted}, {place.accepted_at}",
             f"{place.last}, {place.last_at}",
@@ -120,7 +120,7 @@ def round_detail(detail: RoundDetail) -> Table:
         ("deadline", s.deadline or "-"),
         ("published", s.published_at or "-"),
         ("accepted", f"{s.participants.accepted} of {s.participants.assigned} assigned"),
-        ("participants", ", ".join(f"{c.participants} of rank {c.rank}" for c in s.by_rank) or "-"),
+        ("participants", ", ".join(f"{c.participants} of rank {_held(c.rank, c.hold_rank)}" for c in s.by_rank) or "-"),
         ("bytes received", s.bytes_received),
         ("training", _figures(s.train_metrics)),
         *((f"{e.metric} at rank {e.rank}", f"{e.value:.4f} ({_whose(e)})") for e in s.evaluations),
@@ -134,7 +134,8 @@ def round_detail(detail: RoundDetail) -> Table:
         declared = f", declared {p.declared_at}" if p.declared_at else ""
         state = f"{p.state} ({p.failure})" if p.failure else p.state
         late = "".join(f"; of an earlier round{_became(update)}" for update in p.late)
-        row = f"rank {p.rank}{declared}, {state}, {p.bytes_received} bytes{_became(p.update)}{late}"
+        rank = _held(p.rank, p.hold_rank)
+        row = f"rank {rank}{declared}, {state}, {p.bytes_received} bytes{_became(p.update)}{late}"
         rows.append((f"participant {p.name}", row))
     for m in detail.modules:
         rows.append((f"singular values of {m.name}", ", ".join(f"{value:.3g}" for value in m.singular_values[:8])))
@@ -215,6 +216,11 @@ def _round(s: RoundSummary) -> tuple[object, ...]:
         ", ".join(kept) or "-",
         s.waiting_for,
     )
+
+
+def _held(rank: int, hold_rank: int | None) -> str:
+    """A rank, and the one that is held where that is larger."""
+    return str(rank) if hold_rank is None or hold_rank == rank else f"{rank} (holding {hold_rank})"
 
 
 def _ranks(ranks: Iterable[int]) -> str:

@@ -9,11 +9,13 @@ A training loop is a class without constructor arguments and with one method, `t
 Name it as `package.module:MyTrainer` (see `plugin`). It must write exactly the tensors of the slice served
 (`flexlora_shared.layout.adapter_shapes`), in `job.spec.upload_dtype`; one instance serves every round of a run.
 
-What of the slice is trained is the run's choice: `job.trainable` is "slice", "B", "A" or "fresh", and
-`flexlora_shared.messages.tasks` says what each uploads. A class names those that its `train` heeds; without, it is given slices
-only, and so is a subclass that brings another `train` and does not name them anew:
+What of the slice is trained is the run's choice: `job.trainable` is "slice", "B", "A" or "fresh", and "prefix" where the
+participant holds more than it trains; `flexlora_shared.messages.tasks` says what each uploads. With "prefix", train and write the
+adapter in `job.adapter` as if it were a slice, with the adapter in `job.frozen` acting beside it: with PEFT, load both, activate
+both, train the first. A class names those that its `train` heeds; without, it is given slices only, and so is a subclass that
+brings another `train` and does not name them anew:
 
-        supports = ("slice", "B", "A", "fresh")
+        supports = ("slice", "B", "A", "prefix", "fresh")
 
 A loop may ignore `job.stop`, `job.deadline`, `job.checkpoints`, `job.state`, `job.notice` and `job.before_writing`. Then the
 first Ctrl-C lets it finish its round, whose update is sent at the next start, and a second one raises KeyboardInterrupt
@@ -82,6 +84,7 @@ class Job:
     model_path: str | None  # local path of the base model, instead of spec.model.id
     progress: Progress
     trainable: Trainable = "slice"
+    frozen: Path | None = None  # with "prefix": directory, as `adapter`, of what acts beside it and is not trained
     participant: str = ""  # client id; seeds a fresh adapter, which must differ between participants
     compute: Compute = DEFAULT_COMPUTE
     deadline: float | None = None  # time.time() at which training must end; what is trained by then is the outcome

@@ -65,13 +65,13 @@ class RoundUploads:
     def _updates(self, module: str) -> Iterator[Update]:
         bases = {path: adapter.factors(module) for path, adapter in self._bases.items() if self._measures_against_base}
         for update, file in zip(self.inputs, self._files, strict=True):
-            A = file.get_tensor(key_A(module))
+            A, B = file.get_tensor(key_A(module)), file.get_tensor(key_B(module))
             yield Update(
                 A=A,
-                B=file.get_tensor(key_B(module)),
+                B=B,
                 scaling=upload_scaling(update.announced, module, len(A)),
                 weight=update.weight,
-                served_scaling=served_scaling(self._spec, len(A)),
+                served_scaling=served_scaling(self._spec, _held_rank(update.announced, A, B)),
                 base=None if update.base is None else bases.get(update.base),
             )
 
@@ -84,3 +84,8 @@ class RoundUploads:
         """For late uploads, by their index: the tensor beside LoRA in the older global update that they were served from."""
         bases = {path: adapter.extra(name) for path, adapter in self._bases.items()}
         return {index: bases[update.base] for index, update in enumerate(self.inputs) if update.base is not None}
+
+
+def _held_rank(announced: UploadCreate, A: Tensor, B: Tensor) -> int:
+    """The rank at which the participant was served a module that it trained with these factors."""
+    return max(len(A), min(announced.hold_rank or 0, len(B), A.shape[1]))  # as `held_ranks`, capped

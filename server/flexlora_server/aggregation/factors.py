@@ -32,7 +32,8 @@ class Update:
     A: lora_A (r, k), B: lora_B (d, r), any float dtype.
     scaling: s_i of the upload, so that its product is `scaling * B @ A`.
     weight: p_i, the participant's share; the weights of a round sum to 1.
-    served_scaling: the scaling of the slice this participant was served (its rank is r).
+    served_scaling: the scaling of the slice this participant was served. It trained the slice's first r directions: all, or those
+    before the rest that it held frozen, which has no part in the update.
     base: the global update which that slice was cut from, where it was not the previous one: an update that comes late.
     length: what filters left of the length of its change; the rest of its participant's share is an update as served.
     """

@@ -94,8 +94,8 @@ def round_summary(tx: Tx, run: Run, round_: Round, window: float) -> RoundSummar
             failed=len(failures(tx, round_)),
         ),
         by_rank=tuple(
-            RankCount(rank=rank, participants=count)
-            for rank, count in sorted(Counter(a.rank for a in assigned).items())
+            RankCount(rank=rank, hold_rank=hold_rank or None, participants=count)
+            for (rank, hold_rank), count in sorted(Counter((a.rank, a.hold_rank or 0) for a in assigned).items())
         ),
         bytes_received=uploads.bytes_received(tx, round_),
         train_metrics=_train_metrics([row for row in uploads.list_of_round(tx, round_) if row.state == "ACCEPTED"]),
@@ -191,6 +191,7 @@ def _participants(
                 client_id=assignment.client_id,
                 name=tx.session.get_one(Client, assignment.client_id).name,
                 rank=assignment.rank,
+                hold_rank=assignment.hold_rank,
                 state=_participant_state(upload, failed=assignment.client_id in failed),
                 failure=failed.get(assignment.client_id),
                 examples=declaration.examples if upload is None else upload.announced["examples"],

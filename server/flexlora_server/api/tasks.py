@@ -19,8 +19,7 @@ from flexlora_server.api.services import Services, get_services
 from flexlora_server.api.strict_json import Instance, RoundPath, RunPath, StrictRoute, problems, router
 from flexlora_server.database.queries import rounds, runs
 from flexlora_server.lifecycle import find_task, transitions
-from flexlora_server.lifecycle.serve_slice import check_ranks
-from flexlora_server.lifecycle.validation import check_fingerprint
+from flexlora_server.lifecycle.validation import check_declaration
 from flexlora_server.long_polling.key_cache import CachedKey
 from flexlora_shared.messages.clients import INSTANCE_HEADER, Declaration, Declared
 from flexlora_shared.messages.tasks import Failure, Task
@@ -47,8 +46,7 @@ def declare(
     with get_services(request).store.transaction() as tx:
         run = runs.lock(tx, name)
         find_task.require_not_over(run)
-        check_ranks(runs.spec_of(run), declaration.rank, declaration.rank_pattern)
-        check_fingerprint(runs.spec_of(run), declaration)
+        check_declaration(runs.spec_of(run), declaration)
         replaced = rounds.declare(tx, run, client, declaration, instance)
     return Declared(**dict(declaration), replaced=replaced)
 

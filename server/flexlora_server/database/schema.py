@@ -150,6 +150,7 @@ class Assignment(Table):
     client_id: Mapped[str] = mapped_column(ForeignKey("clients.id"), primary_key=True)
     rank: Mapped[int]
     rank_pattern: Mapped[dict[str, Any]]
+    hold_rank: Mapped[int | None]  # of the slice that it is served; None: as it trains
     given: Mapped[int] = mapped_column(default=1)  # how many times: once more with each declaration after a failure
     failed_at: Mapped[datetime | None]
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # Failure

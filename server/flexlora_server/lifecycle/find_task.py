@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from datetime import timedelta
 from urllib.parse import urlencode
 
-from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.database.queries import rounds, runs, uploads
 from flexlora_server.database.schema import Assignment, Round, Run
 from flexlora_server.database.timestamps import rfc3339
 from flexlora_server.database.transactions import Store, Tx
 from flexlora_server.errors import Refusal
 from flexlora_server.lifecycle.serve_slice import slice_blob
+from flexlora_server.lifecycle.validation import trained_part
 from flexlora_server.state_machine import FINAL_STATES
 from flexlora_server.storage import BlobStore
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.tasks import AdapterRef, Task
 from flexlora_shared.problems import Code
+from flexlora_shared.ranks import held_ranks
 
 
 def require_not_over(run: Run) -> None:
@@ -89,25 +90,27 @@ def find_task(store: Store, blobs: BlobStore, name: str, client: str, instance: 
         uploading = uploads.find_open(tx, round_, client) is not None  # it may still arrive within the grace period
         if tx.now >= round_.deadline + timedelta(seconds=spec.grace if uploading else 0):
             return None, run.version
-    blob = slice_blob(store, blobs, name, round_.number - 1, assignment.rank, assignment.rank_pattern)
+    held = held_ranks(assignment.rank, assignment.rank_pattern, assignment.hold_rank)
+    blob = slice_blob(store, blobs, name, round_.number - 1, *held)
     return _task_message(spec, round_, assignment, blob.sha256, blob.size), run.version
 
 
 def _task_message(spec: RunSpec, round_: Round, assignment: Assignment, sha256: str, size: int) -> Task:
     assert round_.deadline is not None, "a collecting round has a deadline"
     path = f"/v1/runs/{spec.name}/rounds/{round_.number - 1}"
-    query = _query(assignment.rank, assignment.rank_pattern)
+    query = _query(*held_ranks(assignment.rank, assignment.rank_pattern, assignment.hold_rank))
     return Task(
         run=spec.name,
         round=round_.number,
         attempt=round_.attempt,
         rank=assignment.rank,
         rank_pattern=dict(assignment.rank_pattern),
+        hold_rank=assignment.hold_rank,
         deadline=rfc3339(round_.deadline),
         adapter=AdapterRef(
             href=f"{path}/adapter?{query}", config_href=f"{path}/adapter-config?{query}", sha256=sha256, size=size
         ),
-        trainable=strategy(spec.strategy).trained_in(round_.number),
+        trainable=trained_part(spec, round_.number, assignment),
         spec=spec,
     )
 

@@ -1,19 +1,22 @@
 """Validates run definitions and upload announcements beyond their schemas."""
 
+from typing import Any
+
 from flexlora_server.adapter_files.inspect_upload import MAX_CANCELLATION
 from flexlora_server.adapter_files.slicing import served_scaling
 from flexlora_server.aggregation.filters.plugin import check_filter
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.database.schema import Assignment
 from flexlora_server.errors import AggregationError, Refusal, UnsupportedRun
-from flexlora_server.lifecycle.serve_slice import check_keys
+from flexlora_server.lifecycle.serve_slice import check_keys, check_ranks
 from flexlora_shared.layout import adapter_shapes, size_bounds
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.robust import CustomFilter
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Trainable
 from flexlora_shared.messages.uploads import UploadCreate
 from flexlora_shared.problems import Code
-from flexlora_shared.ranks import capped, module_ranks
+from flexlora_shared.ranks import capped, holds_more, module_ranks
 from flexlora_shared.run_checks import faults
 
 FLOAT16_MAX = 65_504.0
@@ -82,6 +85,37 @@ def _largest_served(spec: RunSpec) -> float:
     return max(B, spec.norm_bound) if unscaled else B
 
 
+def check_declaration(spec: RunSpec, declaration: Declaration) -> None:
+    """Refuse a declaration that the run cannot serve.
+
+    Raises:
+        Refusal: RANK_NOT_ALLOWED, MODEL_MISMATCH, or INVALID_REQUEST for a pattern key that names no module.
+    """
+    check_ranks(spec, declaration.rank, declaration.rank_pattern)
+    _check_held(spec, declaration)
+    check_fingerprint(spec, declaration)
+
+
+def _check_held(spec: RunSpec, declaration: Declaration) -> None:
+    rank, hold_rank = declaration.rank, declaration.hold_rank
+    if hold_rank is None:
+        return
+    check_ranks(spec, hold_rank, {})
+    if hold_rank < rank:
+        raise Refusal(
+            Code.RANK_NOT_ALLOWED,
+            f"hold_rank {hold_rank} is less than rank {rank}, which is held too; declare at least {rank}, or leave it out.",
+            allowed=sorted(allowed for allowed in spec.ranks if allowed >= rank),
+        )
+    if not strategy(spec.strategy).takes_prefix and holds_more(spec.modules, rank, declaration.rank_pattern, hold_rank):
+        raise Refusal(
+            Code.RANK_NOT_ALLOWED,
+            f"hold_rank {hold_rank} is more than rank {rank}, and {spec.strategy} counts an update by what it is: what you hold "
+            "and do not train would count as unlearned. Leave hold_rank out, or take part in a run of flexlora-residual.",
+            allowed=[rank],
+        )
+
+
 def check_fingerprint(spec: RunSpec, declaration: Declaration) -> None:
     """Refuse a participant with another base model than the run's, where the run names one.
 
@@ -111,15 +145,19 @@ def check_announcement(spec: RunSpec, number: int, assignment: Assignment, annou
     Raises:
         Refusal: RANK_MISMATCH, INVALID_REQUEST or SIZE_IMPOSSIBLE.
     """
-    if (announcement.rank, announcement.rank_pattern) != (assignment.rank, assignment.rank_pattern):
+    announced = (announcement.rank, announcement.rank_pattern, announcement.hold_rank)
+    if announced != (assignment.rank, assignment.rank_pattern, assignment.hold_rank):
+        held: dict[str, Any] = {} if assignment.hold_rank is None else {"hold_rank": assignment.hold_rank}
+        holding = f", of a slice of hold_rank {assignment.hold_rank}," if held else ""
         raise Refusal(
             Code.RANK_MISMATCH,
-            f"This round assigned you rank {assignment.rank} with pattern {assignment.rank_pattern}; "
+            f"This round assigned you rank {assignment.rank} with pattern {assignment.rank_pattern}{holding}; "
             "train and upload at exactly that.",
             rank=assignment.rank,
             rank_pattern=assignment.rank_pattern,
+            **held,
         )
-    _check_trained(spec, number, announcement)
+    _check_trained(spec, number, assignment, announcement)
     check_keys(spec, announcement.alpha_pattern)
     ranks = module_ranks(spec.modules, announcement.rank, announcement.rank_pattern)
     smallest, largest = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
@@ -133,9 +171,16 @@ def check_announcement(spec: RunSpec, number: int, assignment: Assignment, annou
         )
 
 
-def _check_trained(spec: RunSpec, number: int, announcement: UploadCreate) -> None:
+def trained_part(spec: RunSpec, number: int, assignment: Assignment) -> Trainable:
+    """What a participant trains of the slice it is served in that round."""
+    if holds_more(spec.modules, assignment.rank, assignment.rank_pattern, assignment.hold_rank):
+        return "prefix"
+    return strategy(spec.strategy).trained_in(number)
+
+
+def _check_trained(spec: RunSpec, number: int, assignment: Assignment, announcement: UploadCreate) -> None:
     """Refuse an update of other factors than the round trains: the tensors of a slice and of a fresh adapter look alike."""
-    expected = strategy(spec.strategy).trained_in(number)
+    expected = trained_part(spec, number, assignment)
     if announcement.trainable != expected:
         raise Refusal(
             Code.INVALID_REQUEST,

@@ -76,6 +76,14 @@ class Declaration(Message):
     rank_pattern: Annotated[
         RankPattern, Field(description="Ranks of modules that differ from `rank`, by name or name ending")
     ] = {}
+    hold_rank: Annotated[
+        Rank | None,
+        Field(
+            description="LoRA rank that the participant is served; it trains the first `rank` directions and holds the others "
+            "frozen. One of the run's, at least `rank`; null: `rank`",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
     examples: Annotated[Count, Field(description="Examples that the participant trains on")]
     hardware: Annotated[Hardware, Field(description="What the participant trains on")] = Hardware()
     fingerprint: Annotated[

@@ -4,16 +4,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flexlora_shared.messages.base import Message, RunName, Tuple, omitted_if_default
+from flexlora_shared.messages.base import Message, Rank, RunName, Tuple, omitted_if_default
 from flexlora_shared.messages.clients import Hardware
 
 RoundState = Literal["OPEN", "COLLECTING", "AGGREGATING", "PUBLISHED", "ABANDONED", "FAILED"]
 
 
 class RankCount(Message):
-    """How many participants have one rank."""
+    """How many participants have one rank, and hold the same."""
 
     rank: Annotated[int, Field(description="LoRA rank")]
+    hold_rank: Annotated[
+        int | None,
+        Field(
+            description="LoRA rank of the slice that they hold; null: the one they train",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
     participants: Annotated[int, Field(description="Participants that have it")]
 
 
@@ -136,6 +143,10 @@ class ParticipantStatus(Message):
     client_id: Annotated[str, Field(description="Id of the client")]
     name: Annotated[str, Field(description="Name given at enrollment")]
     rank: Annotated[int, Field(description="LoRA rank assigned")]
+    hold_rank: Annotated[
+        Rank | None,
+        Field(description="LoRA rank of the slice that it holds; null: `rank`", exclude_if=omitted_if_default(None)),
+    ] = None
     state: Annotated[
         Literal["assigned", "uploading", "accepted", "failed", "late"] | str,
         Field(

@@ -4,17 +4,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flexlora_shared.messages.base import Line, Message, RankPattern, RunName, Sha256
+from flexlora_shared.messages.base import (
+    Line,
+    Message,
+    Rank,
+    RankPattern,
+    RunName,
+    Sha256,
+    omitted_if_default,
+)
 from flexlora_shared.messages.runs import RunSpec
 
 # What an agent trains, and so what its upload holds; the run's strategy decides.
 #   slice   both factors of the slice: the upload is the slice, trained
 #   B       lora_B alone: the upload is the slice with its lora_A as it was served, bit for bit
 #   A       lora_A alone: the upload is the slice with its lora_B as it was served, bit for bit
+#   prefix  the first directions of the slice, at the ranks assigned, with the rest of it frozen beside them: a participant that
+#           declared a `hold_rank` is served the slice of that rank, and its upload is those directions alone, trained, with the
+#           scaling that they have in that slice
 #   fresh   a new adapter of the slice's ranks and alphas, lora_B = 0 at its start, on top of the slice, which is frozen:
 #           the upload is the new adapter alone, in the tensors and names of a slice
 # Extra tensors are trained from the values served in each case.
-Trainable = Literal["slice", "B", "A", "fresh"]
+Trainable = Literal["slice", "B", "A", "prefix", "fresh"]
 # What a participant failed on: its data, the base model or tokenizer, the memory or another fault of the device, the training
 # itself (numbers that are not finite, a custom loop), or anything else.
 FailureKind = Literal["data", "model", "memory", "device", "training", "other"]
@@ -37,12 +48,20 @@ class Task(Message):
     attempt: Annotated[int, Field(description="Attempt of the round, from 1")]
     rank: Annotated[int, Field(description="LoRA rank assigned")]
     rank_pattern: Annotated[RankPattern, Field(description="Ranks of modules that differ from `rank`")]
+    hold_rank: Annotated[
+        Rank | None,
+        Field(
+            description="LoRA rank of the slice served, of which the first directions are trained; null: `rank`",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
     deadline: Annotated[str, Field(description="When uploads of the round end, RFC 3339, UTC")]
     adapter: Annotated[AdapterRef, Field(description="The slice to start from")]
     trainable: Annotated[
         Trainable,
         Field(
-            description="What to train: both factors of the slice, one of them alone (A, B), or a fresh adapter on top of it"
+            description="What to train: both factors of the slice, one of them alone (A, B), its first directions (prefix), or a "
+            "fresh adapter on top of it"
         ),
     ] = "slice"
     spec: Annotated[RunSpec, Field(description="The run's definition")]

@@ -14,6 +14,7 @@ from flexlora_shared.messages.base import (
     RankPattern,
     RunName,
     Sha256,
+    omitted_if_default,
 )
 from flexlora_shared.messages.tasks import Trainable
 
@@ -28,6 +29,13 @@ class UploadCreate(Message):
     rank_pattern: Annotated[
         RankPattern, Field(description="Ranks of modules that differ from `rank`: the pattern assigned")
     ] = {}
+    hold_rank: Annotated[
+        Rank | None,
+        Field(
+            description="LoRA rank of the slice that the update is the first directions of: the one assigned; null: `rank`",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
     alpha: Annotated[Alpha, Field(description="`lora_alpha` that the update was trained with")]
     alpha_pattern: Annotated[AlphaPattern, Field(description="Alphas of modules that differ from `alpha`")] = {}
     use_rslora: Annotated[

@@ -59,7 +59,7 @@ def auto_agent(
     learner = LocalTrainer(trainer, Models(), EXAMPLES, (), 0, "cpu", None)
     choice = RankChoice(run, learner, Compute(), reporter)
     with Api(Http(site.url, site.enroll().key), RetryPolicy(COMMAND_BACKOFF)) as api:
-        declaration = Declaration(rank=choice.choose(), examples=len(EXAMPLES))
+        declaration = Declaration(rank=choice.choose().rank, examples=len(EXAMPLES))
         yield (
             Agent(api, run, WorkFolder(home, run.name), learner, declaration, reporter, rank_choice=choice),
             reporter,
@@ -102,7 +102,7 @@ def test_a_lower_rank_is_trained_in_the_attempt_in_which_memory_ended(site: Serv
 def test_a_round_near_the_deadline_that_was_predicted_shorter_outdates_the_choice(tmp_path: Path) -> None:
     learner = LocalTrainer(Nudge(), Models(), EXAMPLES, (), 0, "cpu", None)
     run = RunSpec.model_validate(spec(round_timeout=100.0))
-    chosen = Option(4, 2, False, 2**30, seconds=50.0, transfer_seconds=1.0, verdict="fits")
+    chosen = Option(4, 4, 2, False, 2**30, seconds=50.0, transfer_seconds=1.0, verdict="fits")
     choice = RankChoice(run, learner, Compute(), Listening("run"), chosen)
     assert not choice.is_outdated(79.0)  # in time
     assert choice.is_outdated(81.0)
@@ -115,8 +115,8 @@ def test_a_round_near_the_deadline_that_was_predicted_shorter_outdates_the_choic
 def test_a_slow_round_counts_and_its_rank_stays_where_nothing_fits_any_more(
     site: Served, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def busy(*_: object) -> Choice:
-        slow = Option(2, 1, False, 2**30, seconds=500.0, transfer_seconds=1.0, verdict="too slow")
+    def busy(*_: object, **__: object) -> Choice:
+        slow = Option(2, 2, 1, False, 2**30, seconds=500.0, transfer_seconds=1.0, verdict="too slow")
         return Choice((slow,), None, Bounds(2**31, 80.0))
 
     with auto_agent(site, base, tmp_path / "home", Nudge(), lambda kind: None, rounds=1) as (agent, reporter):

@@ -160,5 +160,5 @@ def test_a_task_of_another_version_ends_the_command_with_a_sentence(tmp_path: Pa
         )
     assert result.code == Exit.UNREACHABLE
     assert "the coordinator's Task is not the one of this version" in result.err
-    assert "'slice', 'B', 'A' or 'fresh'" in result.err
+    assert "'slice', 'B', 'A', 'prefix' or 'fresh'" in result.err
     assert result.err.strip().endswith("update the older side")

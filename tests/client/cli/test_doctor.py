@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flexlora_client.agent.checks.model_checks import AGENTS_TRAIN
+from flexlora_client.agent.checks.model_checks import AGENTS_TRAIN, MAY_HOLD_MORE
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import Exit
 from flexlora_server.aggregation.strategies.registry import strategy
@@ -210,6 +210,27 @@ def test_what_each_strategy_trains_is_as_the_coordinator_says() -> None:
     for name, kinds in AGENTS_TRAIN.items():
         assert {strategy(name).trained_in(round_) for round_ in (1, 2, 3, 4)} == set(kinds)
         assert strategy(name).trained_in(1) == kinds[0]
+    assert {name for name in AGENTS_TRAIN if strategy(name).takes_prefix} == MAY_HOLD_MORE
+
+
+def test_what_is_held_beside_what_is_trained(site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path) -> None:
+    define(site, spec, strategy="flexlora-residual")
+    data = rows(tmp_path / "data.jsonl", ["yes", "no"])
+    code, found = diagnosed(home, data, "--hold-rank", "8", rank=2)
+    assert code == Exit.OK, found
+    assert found["rank"]["detail"].startswith("2, holding 8, of ")
+    assert found["trainer"]["detail"] == "trains what --hold-rank asks for: prefix"
+    assert "examples a second" in found["speed"]["detail"]
+    _, found = diagnosed(home, data, "--hold-rank", "2")
+    check_failed(found, "rank", "--hold-rank 2 must be one of the run's ranks 2 4 8, and at least --rank 4")
+
+
+def test_a_run_in_which_nothing_more_can_be_held(
+    site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path
+) -> None:
+    define(site, spec)
+    _, found = diagnosed(home, rows(tmp_path / "data.jsonl", ["yes"]), "--hold-rank", "8")
+    check_failed(found, "trainer", "runs of flexlora count an update by what it is")
 
 
 def test_no_room(

@@ -20,7 +20,7 @@ from flexlora_server.storage import open_blobs
 from tests.support import schemas
 from tests.support.kit import Clock, Participant, Served, encode, served, tensors
 
-SCHEMAS = ("0001", "0002", "0003", "0004")
+SCHEMAS = ("0001", "0002", "0003", "0004", "0005")
 STOPPED = "stopped"  # the run of 4 rounds that was stopped in its third: one update is there, another half way
 RANKS = {"one": 2, "two": 3}
 

@@ -78,9 +78,9 @@ def run_state(detail: RunDetail) -> str | Doubt:
 
 def rank_allowed(subject: Subject) -> str:
     """Look whether the run allows the rank. Raises: UsageError, Refused."""
-    spec, rank = subject.spec, subject.rank
+    spec, rank, hold_rank = subject.spec, subject.rank, subject.hold_rank
     try:
-        Declaration(rank=rank, rank_pattern=dict(subject.rank_pattern), examples=1)
+        Declaration(rank=rank, rank_pattern=dict(subject.rank_pattern), hold_rank=hold_rank, examples=1)
     except ValidationError as error:
         raise UsageError(describe_validation_error(error)) from None
     allowed = " ".join(map(str, sorted(spec.ranks)))
@@ -91,7 +91,12 @@ def rank_allowed(subject: Subject) -> str:
     if unknown:
         detail = f"--rank-pattern {unknown[0]} names no module of run {spec.name}; check how it is written."
         raise Refused(Problem.of(Code.INVALID_REQUEST, detail))
-    return f"{rank}, of {allowed}"
+    if hold_rank is None:
+        return f"{rank}, of {allowed}"
+    if hold_rank not in spec.ranks or hold_rank < rank:
+        detail = f"--hold-rank {hold_rank} must be one of the run's ranks {allowed}, and at least --rank {rank}."
+        raise Refused(Problem.of(Code.RANK_NOT_ALLOWED, detail))
+    return f"{rank}, holding {hold_rank}, of {allowed}"
 
 
 CONNECTION_CHECKS = (

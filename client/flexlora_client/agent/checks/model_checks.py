@@ -2,7 +2,7 @@
 
 from flexlora_client.agent.checks.findings import Check, Doubt
 from flexlora_client.agent.checks.subject import Subject
-from flexlora_client.errors import DataError, ModelError
+from flexlora_client.errors import DataError, ModelError, UsageError
 from flexlora_client.training.data.examples import Chat
 from flexlora_client.training.data.store import of_kinds
 from flexlora_client.training.encoding.encoder import Encoder
@@ -28,6 +28,9 @@ AGENTS_TRAIN: dict[
     "raflora": ("slice",),
     "rolora": ("B", "A"),
 }
+MAY_HOLD_MORE = frozenset(
+    ["flexlora-residual"]
+)  # strategies that see what an update changed; others refuse a larger hold_rank
 MANY_CUT = 0.1  # a share of examples cut that deserves a word
 
 
@@ -42,21 +45,34 @@ def trained_by(spec: RunSpec) -> tuple[Trainable, ...]:
     return AGENTS_TRAIN.get(spec.strategy, ())
 
 
+def may_hold_more(spec: RunSpec) -> bool:
+    """Whether participants of the run may hold more than they train, so far as it is known before they declare."""
+    return spec.strategy in MAY_HOLD_MORE
+
+
 def _trainer(subject: Subject) -> str:
     """Look whether the training loop can train what the run's strategy asks for. Raises: BadInput."""
     if not subject.local_trainer.train:
         return "an evaluator does not train"
     kinds = trained_by(subject.spec)
+    if subject.holds_more and kinds and not may_hold_more(subject.spec):
+        raise UsageError(
+            f"--hold-rank: runs of {subject.spec.strategy} count an update by what it is, so nothing can be held beside it; "
+            "leave it out"
+        )
+    if subject.holds_more:
+        kinds = ("prefix",)
     if not kinds:
         return f"what the strategy {subject.spec.strategy} trains is known with the first task"
     for trainable in kinds:
         subject.local_trainer.check(trainable)
-    return f"trains what the strategy {subject.spec.strategy} asks for: {' and '.join(kinds)}"
+    asked = "--hold-rank asks for" if subject.holds_more else f"the strategy {subject.spec.strategy} asks for"
+    return f"trains what {asked}: {' and '.join(kinds)}"
 
 
 def _model(subject: Subject) -> str:
     local, spec = subject.local_trainer, subject.spec
-    write_trial_slice(trial_slice(spec, subject.rank, subject.rank_pattern), spec, subject.trial)
+    write_trial_slice(trial_slice(spec, *subject.held), spec, subject.trial)
     if not loads_model(subject):
         return "the training loop of --trainer loads what it needs by itself"
     subject.loaded = local.place(spec, subject.trial)

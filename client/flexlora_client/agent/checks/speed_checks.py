@@ -5,12 +5,13 @@ from dataclasses import replace
 
 from flexlora_client.agent.checks.findings import Check, Doubt
 from flexlora_client.agent.checks.machine_checks import disk
-from flexlora_client.agent.checks.model_checks import trained_by
+from flexlora_client.agent.checks.model_checks import may_hold_more, trained_by
 from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.files import make_folder
 from flexlora_client.training.encoding.packing import Units
 from flexlora_client.training.fitting.measure import Participant, choose_rank, refused
 from flexlora_client.training.loop.plan import steps_in_epoch
+from flexlora_client.training.models.held_slice import split_slice
 from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
 
 STEPS = 4  # the first one, which prepares much, is not counted
@@ -23,17 +24,17 @@ def _measured_rank(subject: Subject) -> str:
     local, spec = subject.local_trainer, subject.spec
     subject.loaded = None  # measuring loads the base model anew, and there may be no memory for two
     asked = Participant(local.train, local.heldout, local.answers, local.device, local.model_path, local.compute)
-    choice = choose_rank(spec, asked, local.models)
+    choice = choose_rank(spec, asked, local.models, holds_more=may_hold_more(spec))
     if choice.chosen is None:
         raise refused(choice)
     rank, micro_batch = choice.chosen.rank, choice.chosen.micro_batch
     checkpointing = choice.chosen.gradient_checkpointing
     local.compute = replace(local.compute, micro_batch=micro_batch, gradient_checkpointing=checkpointing)
-    subject.asked_rank = rank
+    subject.asked_rank, subject.hold_rank = rank, choice.chosen.held
     disk(subject)  # was looked at for the lowest rank
     if not subject.trial.exists():
-        write_trial_slice(trial_slice(spec, rank), spec, subject.trial)
-    return f"rank {rank} is the largest that fits\n{choice.table()}"
+        write_trial_slice(trial_slice(spec, *subject.held), spec, subject.trial)
+    return f"{choice.chosen.ranks()} is the largest that fits\n{choice.table()}"
 
 
 def _speed(subject: Subject) -> str | Doubt:
@@ -42,15 +43,20 @@ def _speed(subject: Subject) -> str | Doubt:
     if not local.train:
         return "there is nothing to train on"
     short = spec.model_copy(update={"training": training.model_copy(update={"max_steps": STEPS})})
-    request = replace(subject.request, spec=short)
+    request = replace(subject.request, spec=short, rank=subject.rank, rank_pattern=subject.rank_pattern)
+    trained, frozen, trainable = subject.trial, None, next(iter(trained_by(spec)), "slice")
+    if subject.holds_more:
+        ranks = subject.rank, subject.rank_pattern, subject.held[0]
+        (trained, frozen), trainable = split_slice(subject.trial, spec, *ranks, subject.folder / "parts"), "prefix"
     ends = [time.monotonic()]
     local.fit(
         request,
         1,
-        subject.trial,
+        trained,
         make_folder(subject.folder / "output"),
         lambda step, total, loss: ends.append(time.monotonic()),
-        next(iter(trained_by(spec)), "slice"),
+        trainable,
+        frozen,
     )
     if len(ends) < 2:
         return "the training loop tells no steps"

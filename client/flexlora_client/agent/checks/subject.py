@@ -14,6 +14,7 @@ from flexlora_client.errors import Refused
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.models.load_model import LoadedModel
 from flexlora_shared.messages.runs import Fingerprint, RunDetail, RunSpec
+from flexlora_shared.ranks import held_ranks, holds_more
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Subject:
     asked_rank: int | None  # None: --rank auto
     rank_pattern: Mapping[str, int]
     folder: Path  # for what the checks write; deleted by whoever made it
+    hold_rank: int | None = None  # None: as it trains
     api: Api = field(init=False)
     probe: Probe = field(init=False)
     answer: RunDetail | Refused = field(init=False)
@@ -41,11 +43,21 @@ class Subject:
         return min(self.spec.ranks) if self.asked_rank is None else self.asked_rank
 
     @property
+    def held(self) -> tuple[int, dict[str, int]]:
+        """The rank and pattern of the slice that this participant would be served."""
+        return held_ranks(self.rank, self.rank_pattern, self.hold_rank)
+
+    @property
+    def holds_more(self) -> bool:
+        """Whether it would train a part of that slice alone."""
+        return holds_more(self.spec.modules, self.rank, self.rank_pattern, self.hold_rank)
+
+    @property
     def request(self) -> SliceRequest:
         """The slice that this participant would be served."""
-        return request_for_round(self.spec, 0, self.rank, self.rank_pattern)
+        return request_for_round(self.spec, 0, *self.held)
 
     @property
     def trial(self) -> Path:
         """Where a slice of these ranks lies that no coordinator served."""
-        return self.folder / f"slice-{self.rank}"
+        return self.folder / f"slice-{self.held[0]}"

@@ -45,8 +45,18 @@ class Participant:
     compute: Compute  # a micro-batch and checkpointing that it asks for are kept
 
 
-def choose_rank(spec: RunSpec, participant: Participant, models: Models, below: int | None = None) -> Choice:
-    """The largest rank of the run (below `below`) whose round fits free memory and the round's time.
+def choose_rank(
+    spec: RunSpec,
+    participant: Participant,
+    models: Models,
+    below: tuple[int, int] | None = None,
+    *,
+    holds_more: bool = False,
+) -> Choice:
+    """The largest rank of the run whose round fits free memory and the round's time; with `holds_more` one to hold, too.
+
+    `below`: the ranks trained and held for which memory was too small: less is held, or where no more than the trained rank
+    was held, less is trained.
 
     Loads the base model into `models`, where the first round finds it, and trains a trial adapter for some seconds.
 
@@ -54,10 +64,15 @@ def choose_rank(spec: RunSpec, participant: Participant, models: Models, below: 
         OutOfMemory: not even the model, or one example of the lowest rank, fits.
         DeviceError: the deadline leaves no rank, or none is below `below`.
     """
-    ranks = sorted(rank for rank in set(spec.ranks) if below is None or rank < below)
+    ranks, held = sorted(set(spec.ranks)), sorted(set(spec.ranks)) if holds_more else []
+    if below is not None and below[1] > below[0]:
+        ranks, held = [r for r in ranks if r <= below[0]], [r for r in held if r < below[1]]
+    elif below is not None:
+        ranks = [r for r in ranks if r < below[0]]
     if not ranks:
-        raise OutOfMemory(f"the run has no rank below {below}; {REMEDY}.")
-    return _Measurement(spec, participant, models, ranks).choice()
+        assert below is not None, "a run has ranks"
+        raise OutOfMemory(f"the run has no rank below {below[0]}; {REMEDY}.")
+    return _Measurement(spec, participant, models, ranks, held).choice()
 
 
 REMEDY = "load the base model smaller with --quantization nf4 or --dtype bfloat16, or take part on a larger machine"
@@ -80,11 +95,14 @@ def refused(choice: Choice) -> DeviceError:
 class _Measurement:
     """The probes of one choice."""
 
-    def __init__(self, spec: RunSpec, participant: Participant, models: Models, ranks: Sequence[int]) -> None:
+    def __init__(
+        self, spec: RunSpec, participant: Participant, models: Models, ranks: Sequence[int], held: Sequence[int]
+    ) -> None:
         self._spec, self._participant, self._models = spec, participant, models
         self._devices = resolve_devices(participant.device)
         self._device = self._devices[0]  # which has the optimizer's state beside what all have
         self._sizes = {rank: adapter_parameters(spec, rank) for rank in ranks}
+        self._held = {rank: adapter_parameters(spec, rank) for rank in held}
         self._placing: dict[int, float] = {}  # seconds by numbers of the adapter
         self._questions: list[Question] = []
         models.clear()
@@ -105,13 +123,13 @@ class _Measurement:
         micro_batches = [min(own.micro_batch, work.batch_size)] if own.micro_batch else work.micro_batches
         estimates = {own.gradient_checkpointing: self._estimate(loaded, few, many, own)}
         costs = Costs(estimates, list(self._placing.items()))
-        choice = choose(self._sizes, micro_batches, costs, work, self._bounds)
+        choice = choose(self._sizes, micro_batches, costs, work, self._bounds, self._held)
         too_large = any(option.verdict == "too large" for option in choice.options)
         if too_large and not own.gradient_checkpointing and can_checkpoint(loaded):
             sparing = replace(own, gradient_checkpointing=True)
             loaded = self._place(min(self._sizes))
             costs = replace(costs, estimates=estimates | {True: self._estimate(loaded, few, many, sparing)})
-            choice = choose(self._sizes, micro_batches, costs, work, self._bounds)
+            choice = choose(self._sizes, micro_batches, costs, work, self._bounds, self._held)
         return choice
 
     def _check_weights(self) -> None:

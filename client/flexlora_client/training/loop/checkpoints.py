@@ -70,6 +70,15 @@ def identify(job: Job) -> str:
     parts = (job.spec.model_dump_json(), job.round, job.trainable, job.participant, job.device, job.model_path)
     compute = replace(job.compute, micro_batch=None, gradient_checkpointing=False)
     slice_digest = sha256_of(job.adapter / ADAPTER_FILE)
-    for part in (*parts, compute, slice_digest, torch.__version__, digest_of(job.train), digest_of(job.heldout)):
+    frozen = () if job.frozen is None else (sha256_of(job.frozen / ADAPTER_FILE),)
+    for part in (
+        *parts,
+        compute,
+        slice_digest,
+        *frozen,
+        torch.__version__,
+        digest_of(job.train),
+        digest_of(job.heldout),
+    ):
         digest.update(f"{part!r}\0".encode())
     return digest.hexdigest()

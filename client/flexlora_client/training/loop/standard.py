@@ -13,6 +13,7 @@ from flexlora_client.training.loop.plan import Steps, plan_steps, steps_in_epoch
 from flexlora_client.training.loop.training_loop import FitResult, fit
 from flexlora_client.training.models.devices import trim_heap
 from flexlora_client.training.models.fresh import fresh_adapter
+from flexlora_client.training.models.held_slice import read_frozen
 from flexlora_client.training.models.load_model import LoadedModel, Models
 from flexlora_client.training.models.placing import trained_tensors
 from flexlora_client.training.models.slice_files import read_slice, write_slice
@@ -26,7 +27,7 @@ class StandardTrainer:
     caller's choice (`torch.set_num_threads`). On the CPU, the same job gives the same bytes.
     """
 
-    supports: tuple[Trainable, ...] = ("slice", "B", "A", "fresh")
+    supports: tuple[Trainable, ...] = ("slice", "B", "A", "prefix", "fresh")
 
     def __init__(self, models: Models | None = None, checkpoint_interval: float = INTERVAL_S) -> None:
         """`checkpoint_interval`: seconds of training between checkpoints, at least."""
@@ -78,6 +79,7 @@ class StandardTrainer:
             spec,
             job.device,
             job.model_path,
+            base_slice=None if job.frozen is None else read_frozen(job.frozen, spec),
             trains_A=job.trainable != "B",
             trains_B=job.trainable != "A",
             compute=job.compute,

@@ -71,14 +71,15 @@ def freeze_lora_B(model: PeftModel) -> None:
 def add_frozen_slice(model: PeftModel, served: LoadedSlice) -> None:
     """Freeze a slice under the adapter: a layer computes `base(x) + s' B' A' x + s B A x`, the slice without dropout.
 
-    The slice is part of what the fresh adapter starts from, as if it were merged into the base model, but the base
-    model's weights stay as they are, so nothing is rounded and nothing has to be taken out again.
+    The slice is part of what training starts from, as if it were merged into the base model, but the base model's weights stay
+    as they are, so nothing is rounded and nothing has to be taken out again. It may lack some of the adapter's layers.
     """
     config = model.peft_config[TRAINED_ADAPTER]
     assert isinstance(config, LoraConfig)
     frozen_config = copy.copy(config)
     frozen_config.lora_dropout, frozen_config.init_lora_weights = 0.0, False
-    for name, layer in lora_layers(model):
+    named = frozenset(served.config.target_modules)
+    for name, layer in ((name, layer) for name, layer in lora_layers(model) if name in named):
         with torch.random.fork_rng(devices=[]):  # PEFT draws numbers that are replaced below
             layer.update_layer(FROZEN_ADAPTER, served.config.rank_of(name), lora_alpha=1, config=frozen_config)
         layer.scaling[FROZEN_ADAPTER] = served.config.scaling_of(name)

@@ -120,7 +120,8 @@ class Models:
 
         Of several devices (`devices.resolve_devices`) the first one's, with replicas on the others.
 
-        `base_slice` is the slice that a fresh adapter `adapter` was, or is to be, trained on top of; see `placing.place_slice`.
+        `base_slice` acts beside `adapter`, frozen: the slice below a fresh adapter, or the rest of the slice of which
+        `adapter` is the first directions; see `placing.place_slice`.
 
         Raises:
             ModelError: the base model or its tokenizer does not load, or lacks weights that the run does not train.

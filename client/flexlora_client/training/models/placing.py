@@ -57,7 +57,7 @@ def place_slice(
     """The base model with the slice in it, its trainable tensors in float32.
 
     `previous` is what the same base model was wrapped as last: kept where the configuration is the same, else taken off.
-    `base_slice` is a slice of the same configuration that acts too, frozen. Without `trains_A`, lora_A is
+    `base_slice` is another slice of the run, or the rest of this one: it acts too, frozen. Without `trains_A`, lora_A is
     frozen; without `trains_B`, lora_B.
 
     Raises:

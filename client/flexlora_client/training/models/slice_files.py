@@ -144,12 +144,13 @@ def write_slice(tensors: Mapping[str, torch.Tensor], served: Path, spec: RunSpec
                 f"tensor {name!r} is not finite in {spec.upload_dtype}; lower the learning rate of the run."
             )
     try:
-        return _write(ready, (served / CONFIG_FILE).read_bytes(), output)
+        return write_files(ready, (served / CONFIG_FILE).read_bytes(), output)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{output} cannot be written ({error}); free space or give another directory.") from error
 
 
-def _write(tensors: dict[str, torch.Tensor], config: bytes, output: Path) -> Path:
+def write_files(tensors: dict[str, torch.Tensor], config: bytes, output: Path) -> Path:
+    """Write an adapter's two files, each whole by a rename, the tensors last; their path. Raises: OSError, SafetensorError."""
     output.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG_FILE, ADAPTER_FILE):
         part = output / f".{name}.{os.getpid()}.part"

@@ -71,6 +71,14 @@ class Strategy:
         """What agents train in that round, from 1."""
         return self.in_even_rounds if self.in_even_rounds is not None and round_ % 2 == 0 else self.agents_train
 
+    @property
+    def takes_prefix(self) -> bool:
+        """Whether participants may hold more than they train: the rule must see what an upload changed in what it was served.
+
+        Where what an upload is counts, the directions that its participant holds and does not send would count as unlearned.
+        """
+        return self.measures_changes and self.agents_train == "slice"
+
     def check(self, ranks: Sequence[int], options: StrategyOptions = NO_OPTIONS) -> None:
         """Raise UnsupportedRun if a run with these allowed ranks and options cannot be served."""
         for name in options.given:

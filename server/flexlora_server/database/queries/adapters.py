@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 
 from flexlora_server.database.schema import Adapter, Assignment, Client, Evaluation, Participation, Round, Run, Slice
 from flexlora_server.database.transactions import Tx
@@ -13,7 +13,7 @@ from flexlora_server.storage import Blob
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.uploads import Evaluation as EvaluationMessage
 from flexlora_shared.problems import Code
-from flexlora_shared.ranks import longest_first
+from flexlora_shared.ranks import held_ranks, longest_first
 
 
 def ranks_sha256(rank: int, pattern: Mapping[str, int]) -> str:
@@ -60,7 +60,7 @@ def save_slice(tx: Tx, run: str, number: int, rank: int, pattern: Mapping[str, i
 
 
 def expected_slices(tx: Tx, run: str, largest: int) -> tuple[tuple[int, dict[str, int]], ...]:
-    """The ranks and patterns that the run's participants, but revoked ones, have declared, and the largest rank; once each."""
+    """The ranks and patterns of what the run's participants, but revoked ones, hold, and the largest rank; once each."""
     query = (
         select(Participation.declaration)
         .join(Client, Client.id == Participation.client_id)
@@ -68,18 +68,21 @@ def expected_slices(tx: Tx, run: str, largest: int) -> tuple[tuple[int, dict[str
         .order_by(Participation.client_id)
     )
     declarations = [Declaration.model_validate(row) for row in tx.session.scalars(query)]
-    slices = [(row.rank, longest_first(row.rank_pattern)) for row in declarations] + [(largest, {})]
+    held = [held_ranks(row.rank, row.rank_pattern, row.hold_rank) for row in declarations]
+    slices = [(rank, longest_first(pattern)) for rank, pattern in held] + [(largest, {})]
     return tuple({ranks_sha256(*ranks): ranks for ranks in slices}.values())
 
 
 def is_declared(tx: Tx, run: str, rank: int, pattern: Mapping[str, int]) -> bool:
-    """Whether a participant has declared these ranks, or is assigned them."""
+    """Whether a participant has declared that it holds these ranks, or is assigned to."""
     if any(ranks_sha256(*ranks) == ranks_sha256(rank, pattern) for ranks in expected_slices(tx, run, rank)):
         return True
-    assigned = (
-        select(Assignment).join(Round).where(Round.run == run, Round.state == "COLLECTING", Assignment.rank == rank)
+    held_rank = func.coalesce(Assignment.hold_rank, Assignment.rank)
+    assigned = select(Assignment).join(Round).where(Round.run == run, Round.state == "COLLECTING", held_rank == rank)
+    return any(
+        held_ranks(row.rank, row.rank_pattern, row.hold_rank) == (rank, dict(pattern))
+        for row in tx.session.scalars(assigned)
     )
-    return any(assignment.rank_pattern == dict(pattern) for assignment in tx.session.scalars(assigned))
 
 
 def save_evaluation(tx: Tx, run: Run, number: int, client: str, message: EvaluationMessage) -> None:

@@ -163,13 +163,14 @@ def assign(tx: Tx, round_: Round, clients: Iterable[str], carried: Iterable[str]
     query = select(Participation.client_id, Participation.declaration).where(Participation.run == round_.run)
     declarations = {row.client_id: row.declaration for row in tx.session.execute(query)}
     earlier = tx.session.scalars(_assignments_of_attempts(round_)) if carried_clients else ()
-    carried_ranks = {row.client_id: (row.rank, row.rank_pattern) for row in earlier}
+    carried_ranks = {row.client_id: (row.rank, row.rank_pattern, row.hold_rank) for row in earlier}
     for client in client_ids:
         if client in carried_clients:
-            rank, pattern = carried_ranks[client]
+            ranks = carried_ranks[client]
         else:
-            rank, pattern = declarations[client]["rank"], declarations[client]["rank_pattern"]
-        tx.session.add(_new_assignment(round_, client, rank, pattern))
+            declared = declarations[client]
+            ranks = declared["rank"], declared["rank_pattern"], declared.get("hold_rank")
+        tx.session.add(_new_assignment(round_, client, *ranks))
     tx.session.flush()
 
 
@@ -178,12 +179,14 @@ def carry_assignment(tx: Tx, round_: Round, client: str) -> None:
     earlier = find_assignment(tx, round_, client)
     assert earlier is not None, "only participants of an earlier attempt join"
     if earlier.round_id != round_.id:
-        tx.session.add(_new_assignment(round_, client, earlier.rank, earlier.rank_pattern))
+        tx.session.add(_new_assignment(round_, client, earlier.rank, earlier.rank_pattern, earlier.hold_rank))
         tx.session.flush()
 
 
-def _new_assignment(round_: Round, client: str, rank: int, pattern: Mapping[str, int]) -> Assignment:
-    return Assignment(round_id=round_.id, client_id=client, rank=rank, rank_pattern=dict(pattern))
+def _new_assignment(
+    round_: Round, client: str, rank: int, pattern: Mapping[str, int], hold_rank: int | None
+) -> Assignment:
+    return Assignment(round_id=round_.id, client_id=client, rank=rank, rank_pattern=dict(pattern), hold_rank=hold_rank)
 
 
 def _assignments_of_attempts(round_: Round) -> Select[Assignment]:
@@ -240,6 +243,7 @@ def _give_again(tx: Tx, run: Run, client: str, declaration: Declaration) -> None
     assignment = tx.session.get(Assignment, (round_.id, client))
     if assignment is not None:
         assignment.rank, assignment.rank_pattern = declaration.rank, dict(declaration.rank_pattern)
+        assignment.hold_rank = declaration.hold_rank
         assignment.given += 1
 
 
@@ -272,7 +276,8 @@ def declare(tx: Tx, run: Run, client: str, declaration: Declaration, instance: s
     changed = row.declaration != document
     row.declaration, row.declared_at, row.last_seen_at, row.instance = document, tx.now, tx.now, instance
     if changed:
-        events.record(tx, run, "declared", f"a participant declared rank {declaration.rank}")
+        holding = "" if declaration.hold_rank is None else f", holding {declaration.hold_rank}"
+        events.record(tx, run, "declared", f"a participant declared rank {declaration.rank}{holding}")
     _give_again(tx, run, client, declaration)
     return replaced
 

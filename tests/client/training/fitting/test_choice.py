@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flexlora_client.training.fitting.choice import Bounds, Costs, choose
+from flexlora_client.training.fitting.choice import Bounds, Costs, Size, choose
 from flexlora_client.training.fitting.estimate import BYTES_PER_PARAMETER, Estimate, Measured
 from flexlora_client.training.fitting.probes import Answering, Probe
 from flexlora_client.training.fitting.workload import Workload
@@ -113,7 +113,35 @@ def test_answers_take_the_tokens_of_the_longest_of_each_batch_at_each_rank() -> 
     probes = {size: [truth(size, 10), truth(size, 60)] for size in (100, 400)}
     answered = Estimate([Measured(size, probes[size], answering(size)) for size in probes])
     work = Workload(WORK.steps, 4, WORK.heldout, (5, 7, 11), 0)
-    with_answers = Costs({False: answered}, [(100, 0.5)]).option(8, 200, 2, False, work).seconds
-    without = Costs({False: answered}, [(100, 0.0)]).option(8, 200, 2, False, WORK).seconds
+    with_answers = Costs({False: answered}, [(100, 0.5)]).option(Size(8, 8, 200, 200), 2, False, work).seconds
+    without = Costs({False: answered}, [(100, 0.0)]).option(Size(8, 8, 200, 200), 2, False, WORK).seconds
     first, token = 0.1 * (2 + 1) * 200, 0.01 * 200 * (6 + 10)
     assert with_answers - without == pytest.approx(first + token + 4 * 0.5)
+
+
+def test_what_memory_leaves_is_held_after_the_rank_is_chosen() -> None:
+    """A frozen number takes 8 bytes, a trained one 16 and activations: the largest rank first, then the largest that is held."""
+    costs = Costs({False: estimate(100, 400)}, [(100, 0.0)])
+
+    def held(memory: float, seconds: float = 1e9) -> tuple[int, int]:
+        found = choose({4: 100, 8: 200}, [4], costs, WORK, Bounds(memory, seconds), {4: 100, 8: 200, 16: 400, 32: 800})
+        assert found.chosen is not None
+        assert found.options[[o.rank for o in found.options].index(found.chosen.rank)] is found.chosen
+        return found.chosen.rank, found.chosen.hold_rank
+
+    largest = truth(200, 80).peak + 1
+    assert held(largest) == (8, 8)
+    assert held(largest + 8 * 200) == (8, 16)
+    assert held(largest + 8 * 600) == (8, 32)
+    assert held(largest - 2) == (4, 8), (
+        "8 bytes for each of 100 numbers held are less than 16 for those that are trained"
+    )
+    slow = costs.option(Size(8, 16, 200, 400), 4, False, WORK)
+    assert held(1e9, slow.seconds) == (8, 16)
+    assert held(1e9, slow.seconds - 0.01) == (8, 8)
+
+
+def test_both_directions_of_a_held_slice_are_transferred_as_they_are() -> None:
+    work = Workload(WORK.steps, 4, WORK.heldout, (), 4)
+    costs = Costs({False: estimate(100, 400)}, [(100, 0.0)])
+    assert costs.option(Size(4, 16, 100, 400), 4, False, work).transfer_seconds == pytest.approx(4 * 500 / 2.5e6)

@@ -39,9 +39,12 @@ def test_with_room_the_largest_rank_is_chosen_and_the_model_stays_loaded(llama: 
     assert choice.chosen.rank == 8
     assert [option.rank for option in choice.options] == [8, 4, 2]
     assert models._base is not None
-    below = choose_rank(run, participant(llama), models, below=8).chosen
+    below = choose_rank(run, participant(llama), models, below=(8, 8)).chosen
     assert below is not None
-    assert below.rank == 4
+    assert (below.rank, below.held) == (4, None)
+    held = choose_rank(run, participant(llama), models, below=(2, 8), holds_more=True).chosen
+    assert held is not None
+    assert (held.rank, held.hold_rank) == (2, 4), "less is held before less is trained"
 
 
 def test_a_classifiers_micro_batch_and_checkpointing_stay_as_asked(bert: Path) -> None:
@@ -78,7 +81,7 @@ def test_a_model_that_cannot_fit_is_not_loaded(llama: Path, run: RunSpec, monkey
 
 def test_below_the_lowest_rank_there_is_none(llama: Path, run: RunSpec) -> None:
     with pytest.raises(OutOfMemory, match="no rank below 2"):
-        choose_rank(run, participant(llama), Models(), below=2)
+        choose_rank(run, participant(llama), Models(), below=(2, 2))
 
 
 def test_lengths_of_many_examples_are_estimated_from_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
