@@ -15,6 +15,7 @@ from flexlora_client.training.models.held_slice import split_slice
 from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
 
 STEPS = 4  # the first one, which prepares much, is not counted
+from flexlora_shared.messages.tasks import Trainable
 
 
 def _measured_rank(subject: Subject) -> str:
@@ -44,7 +45,8 @@ def _speed(subject: Subject) -> str | Doubt:
         return "there is nothing to train on"
     short = spec.model_copy(update={"training": training.model_copy(update={"max_steps": STEPS})})
     request = replace(subject.request, spec=short, rank=subject.rank, rank_pattern=subject.rank_pattern)
-    trained, frozen, trainable = subject.trial, None, next(iter(trained_by(spec)), "slice")
+    trainable: Trainable = next(iter(trained_by(spec)), "slice")
+    trained, frozen = subject.trial, None
     if subject.holds_more:
         ranks = subject.rank, subject.rank_pattern, subject.held[0]
         (trained, frozen), trainable = split_slice(subject.trial, spec, *ranks, subject.folder / "parts"), "prefix"
