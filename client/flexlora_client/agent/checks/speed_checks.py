@@ -13,9 +13,9 @@ from flexlora_client.training.fitting.measure import Participant, choose_rank, r
 from flexlora_client.training.loop.plan import steps_in_epoch
 from flexlora_client.training.models.held_slice import split_slice
 from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
+from flexlora_shared.messages.tasks import Trainable
 
 STEPS = 4  # the first one, which prepares much, is not counted
-from flexlora_shared.messages.tasks import Trainable
 
 
 def _measured_rank(subject: Subject) -> str:
