@@ -1,0 +1,129 @@
+"""Rounds of one rule on several seeds of the teacher's problem side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.lib.rules.rule import DTYPE, Rule, tail_energy
+from benchmarks.lib.rules.teacher.learners import BATCH, STEPS, layer, train
+from benchmarks.lib.rules.teacher.problem import SHAPES, Problem, forward
+from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
+
+PARTICIPANTS, ROUNDS, MEASURED_ROUNDS, SCALING = 8, 30, 5, 1.0
+State = list[GlobalFactors]  # of each layer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one seed, means of the last five rounds; agreement with the teacher in %.
+
+    whole: of the global update at its largest rank. used: of what participants of each rank use. mean: over participants.
+    tail: the share of energy above the population's smallest rank.
+    """
+
+    whole: float
+    used: dict[int, float]
+    mean: float
+    tail: float
+
+
+@dataclass(frozen=True)
+class Local:
+    """One participant of one seed in a round: its rank, and the examples of its batches one after another."""
+
+    rank: int
+    inputs: Tensor
+    labels: Tensor
+
+
+def run(
+    rule: Rule, population: Sequence[int], rate: float, problems: Sequence[Problem], rounds: int = ROUNDS
+) -> list[Outcome]:
+    """The outcome on each problem."""
+    ranks = rule.ranks_of(population)
+    chances = [torch.Generator().manual_seed(one.seed) for one in problems]
+    states = [
+        [initial_factors(d, k, max(ranks), one.seed, str(n), DTYPE) for n, (d, k) in enumerate(SHAPES)]
+        for one in problems
+    ]
+    measured: list[list[Outcome]] = [[] for _ in problems]
+    for number in range(rounds):
+        states = next_states(rule, ranks, rate, number, problems, chances, states)
+        if number >= rounds - MEASURED_ROUNDS:
+            for found, one, state in zip(measured, problems, states, strict=True):
+                found.append(outcome(rule, population, one, state))
+    return [_mean(each) for each in measured]
+
+
+def next_states(
+    rule: Rule,
+    ranks: Sequence[int],
+    rate: float,
+    number: int,
+    problems: Sequence[Problem],
+    chances: Sequence[torch.Generator],
+    states: Sequence[State],
+) -> list[State]:
+    """The global updates after one round. What is drawn does not depend on the rule: comparisons are paired."""
+    locals_ = [_local(one, ranks, chance) for one, chance in zip(problems, chances, strict=True)]
+    owners = [(one, state, who) for one, state, each in zip(problems, states, locals_, strict=True) for who in each]
+    fresh = torch.Generator().manual_seed(number)
+    layers = [
+        layer(
+            [one.base[n] for one, _, _ in owners],
+            [rule.start(state[n], who.rank, SCALING, fresh) for _, state, who in owners],
+            max(ranks),
+        )
+        for n in range(len(SHAPES))
+    ]
+    inputs, labels = (torch.stack([getattr(who, name) for *_, who in owners]) for name in ("inputs", "labels"))
+    trained = train(layers, inputs, labels, rate, rule.trained(number))
+    return [
+        [
+            rule.aggregate(_updates([who.rank for who in here], *trained[n], first=index * PARTICIPANTS), state[n])
+            for n in range(len(SHAPES))
+        ]
+        for index, (here, state) in enumerate(zip(locals_, states, strict=True))
+    ]
+
+
+def _local(one: Problem, ranks: Sequence[int], chance: torch.Generator) -> list[Local]:
+    """Who takes part in this round, and on which examples."""
+    here = torch.randperm(len(ranks), generator=chance)[:PARTICIPANTS].tolist()
+    picked = torch.randint(one.labels.shape[1], (PARTICIPANTS, STEPS * BATCH), generator=chance)
+    return [
+        Local(ranks[who], one.inputs[who, own], one.labels[who, own]) for who, own in zip(here, picked, strict=True)
+    ]
+
+
+def _updates(ranks: Sequence[int], A: Tensor, B: Tensor, first: int) -> list[Update]:
+    """What one seed's participants upload of one layer: without the padding."""
+    share = 1 / len(ranks)
+    return [Update(A[n, :rank], B[n, :, :rank], SCALING, share, SCALING) for n, rank in enumerate(ranks, first)]
+
+
+def outcome(rule: Rule, population: Sequence[int], one: Problem, state: State) -> Outcome:
+    """What the global update is worth."""
+    ranks = rule.ranks_of(population)
+    whole = agreement(one, state, max(ranks))
+    used = {}
+    for own, rank in zip(population, ranks, strict=True):
+        if own not in used:
+            used[own] = agreement(one, state, rule.used_rank(rank, max(ranks)))
+    mean = sum(used[own] for own in population) / len(population)
+    return Outcome(whole, used, mean, tail_energy(state, min(population)))
+
+
+def agreement(one: Problem, state: State, rank: int) -> float:
+    """In %, at this rank."""
+    weights = [base + factors.B[:, :rank] @ factors.A[:rank] for base, factors in zip(one.base, state, strict=True)]
+    return 100 * float((forward(one.measured, weights).argmax(-1) == one.answers).float().mean())
+
+
+def _mean(each: Sequence[Outcome]) -> Outcome:
+    n = len(each)
+    used = {rank: sum(one.used[rank] for one in each) / n for rank in each[0].used}
+    whole, mean, tail = (sum(getattr(one, name) for one in each) / n for name in ("whole", "mean", "tail"))
+    return Outcome(whole, used, mean, tail)
