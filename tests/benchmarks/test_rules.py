@@ -139,7 +139,7 @@ def test_an_interval_of_paired_differences() -> None:
 
 
 def test_tables_and_the_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "noisy", replace(KINDS["noisy"], examples=8))  # type: ignore[arg-type]
+    monkeypatch.setitem(KINDS, "noisy", replace(KINDS["noisy"], examples=8))
     arguments = ["--cells", "two-tier,noisy", "--rules", "flexlora", "view, leak 0.1", "--rates", "0.01"]
     main([*arguments, "--seeds", "1", "--rounds", "1", "--processes", "1"])
     *tables, last = capsys.readouterr().out.splitlines()

@@ -14,7 +14,8 @@ from benchmarks.lib.rules.rule import chosen
 def encoder() -> Encoder:
     torch.manual_seed(0)
     config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=50)
-    return Encoder(BertModel(config).eval().requires_grad_(False))
+    model = BertModel(config).eval()  # type: ignore[no-untyped-call]
+    return Encoder(model.requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_without_padding_the_encoder_is_the_library_s(encoder: Encoder) -> None:
         LoRA(torch.randn(2, 16, generator=generator), torch.randn(16, 2, generator=generator) / 4) for _ in range(4)
     ]
     found = encoder.pooled(batch([encoder.embed(tokens) for tokens in questions]), adapter)
-    merged = BertModel(encoder.model.config).eval()
+    merged = BertModel(encoder.model.config).eval()  # type: ignore[no-untyped-call]
     merged.load_state_dict(encoder.model.state_dict())
     for number, module in enumerate(
         part for layer in merged.encoder.layer for part in (layer.attention.self.query, layer.attention.self.value)
