@@ -92,7 +92,11 @@ BAD: list[tuple[type[Message], str, list[Any]]] = [
     (RunSpec, "ranks", [[], [0], [True], ["2"], 2, list(range(1, 258))]),
     (RunSpec, "scaling", [{}, {"alpha": 1.0, "alpha_per_rank": 1.0}, {"use_rslora": True}]),
     (RunSpec, "strategy_options", [{"leak": value} for value in (-0.1, 1.1, True, "0", None, float("nan"))]),
-    (RunSpec, "strategy_options", [{"shrink": -0.1}, {"shrink": float("inf")}, {"Leak": 0.1}, None]),
+    (
+        RunSpec,
+        "strategy_options",
+        [{"shrink": -0.1}, {"shrink": float("inf")}, {"Leak": 0.1}, {"energy": 0.0}, {"weighting": "examples"}, None],
+    ),
     (RunSpec, "rounds", [1.0, 0, 100_001]),
     (RunSpec, "min_clients", [1.0, 0]),
     (RunSpec, "min_updates", [1.0, 0]),

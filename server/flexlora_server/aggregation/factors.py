@@ -120,6 +120,12 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow.to(torch.float32)
 
 
+def kept_trainable(factors: GlobalFactors, previous: GlobalFactors) -> GlobalFactors:
+    """The factors, with previous' rows of A where both of a direction's are 0: it has no gradient and would never train again."""
+    dead = ~(factors.A.any(dim=1) | factors.B.any(dim=0))
+    return GlobalFactors(factors.B, torch.where(dead[:, None], previous.A, factors.A)) if bool(dead.any()) else factors
+
+
 def weighted_stack(updates: Sequence[Update]) -> Stack:
     """The sum of p_i s_i B_i A_i, one term per update."""
     return Stack([Term(update.B, update.A, update.weight * update.scaling) for update in updates])

@@ -1,10 +1,12 @@
 """Options of aggregation strategies: numbers and words that a run's strategy is used with."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from flexlora_shared.messages.base import Message, omitted_if_default
+
+Weighting = Literal["examples-and-norm", "norm"]
 
 
 class StrategyOptions(Message):
@@ -28,6 +30,22 @@ class StrategyOptions(Message):
             exclude_if=omitted_if_default(0.0),
         ),
     ] = 0.0
+    energy: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="flexlora, flexlora-residual: share of each module's energy that the directions served must reach",
+            exclude_if=omitted_if_default(1.0),
+        ),
+    ] = 1.0
+    weighting: Annotated[
+        Weighting,
+        Field(
+            description="hetlora: an update weighs by its examples times its norm, or by its norm alone, as in the paper",
+            exclude_if=omitted_if_default("examples-and-norm"),
+        ),
+    ] = "examples-and-norm"
 
     @property
     def given(self) -> tuple[str, ...]:

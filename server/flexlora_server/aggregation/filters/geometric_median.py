@@ -15,7 +15,7 @@ from torch import Tensor
 from flexlora_server.aggregation.filters.rule import Verdict, unclipped
 from flexlora_server.aggregation.geometry.update_geometry import Geometry
 
-_SMOOTHING = 1e-6  # nu, relative to the median distance
+_SMOOTHING = 1e-6  # nu, relative to a typical distance between two changes
 _CONVERGED = 1e-10  # in the coefficients
 _ITERATIONS = 1000  # near the breakdown point each one gains little; usually a dozen are enough
 _NOTE_BELOW = 0.5  # a note is added below this share of the weight by examples
@@ -43,14 +43,16 @@ class GeometricMedian:
 def weiszfeld(weights: Sequence[float], inner: Tensor) -> tuple[list[float], list[float]]:
     """The coefficients of the geometric median, and the distance of every change to it.
 
-    Of changes that are all the same, or of one or two, the coefficients are the weights.
+    Of changes that are all the same, or of two with the same weight, the coefficients are the weights. Of two with different
+    weights the heavier one is the median, but for the smoothing; so it is of any number where one has over half of the weight.
+    nu is the same in all iterations, so that they approach the minimum of one function, however many there are; it follows
+    the distances within the majority, not those from the mean, which a single far change can make as long as it likes.
     """
     p = torch.tensor(weights, dtype=torch.float64)
     b = p / p.sum()
+    nu = max(_SMOOTHING * _typical_distance(inner), torch.finfo(torch.float64).tiny)
     for _ in range(_ITERATIONS):
-        distances = _distances(inner, b)
-        nu = _SMOOTHING * float(distances.median())
-        closeness = p / distances.clamp(min=max(nu, torch.finfo(torch.float64).tiny))
+        closeness = p / _distances(inner, b).clamp(min=nu)
         closeness = closeness / closeness.max()  # so that no sum overflows
         old, b = b, closeness / closeness.sum()
         if float((b - old).abs().max()) < _CONVERGED:
@@ -58,6 +60,13 @@ def weiszfeld(weights: Sequence[float], inner: Tensor) -> tuple[list[float], lis
     coefficients: list[float] = b.tolist()
     final: list[float] = _distances(inner, b).tolist()
     return coefficients, final
+
+
+def _typical_distance(inner: Tensor) -> float:
+    """The median change's median distance to the others; 0 where there are none."""
+    squares = inner.diagonal()
+    between = (squares + squares[:, None] - 2 * inner).clamp(min=0).sqrt().fill_diagonal_(torch.nan)
+    return float(between.nanmedian(dim=1).values.nanmedian().nan_to_num())
 
 
 def _distances(inner: Tensor, b: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ has one scaling. Here a participant's share of the examples p_i counts too, and 
     q_i = p_i n_i / sum of p_j n_j    with n_i = |s_i B_i A_i| = s_i sqrt(tr((B_i^T B_i)(A_i A_i^T)))
     B = sum of q_i s_i [B_i 0],  A = sum of q_i [A_i; 0]
 
-With equal shares and scalings that is the paper's rule. Where nobody moved B (all n_i = 0), q_i = p_i. The paper's pruning of
+With equal shares and scalings that is the paper's rule; with the option `weighting` "norm" it is for any shares, p_i left out of
+q_i. Where nobody moved B (all n_i = 0), q_i = p_i. The paper's pruning of
 ranks during local training is not part of this: a participant keeps the rank that it declares.
 
 Plain padding would set both factors to zero above the highest rank present, and a direction with A = B = 0 has no gradient:
-it would never train again. There A stays as it was, with B = 0; an update of next to no weight counts as absent.
+it would never train again. There A stays as it was, with B = 0; an update of next to no weight counts as absent. So it does
+where all that are present send A = B = 0.
 """
 
 import math
@@ -23,28 +25,34 @@ from torch.nn.functional import pad
 
 from flexlora_server.aggregation.check_updates import check_updates
 from flexlora_server.aggregation.extra_tensors import weighted_average
-from flexlora_server.aggregation.factors import GlobalFactors, Update, rounded
+from flexlora_server.aggregation.factors import GlobalFactors, Update, kept_trainable, rounded
 from flexlora_server.aggregation.truncate import Aggregate, without_truncation
+from flexlora_shared.messages.strategy_options import Weighting
 
 MIN_WEIGHT = 1e-6  # an update of less weight does not count as present: the A that it leaves could never train again
 
 
 def aggregate(
-    updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+    updates: Sequence[Update],
+    previous: GlobalFactors,
+    dtype: torch.dtype,
+    error_bound: float = 1.0,
+    *,
+    weighting: Weighting = "examples-and-norm",
 ) -> Aggregate:
     """Zero-padded factors, averaged apart with weights q_i; see the module."""
     check_updates(updates, previous)
-    weights, r_max = sparsity_weights(updates), previous.A.shape[0]
+    weights, r_max = sparsity_weights(updates, weighting), previous.A.shape[0]
     B = weighted_average((_padded_B(update, r_max), q) for update, q in zip(updates, weights, strict=True))
     A = weighted_average((_padded_A(update, r_max), q) for update, q in zip(updates, weights, strict=True))
     present = max(update.rank for update, q in zip(updates, weights, strict=True) if q > MIN_WEIGHT)
     A[present:] = previous.A[present:]
-    return without_truncation(GlobalFactors(B=B, A=rounded(A, dtype)))
+    return without_truncation(kept_trainable(GlobalFactors(B=B, A=rounded(A, dtype)), previous))
 
 
-def sparsity_weights(updates: Sequence[Update]) -> list[float]:
+def sparsity_weights(updates: Sequence[Update], weighting: Weighting = "examples-and-norm") -> list[float]:
     """q_i, the share of each update: they sum to 1."""
-    sizes = [update.weight * _norm(update) for update in updates]
+    sizes = [(update.weight if weighting == "examples-and-norm" else 1.0) * _norm(update) for update in updates]
     total = math.fsum(sizes)
     return [size / total for size in sizes] if total > 0 else [update.weight for update in updates]
 

@@ -101,11 +101,13 @@ _PACKAGE = __name__.rpartition(".")[0]
 _BUILT_IN = {
     rule.name: rule
     for rule in (
-        Strategy("flexlora", f"{_PACKAGE}.flexlora"),
-        Strategy("flexlora-residual", f"{_PACKAGE}.residual", measures_changes=True, options=("leak", "shrink")),
+        Strategy("flexlora", f"{_PACKAGE}.flexlora", options=("energy",)),
+        Strategy(
+            "flexlora-residual", f"{_PACKAGE}.residual", measures_changes=True, options=("leak", "shrink", "energy")
+        ),
         Strategy("fedavg", f"{_PACKAGE}.fedavg", averages_factors=True, one_rank=True),
         Strategy("ffa", f"{_PACKAGE}.ffa", averages_factors=True, agents_train="B", one_rank=True),
-        Strategy("hetlora", f"{_PACKAGE}.hetlora", averages_factors=True),
+        Strategy("hetlora", f"{_PACKAGE}.hetlora", averages_factors=True, options=("weighting",)),
         Strategy("flora", f"{_PACKAGE}.flora", agents_train="fresh"),
     )
 }

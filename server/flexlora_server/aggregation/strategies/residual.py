@@ -6,25 +6,27 @@ served, rounding included. Column j of a slice is s * cast(B_j / s) and its rows
 D_old - sum of p_i served_i is one more block, (B_old - B_served) @ A_old, in the same stack. What comes late was served from
 an older update: its change is measured against that, and each such update is a block of its own, -B_served @ A_older.
 
-Two options make it forget. `leak` g in [0, 1] lets go a share of what was served to nobody:
+Three options make it forget. `leak` g in [0, 1] lets go a share of what was served to nobody:
 
     W = sum of p_i s_i B_i A_i + (1 - g) (D_old - sum of p_i served_i)
 
 g = 1 is the paper's rule, g = 0 the residual one. Where participants send back what they want, a direction held by a share c
 of them settles at c / (c + g (1 - c)) of it: a Wiener filter whose ratio of noise to signal is g. Tensors beside LoRA do not
-leak. `shrink` takes from what few hold as much as participants disagree: see `shrinkage`.
+leak. `shrink` takes from what few hold as much as participants disagree: see `shrinkage`. `energy` serves no more directions
+than a share of W's energy needs: see `energy`.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from flexlora_server.aggregation.check_updates import check_updates
 from flexlora_server.aggregation.factors import GlobalFactors, SliceKind, Update, bases, slice_factors, weighted_stack
+from flexlora_server.aggregation.strategies.energy import leading
 from flexlora_server.aggregation.strategies.shrinkage import disagreement, shrunk
 from flexlora_server.aggregation.svd.stack import Stack
+from flexlora_server.aggregation.svd.truncated_svd import TruncatedSVD
 from flexlora_server.aggregation.truncate import Aggregate, truncate, without_truncation
 
 # Two float64 products of the same float32 numbers that differ by less are the same update.
@@ -39,6 +41,7 @@ def aggregate(
     *,
     leak: float = 0.0,
     shrink: float = 0.0,
+    energy: float = 1.0,
 ) -> Aggregate:
     """W = D_old + sum of p_i (s_i B_i A_i - served_i), truncated to the largest rank served; options: see the module."""
     check_updates(updates, previous)
@@ -49,11 +52,17 @@ def aggregate(
     ):
         return _unchanged(previous)
     stack = _changed(updates, previous, served, 1 - leak, previous.B.double())
-    if shrink == 0:
+    if shrink == 0 and energy == 1:
         return truncate(stack, previous, dtype, error_bound)
-    mean = _changed(updates, previous, served, 1.0, torch.zeros_like(previous.B, dtype=torch.float64))
-    noise = shrink * disagreement(updates, previous, served, mean)
-    return truncate(stack, previous, dtype, error_bound, partial(shrunk, updates=updates, noise=noise))
+    noise = 0.0
+    if shrink > 0:
+        mean = _changed(updates, previous, served, 1.0, torch.zeros_like(previous.B, dtype=torch.float64))
+        noise = shrink * disagreement(updates, previous, served, mean)
+
+    def values(svd: TruncatedSVD) -> Tensor:
+        return torch.minimum(shrunk(svd, updates, noise), leading(svd, energy))
+
+    return truncate(stack, previous, dtype, error_bound, values)
 
 
 def _changed(

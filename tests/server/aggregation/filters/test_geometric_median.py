@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexlora_server.aggregation.filters import geometric_median
 from flexlora_server.aggregation.filters.geometric_median import GeometricMedian, weiszfeld
 from tests.server.aggregation.filters.rounds import equal, gathered, of_vectors
 
@@ -60,6 +61,24 @@ def test_equal_changes_keep_their_weights() -> None:
         coefficients, distances = weiszfeld(weights, of_vectors(changes).inner)
         assert coefficients == pytest.approx(weights, rel=1e-6)
         assert distances == pytest.approx([0.0] * 3, abs=1e-7)
+
+
+def test_of_two_the_heavier_is_the_median_and_equal_ones_keep_their_weights() -> None:
+    changes = of_vectors([[0.0, 3.0], [4.0, 0.0]]).inner
+    assert weiszfeld([0.5, 0.5], changes)[0] == pytest.approx([0.5, 0.5], abs=1e-12)
+    assert weiszfeld([0.51, 0.49], changes)[0] == pytest.approx([1.0, 0.0], abs=2e-6)
+
+
+@pytest.mark.parametrize("weights", [[0.51, 0.49], [0.2, 0.6, 0.2], [0.3, 0.3, 0.4], [0.45, 0.1, 0.45]])
+def test_more_iterations_converge_to_the_same(weights: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To its last digits: what is smoothed does not depend on how far the iteration has come."""
+    inner = of_vectors([[0.0, 3.0], [4.0, 0.0], [1.0, 1.0]][: len(weights)]).inner
+    monkeypatch.setattr(geometric_median, "_CONVERGED", 0.0)
+    found = []
+    for iterations in (1000, 3000):
+        monkeypatch.setattr(geometric_median, "_ITERATIONS", iterations)
+        found.append(weiszfeld(weights, inner)[0])
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
 
 
 def test_whoever_counts_far_less_is_told() -> None:

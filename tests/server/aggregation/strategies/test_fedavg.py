@@ -1,5 +1,7 @@
 """FedAvg on the factors, and its refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,25 @@ def test_equal_scalings_serve_the_plain_average() -> None:
     A, B = slice_factors(result.factors, 6, 4.0, torch.float32)
     assert torch.allclose(A, torch.stack([u.weight * u.A for u in updates]).sum(0), atol=1e-6)
     assert torch.allclose(B, torch.stack([u.weight * u.B for u in updates]).sum(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "hetlora"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_direction_that_everybody_sends_as_nothing_keeps_its_A(name: str, dtype: torch.dtype) -> None:
+    """With both factors at 0 it would have no gradient in any later round."""
+    case = random_round([6, 6])
+    previous = replace(case.previous, A=case.previous.A.to(dtype).float())
+    updates = []
+    for update in case.updates:
+        A, B = update.A.clone(), update.B.clone()
+        A[[1, 4]], B[:, [1, 3, 4]] = 0.0, 0.0
+        updates.append(replace(update, A=A, B=B))
+    factors = strategy(name).aggregate(updates, previous, dtype).factors
+    assert torch.equal(factors.A[[1, 4]], previous.A[[1, 4]])
+    assert not bool(factors.B[:, [1, 3, 4]].any())
+    assert not torch.equal(factors.A[3], previous.A[3])  # this one trains: only its B is 0
+    nothing = [replace(u, A=torch.zeros_like(u.A), B=torch.zeros_like(u.B)) for u in case.updates]
+    assert torch.equal(strategy(name).aggregate(nothing, previous, dtype).factors.A, previous.A)
 
 
 def test_one_rank_is_accepted() -> None:

@@ -12,6 +12,7 @@ from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_f
 from flexlora_server.aggregation.strategies.hetlora import sparsity_weights
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.aggregation.truncate import Aggregate
+from flexlora_shared.messages.strategy_options import StrategyOptions
 from tests.server.aggregation import oracle
 from tests.server.aggregation.cases import DTYPES, Round, product, random_round, rounds
 from tests.server.aggregation.oracle import Matrix
@@ -47,7 +48,7 @@ def test_by_hand() -> None:
     previous = GlobalFactors(B=torch.ones(2, 3), A=torch.full((3, 2), 7.0))
     result = HETLORA.aggregate([first, second], previous, torch.float32)
     assert sparsity_weights([first, second]) == pytest.approx([0.5, 0.5])
-    assert result.factors.A.tolist() == [[1.5, 1.0], [0.0, 0.0], [7.0, 7.0]]
+    assert result.factors.A.tolist() == [[1.5, 1.0], [7.0, 7.0], [7.0, 7.0]]  # the second direction would be dead
     assert result.factors.B.tolist() == [[1.0, 0.0, 0.0], [0.5, 0.0, 0.0]]
     assert result.singular_values[0] == pytest.approx((1.25 * 3.25) ** 0.5)
 
@@ -112,6 +113,22 @@ def test_equal_ranks_scalings_and_norms_are_the_plain_average() -> None:
     result = aggregate(Round(tuple(updates), random_round([6]).previous))
     A, B = oracle.to_numpy(update.A), oracle.to_numpy(update.B)
     assert oracle.relative_error(product(result.factors), 0.25 * update.scaling * B @ A) < 1e-6  # (1/4 - 3/4) squared
+
+
+@given(case=rounds())
+def test_weighting_by_norm_alone_is_the_papers(case: Round) -> None:
+    sizes = np.array([np.linalg.norm(upload.product) for upload in case.uploads])
+    q = sizes / sizes.sum() if sizes.sum() > 0 else np.array([upload.weight for upload in case.uploads])
+    assert sparsity_weights(case.updates, "norm") == pytest.approx(q.tolist(), rel=1e-9)
+    weighed = [replace(update, weight=1 / len(q)) for update in case.updates]
+    papers = HETLORA.aggregate(case.updates, case.previous, torch.float32, options=StrategyOptions(weighting="norm"))
+    if sizes.sum() > 0:  # the shares of the examples do not count
+        assert (
+            oracle.relative_error(
+                product(papers.factors), product(aggregate(Round(tuple(weighed), case.previous)).factors)
+            )
+            < 1e-5
+        )
 
 
 def test_any_mix_of_ranks_can_be_served() -> None:

@@ -94,8 +94,10 @@ def test_an_installed_package_offers_a_strategy(tmp_path: Path, monkeypatch: pyt
 def test_an_option_that_is_given_must_be_the_strategys() -> None:
     for name in NAMES:
         strategy(name).check([4], StrategyOptions(leak=0.0))  # as if it had been left out
-    with pytest.raises(UnsupportedRun, match=r"flexlora has no option 'leak': .*\(it takes none\)"):
-        strategy("flexlora").check([4], StrategyOptions(leak=0.1))
+    with pytest.raises(UnsupportedRun, match=r"fedavg has no option 'leak': .*\(it takes none\)"):
+        strategy("fedavg").check([4], StrategyOptions(leak=0.1))
+    with pytest.raises(UnsupportedRun, match=r"flexlora has no option 'shrink': .*\(it takes energy\)"):
+        strategy("flexlora").check([4], StrategyOptions(energy=0.9, shrink=0.1))
     strategy("flexlora-residual").check([4], StrategyOptions(leak=0.1, shrink=0.5))
 
 
