@@ -83,6 +83,8 @@ def rules() -> tuple[Rule, ...]:
         *(registered(strategy(name)) for name in strategies() if name != "fedavg"),
         *(Rule(f"leak {g:g}", RESIDUAL, {"leak": g}) for g in (0.03, 0.1, 0.3)),
         *(Rule(f"shrink {kappa:g}", RESIDUAL, {"shrink": kappa}) for kappa in (0.3, 0.5)),
+        Rule("energy 0.95", PAPER, {"energy": 0.95}),
+        Rule("residual, energy 0.95", RESIDUAL, {"energy": 0.95}),
         Rule("view", RESIDUAL, whole_view=True),
         Rule("view, leak 0.1", RESIDUAL, {"leak": 0.1}, whole_view=True),
         Rule(ORACLE, PAPER, ranks="largest"),

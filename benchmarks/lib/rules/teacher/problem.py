@@ -36,7 +36,7 @@ class Kind:
     temperature: float
 
 
-KINDS: Mapping[str, Kind] = {"rich": Kind(1024, 0.1), "noisy": Kind(256, 0.35)}
+KINDS: Mapping[str, Kind] = {"rich": Kind(1024, 0.1), "noisy": Kind(128, 0.5)}
 
 
 @dataclass(frozen=True)
