@@ -143,7 +143,7 @@ def test_tables_and_the_json(capsys: pytest.CaptureFixture[str], monkeypatch: py
     arguments = ["--cells", "two-tier,noisy", "--rules", "flexlora", "view, leak 0.1", "--rates", "0.01"]
     main([*arguments, "--seeds", "1", "--rounds", "1", "--processes", "1"])
     *tables, last = capsys.readouterr().out.splitlines()
-    assert [line.count("|") for line in tables if "|" in line] == [10] * 4 + [3] * 4
+    assert [line.count("|") for line in tables if "|" in line] == [10] * 4 + [3] * 8
     assert {row["rule"] for row in json.loads(last)["rows"]} == {"flexlora", "view, leak 0.1"}
 
 

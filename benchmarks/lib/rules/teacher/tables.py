@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Literal
 
 from benchmarks.lib.rules.bootstrap import paired
 from benchmarks.lib.rules.rule import PAPER
@@ -9,9 +10,11 @@ from benchmarks.lib.rules.teacher.comparing import Cells, Row
 
 
 def markdown(cells: Cells) -> str:
-    """Every cell's table, then the differences."""
+    """Every cell's table, then the differences of the global update and of what participants use."""
     tables = [f"{population}, {kind}\n\n{cell_table(rows)}" for (population, kind), rows in cells.items()]
-    return "\n\n".join([*tables, f"difference to `{PAPER}` by cell\n\n{difference_table(cells)}"])
+    for what, name in (("the global update", "whole"), ("the participants' mean", "mean")):
+        tables.append(f"{what}, less `{PAPER}`\n\n{difference_table(cells, name)}")
+    return "\n\n".join(tables)
 
 
 def cell_table(rows: Sequence[Row]) -> str:
@@ -31,12 +34,12 @@ def cell_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def difference_table(cells: Cells) -> str:
-    """A row of each rule, a column of each cell: the global update's paired difference with its interval."""
+def difference_table(cells: Cells, name: Literal["whole", "mean"]) -> str:
+    """A row of each rule, a column of each cell: the paired difference with its interval."""
     lines = [_line(["rule", *(", ".join(cell) for cell in cells)]), "| --- " + "| ---: " * len(cells) + "|"]
     for rows in zip(*cells.values(), strict=True):
         differences = [
-            _with_difference(row, _paper(cell), "whole")[1] for row, cell in zip(rows, cells.values(), strict=True)
+            _with_difference(row, _paper(cell), name)[1] for row, cell in zip(rows, cells.values(), strict=True)
         ]
         lines.append(_line([f"`{rows[0].rule}`", *differences]))
     return "\n".join(lines)
