@@ -11,10 +11,10 @@ import torch
 from benchmarks.lib.rules.bootstrap import paired
 from benchmarks.lib.rules.jobs import Done, Job, run_all
 from benchmarks.lib.rules.rule import Rule, Start, chosen, rules, tail_energy
-from benchmarks.lib.rules.teacher.comparing import Plan, tuned
 from benchmarks.lib.rules.teacher.learners import BATCH, Layer, layer, train
 from benchmarks.lib.rules.teacher.problem import KINDS, Kind, forward, problem
 from benchmarks.lib.rules.teacher.rounds import run
+from benchmarks.lib.rules.tuning import tuned
 from benchmarks.rules import main
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.aggregation.strategies.registry import strategies, strategy
@@ -110,13 +110,11 @@ def test_the_tail_is_what_lies_beyond_the_rank() -> None:
 def test_rates_are_tried_until_the_best_lies_between_two_others(peak: int, chosen_rate: float, tried: int) -> None:
     asked: list[float] = []
 
-    def done(jobs: Sequence[Job]) -> list[Done]:
-        asked.extend(job["rate"] for job in jobs)
-        return [{"outcomes": [{"whole": -abs(job["rate"] - 2.0**peak)}]} for job in jobs]
+    def measure(pairs: Sequence[tuple[str, float]]) -> list[float]:
+        asked.extend(rate for _, rate in pairs)
+        return [-abs(rate - 2.0**peak) for _, rate in pairs]
 
-    rule = named("flexlora")
-    plan = Plan((rule,), (), tuple(2.0**n for n in range(6)), 1, 1, 1)
-    assert tuned(plan, ("even", "rich"), done) == {rule: chosen_rate}
+    assert tuned(["flexlora"], [2.0**n for n in range(6)], measure) == {"flexlora": chosen_rate}
     assert len(asked) == len(set(asked)) == tried
 
 

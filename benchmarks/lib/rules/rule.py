@@ -4,15 +4,15 @@ Nothing here computes a global update: `Rule.aggregate` calls the strategy that 
 the slice that the coordinator would serve.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors
-from flexlora_server.aggregation.strategies.registry import Strategy, strategies, strategy
+from flexlora_server.aggregation.strategies.registry import NO_OPTIONS, Strategy, strategies, strategy
 from flexlora_shared.messages.strategy_options import StrategyOptions
 
 DTYPE = torch.float32  # served
@@ -39,7 +39,7 @@ class Rule:
 
     name: str
     strategy: str
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: StrategyOptions = NO_OPTIONS
     ranks: Literal["own", "smallest", "largest"] = "own"
     whole_view: bool = False
 
@@ -67,9 +67,7 @@ class Rule:
 
     def aggregate(self, updates: Sequence[Update], previous: GlobalFactors) -> GlobalFactors:
         """The next global update, by the server's strategy."""
-        return (
-            strategy(self.strategy).aggregate(updates, previous, DTYPE, options=StrategyOptions(**self.options)).factors
-        )
+        return strategy(self.strategy).aggregate(updates, previous, DTYPE, options=self.options).factors
 
     def used_rank(self, rank: int, largest: int) -> int:
         """The rank of the global update that a participant of `rank` uses after the round."""
@@ -81,12 +79,12 @@ def rules() -> tuple[Rule, ...]:
     return (
         Rule(BUCKET, "fedavg", ranks="smallest"),
         *(registered(strategy(name)) for name in strategies() if name != "fedavg"),
-        *(Rule(f"leak {g:g}", RESIDUAL, {"leak": g}) for g in (0.03, 0.1, 0.3)),
-        *(Rule(f"shrink {kappa:g}", RESIDUAL, {"shrink": kappa}) for kappa in (0.3, 0.5)),
-        Rule("energy 0.95", PAPER, {"energy": 0.95}),
-        Rule("residual, energy 0.95", RESIDUAL, {"energy": 0.95}),
+        *(Rule(f"leak {g:g}", RESIDUAL, StrategyOptions(leak=g)) for g in (0.03, 0.1, 0.3)),
+        *(Rule(f"shrink {kappa:g}", RESIDUAL, StrategyOptions(shrink=kappa)) for kappa in (0.3, 0.5)),
+        Rule("energy 0.95", PAPER, StrategyOptions(energy=0.95)),
+        Rule("residual, energy 0.95", RESIDUAL, StrategyOptions(energy=0.95)),
         Rule("view", RESIDUAL, whole_view=True),
-        Rule("view, leak 0.1", RESIDUAL, {"leak": 0.1}, whole_view=True),
+        Rule("view, leak 0.1", RESIDUAL, StrategyOptions(leak=0.1), whole_view=True),
         Rule(ORACLE, PAPER, ranks="largest"),
     )
 

@@ -17,9 +17,10 @@ from benchmarks.lib.rules.banking77.federation import ROUNDS, Federation, Split,
 from benchmarks.lib.rules.bootstrap import paired
 from benchmarks.lib.rules.jobs import Done, Job, run_all
 from benchmarks.lib.rules.rule import BUCKET, ORACLE, PAPER, RESIDUAL, chosen
+from benchmarks.lib.rules.tuning import tuned
 
 RULES = (BUCKET, PAPER, RESIDUAL, "leak 0.1", "view", "view, leak 0.1", ORACLE)
-RATES, SEEDS, FIRST_VALIDATION = (0.0025, 0.005, 0.01), 3, 1000
+RATES, SEEDS, VALIDATION = (0.00125, 0.0025, 0.005, 0.01, 0.02), 3, 1000  # the seed of the validation federation
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -42,12 +43,13 @@ def compare(asked: argparse.Namespace, tell: Tell) -> tuple[str, dict[str, Any]]
     def runs(jobs: Sequence[Job]) -> list[Done]:
         return run_all(jobs, work, asked.processes, asked.results, tell)
 
-    tried = (
-        runs([_job(name, rate, "validation", FIRST_VALIDATION, rounds) for rate in rates for name in names])
-        if len(rates) > 1
-        else []
-    )
-    best = {name: _best(name, tried) if tried else rates[0] for name in names}
+    tried: list[Done] = []
+
+    def accuracy(pairs: Sequence[tuple[str, float]]) -> list[float]:
+        tried.extend(found := runs([_job(name, rate, "validation", VALIDATION, rounds) for name, rate in pairs]))
+        return [float(one["whole"]) for one in found]
+
+    best = tuned(names, rates, accuracy)
     done = runs([_job(name, best[name], "test", seed, rounds) for seed in range(seeds) for name in names])
     about = f"{seeds} seeds, each rule at the rate that is best on one other; 95 % intervals in brackets"
     return f"{about}\n\n{table(names, done)}", {"seeds": seeds, "rates": rates, "tried": tried, "runs": done}
@@ -94,10 +96,6 @@ def table(names: Sequence[str], done: Sequence[Mapping[str, Any]]) -> str:
 
 def _job(rule: str, rate: float, split: Split, seed: int, rounds: int) -> Job:
     return {"rule": rule, "rate": rate, "split": split, "seed": seed, "rounds": rounds}
-
-
-def _best(name: str, tried: Sequence[Done]) -> float:
-    return float(max((one for one in tried if one["rule"] == name), key=lambda one: one["whole"])["rate"])
 
 
 @lru_cache(maxsize=1)
