@@ -62,7 +62,7 @@ BAD: list[tuple[type[Message], str, list[Any]]] = [
     (UploadCreate, "rank", [*NOT_INTEGERS, 0, -1, 4097]),
     (UploadCreate, "alpha", [*NOT_FLOATS, 0.0, -1.0, 1e7]),
     (UploadCreate, "use_rslora", [1, "true"]),
-    (UploadCreate, "trainable", ["A", "Slice", None, ["slice"]]),
+    (UploadCreate, "trainable", ["C", "Slice", None, ["slice"]]),
     (UploadCreate, "examples", [1.0, 0, 2**48 + 1]),
     (UploadCreate, "size", [1.0, 0, 2**46]),
     (UploadCreate, "sha256", ["0" * 63, "0" * 65, "F" * 64, "g" * 64, "0" * 64 + "\n", 0]),

@@ -25,7 +25,7 @@ HEAD = {"name": "head.weight", "shape": [3, 5]}
 MODULES = [{"name": f"layers.{i}.proj", "out_features": d, "in_features": 33} for i, d in enumerate((40, 21))]
 SCALINGS: tuple[dict[str, Any], ...] = ({"alpha_per_rank": 2.0}, {"alpha": 16.0, "use_rslora": True})
 STALENESS = (0, 2, 0, 1, 1)  # of the round's participants; they were served from the adapter of two, one rounds before
-STRATEGIES = ("flexlora", "flexlora-residual", "hetlora", "flora", "fedavg", "ffa")
+STRATEGIES = ("flexlora", "flexlora-residual", "hetlora", "flora", "fedavg", "ffa", "raflora", "fedsvd")
 MEASURED = ("flexlora-residual",)
 
 
@@ -57,7 +57,7 @@ def sent(run: RunSpec, served: Path, rank: int, seed: int, step: float) -> dict[
     made = {}
     for module in run.modules:
         A, B = slice_factors(adapter.factors(module.name), rank, served_scaling(run, rank), dtype)
-        frozen = run.strategy == "ffa"
+        frozen = run.strategy in {"ffa", "fedsvd"}
         made[key_A(module.name)] = A if frozen else A + (step * noise[key_A(module.name)]).to(dtype)
         made[key_B(module.name)] = B + (step * noise[key_B(module.name)]).to(dtype)
     for extra in run.extra:
@@ -145,10 +145,12 @@ def wanted(late: Late, module: str) -> oracle.Matrix:
     """The strategy's W before truncation."""
     uploads, previous = uploads_of(late, module), dense(late.published[-1], module)
     match late.run.strategy:
-        case "flexlora":
+        case "flexlora" | "fedsvd":
             return oracle.averaged(uploads)
         case "flexlora-residual":
             return oracle.residual(previous, uploads)
+        case "raflora":
+            return oracle.banded(uploads)
         case "flora":
             return previous + oracle.averaged(uploads)
         case "hetlora":

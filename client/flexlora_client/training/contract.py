@@ -9,11 +9,11 @@ A training loop is a class without constructor arguments and with one method, `t
 Name it as `package.module:MyTrainer` (see `plugin`). It must write exactly the tensors of the slice served
 (`flexlora_shared.layout.adapter_shapes`), in `job.spec.upload_dtype`; one instance serves every round of a run.
 
-What of the slice is trained is the run's choice: `job.trainable` is "slice", "B" or "fresh", and
+What of the slice is trained is the run's choice: `job.trainable` is "slice", "B", "A" or "fresh", and
 `flexlora_shared.messages.tasks` says what each uploads. A class names those that its `train` heeds; without, it is given slices
 only, and so is a subclass that brings another `train` and does not name them anew:
 
-        supports = ("slice", "B", "fresh")
+        supports = ("slice", "B", "A", "fresh")
 
 A loop may ignore `job.stop`, `job.deadline`, `job.checkpoints`, `job.state`, `job.notice` and `job.before_writing`. Then the
 first Ctrl-C lets it finish its round, whose update is sent at the next start, and a second one raises KeyboardInterrupt

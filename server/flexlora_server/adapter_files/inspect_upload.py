@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flexlora_server.adapter_files.dtypes import DTYPES, Array, to_dtype
+from flexlora_server.adapter_files.dtypes import DTYPES, Array, slice_dtype, to_dtype
 from flexlora_server.adapter_files.global_adapter_numpy import NumpyGlobalAdapter
 from flexlora_server.adapter_files.safetensors_writer import as_bytes
+from flexlora_server.adapter_files.slicing import served_scaling, sliced_B
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.errors import Refusal
 from flexlora_shared.header import HeaderError, TensorError, read_header
@@ -73,11 +74,14 @@ def _check_module(
     scaling = upload_scaling(announced, module, A.shape[0])
     strategy_ = strategy(spec.strategy)
     _check_product(module, A, B, scaling, spec.norm_bound)
-    if strategy_.agents_train == "B":
-        _check_frozen(module, A, previous)
+    if announced.trainable == "B":
+        _check_frozen(key_A(module), A, previous.A(module, A.shape[0]), "B")
     elif strategy_.averages_factors:
         _check_norm(key_A(module), _norm(key_A(module), A), spec.norm_bound)
-    if strategy_.averages_factors:
+    if announced.trainable == "A":
+        rank, dtype = B.shape[1], DTYPES[slice_dtype(spec)]
+        _check_frozen(key_B(module), B, sliced_B(previous.Bt(module, rank), served_scaling(spec, rank), dtype), "A")
+    elif strategy_.averages_factors:
         _check_norm(key_B(module), scaling * _norm(key_B(module), B), spec.norm_bound)
 
 
@@ -127,14 +131,15 @@ def _row_norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return norms
 
 
-def _check_frozen(module: str, A: Array, previous: NumpyGlobalAdapter) -> None:
-    """Refuse a lora_A that differs from the served one, in the dtype it was sent in: the averaged B belongs to the served A."""
-    if not np.array_equal(A, to_dtype(previous.A(module, A.shape[0]), A.dtype)):
+def _check_frozen(key: str, sent: Array, served: Array, trained: str) -> None:
+    """Refuse a frozen factor that differs from the served one, in the dtype it was sent in: what is averaged belongs to that."""
+    if not np.array_equal(sent, to_dtype(served, sent.dtype)):
+        frozen = "AB".replace(trained, "")
         raise Refusal(
             Code.INVALID_TENSOR,
-            f"tensor {key_A(module)!r}: is not the one that was served; this run trains lora_B alone (`trainable` of the task "
-            'is "B"): freeze lora_A, train again and send it as it was served.',
-            tensor=key_A(module),
+            f"tensor {key!r}: is not the one that was served; this round trains lora_{trained} alone (`trainable` of the task "
+            f'is "{trained}"): freeze lora_{frozen}, train again and send it as it was served.',
+            tensor=key,
         )
 
 

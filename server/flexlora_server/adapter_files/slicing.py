@@ -40,13 +40,13 @@ def write_slice(stored: Path, spec: RunSpec, rank: int, pattern: Mapping[str, in
     for module in spec.modules:
         own = ranks[module.name]
         writer.write(key_A(module.name), to_dtype(adapter.A(module.name, own), dtype))
-        writer.write(key_B(module.name), _lora_B(adapter.Bt(module.name, own), served_scaling(spec, own), dtype))
+        writer.write(key_B(module.name), sliced_B(adapter.Bt(module.name, own), served_scaling(spec, own), dtype))
     for extra in spec.extra:
         writer.write(key_extra(extra.name), to_dtype(adapter.extra(extra.name), dtype))
     writer.close()
 
 
-def _lora_B(Bt: Array, scaling: float, dtype: np.dtype[np.generic]) -> Array:
+def sliced_B(Bt: Array, scaling: float, dtype: np.dtype[np.generic]) -> Array:
     """lora_B (d, r) in `dtype` of the stored rows Bt (r, d)."""
     rank, d = Bt.shape
     B = np.empty((d, rank), dtype)

@@ -42,7 +42,7 @@ def announce(
             return uploads.status(accepted, round_), None
         assignment = rounds.find_assignment(tx, round_, client)
         assert assignment is not None, "admitted uploads are assigned"
-        check_announcement(runs.spec_of(run), assignment, announcement)
+        check_announcement(runs.spec_of(run), number, assignment, announcement)
         rounds.clear_failure(tx, run, round_, client)
         row, replaced = uploads.announce(tx, round_, client, announcement)
         return uploads.status(row, round_), None if replaced is None else replaced.id

@@ -107,7 +107,7 @@ def _task_message(spec: RunSpec, round_: Round, assignment: Assignment, sha256: 
         adapter=AdapterRef(
             href=f"{path}/adapter?{query}", config_href=f"{path}/adapter-config?{query}", sha256=sha256, size=size
         ),
-        trainable=strategy(spec.strategy).agents_train,
+        trainable=strategy(spec.strategy).trained_in(round_.number),
         spec=spec,
     )
 

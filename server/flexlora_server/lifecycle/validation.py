@@ -44,10 +44,26 @@ def _faults(spec: RunSpec) -> list[str]:
             f"hetlora weighs updates by their norm, which undoes {counteracted[0]}; "
             "use multi-krum or cosine, or another strategy."
         )
+    if strategy(spec.strategy).in_even_rounds is not None:
+        found += _alternation_faults(spec)
     if spec.upload_dtype == "float16" and _largest_served(spec) > FLOAT16_MAX:
         found.append(
             f"an update within norm_bound {spec.norm_bound:g} may not fit into float16 (values up to "
             f"{_largest_served(spec):g}); lower norm_bound, or serve bfloat16 or float32."
+        )
+    return found
+
+
+def _alternation_faults(spec: RunSpec) -> list[str]:
+    """What compares a round with the one before it, in a run whose rounds train another factor each."""
+    name, found = spec.strategy, []
+    if any(rule.kind == "cosine" for rule in spec.robust):
+        found.append(f"{name} changes one factor in each round, at right angles to the last change; leave cosine out.")
+    if spec.late_updates == "next-round":
+        found.append(f"{name} trains another factor in the next round; a late update cannot count there, discard it.")
+    if spec.training.optimizer_state == "keep":
+        found.append(
+            f"{name} trains another factor in the next round; its optimizer starts fresh, do not keep the state."
         )
     return found
 
@@ -58,7 +74,7 @@ def _largest_served(spec: RunSpec) -> float:
     added = spec.rounds if rule.agents_train == "fresh" else 1  # each round's fresh adapters are added to all before
     ranks = {capped(module, rank) for module in spec.modules for rank in spec.ranks}
     B = added * spec.norm_bound / min(served_scaling(spec, rank) for rank in ranks)
-    averages_A = rule.averages_factors and rule.agents_train != "B"  # else A has rows of norm 1, or stays round 0's
+    averages_A = rule.averages_factors and rule.trained_in(2) != "B"  # else A has rows of norm 1, or stays round 0's
     unscaled = bool(spec.extra) or averages_A
     return max(B, spec.norm_bound) if unscaled else B
 
@@ -86,8 +102,8 @@ def check_fingerprint(spec: RunSpec, declaration: Declaration) -> None:
     )
 
 
-def check_announcement(spec: RunSpec, assignment: Assignment, announcement: UploadCreate) -> None:
-    """Refuse an upload that cannot be the assigned one.
+def check_announcement(spec: RunSpec, number: int, assignment: Assignment, announcement: UploadCreate) -> None:
+    """Refuse an upload that cannot be the one assigned in this round.
 
     Raises:
         Refusal: RANK_MISMATCH, INVALID_REQUEST or SIZE_IMPOSSIBLE.
@@ -100,7 +116,7 @@ def check_announcement(spec: RunSpec, assignment: Assignment, announcement: Uplo
             rank=assignment.rank,
             rank_pattern=assignment.rank_pattern,
         )
-    _check_trained(spec, announcement)
+    _check_trained(spec, number, announcement)
     check_keys(spec, announcement.alpha_pattern)
     ranks = module_ranks(spec.modules, announcement.rank, announcement.rank_pattern)
     smallest, largest = size_bounds(adapter_shapes(spec.modules, spec.extra, ranks))
@@ -114,13 +130,13 @@ def check_announcement(spec: RunSpec, assignment: Assignment, announcement: Uplo
         )
 
 
-def _check_trained(spec: RunSpec, announcement: UploadCreate) -> None:
-    """Refuse an update of other factors than the run trains: the tensors of a slice and of a fresh adapter look alike."""
-    expected = strategy(spec.strategy).agents_train
+def _check_trained(spec: RunSpec, number: int, announcement: UploadCreate) -> None:
+    """Refuse an update of other factors than the round trains: the tensors of a slice and of a fresh adapter look alike."""
+    expected = strategy(spec.strategy).trained_in(number)
     if announcement.trainable != expected:
         raise Refusal(
             Code.INVALID_REQUEST,
-            f"This run asks for updates that trained {expected!r} (`trainable` of the task), not {announcement.trainable!r}; "
+            f"This round asks for updates that trained {expected!r} (`trainable` of the task), not {announcement.trainable!r}; "
             f"train what the task asks and announce it as trainable {expected!r}.",
             trainable=expected,
         )

@@ -10,10 +10,11 @@ from flexlora_shared.messages.runs import RunSpec
 # What an agent trains, and so what its upload holds; the run's strategy decides.
 #   slice   both factors of the slice: the upload is the slice, trained
 #   B       lora_B alone: the upload is the slice with its lora_A as it was served, bit for bit
+#   A       lora_A alone: the upload is the slice with its lora_B as it was served, bit for bit
 #   fresh   a new adapter of the slice's ranks and alphas, lora_B = 0 at its start, on top of the slice, which is frozen:
 #           the upload is the new adapter alone, in the tensors and names of a slice
 # Extra tensors are trained from the values served in each case.
-Trainable = Literal["slice", "B", "fresh"]
+Trainable = Literal["slice", "B", "A", "fresh"]
 # What a participant failed on: its data, the base model or tokenizer, the memory or another fault of the device, the training
 # itself (numbers that are not finite, a custom loop), or anything else.
 FailureKind = Literal["data", "model", "memory", "device", "training", "other"]
@@ -41,7 +42,7 @@ class Task(Message):
     trainable: Annotated[
         Trainable,
         Field(
-            description="What to train: both factors of the slice, its lora_B alone (B), or a fresh adapter on top of it"
+            description="What to train: both factors of the slice, one of them alone (A, B), or a fresh adapter on top of it"
         ),
     ] = "slice"
     spec: Annotated[RunSpec, Field(description="The run's definition")]

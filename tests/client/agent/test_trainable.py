@@ -38,7 +38,10 @@ QUESTIONS: Sequence[Example] = [Prompted(f"What is {n} plus one? ", f"It is {n +
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize(("strategy", "ranks"), [("ffa", [4]), ("flora", [2, 4, 8]), ("hetlora", [2, 4, 8])])
+@pytest.mark.parametrize(
+    ("strategy", "ranks"),
+    [("ffa", [4]), ("rolora", [4]), ("fedsvd", [2, 4, 8]), ("flora", [2, 4, 8]), ("hetlora", [2, 4, 8])],
+)
 def test_what_an_agent_measures_after_training_is_what_it_is_served_next(
     site: Served, tmp_path: Path, strategy: str, ranks: list[int]
 ) -> None:
@@ -61,23 +64,39 @@ def test_what_an_agent_measures_after_training_is_what_it_is_served_next(
 class Scripted(Nudge):
     """Heeds what is trainable without a model: a fresh adapter starts from nothing, and lora_A may be frozen."""
 
-    supports: tuple[Trainable, ...] = ("slice", "B", "fresh")
+    supports: tuple[Trainable, ...] = ("slice", "B", "A", "fresh")
 
     def train(self, job: Job) -> Outcome:
         outcome = super().train(job)
         served, made = load_file(job.adapter / ADAPTER_FILE), load_file(outcome.adapter)
-        if job.trainable == "B":
-            made |= {key: served[key] for key in made if "lora_A" in key}
+        frozen = {"B": "lora_A", "A": "lora_B"}.get(job.trainable)
+        made |= {key: served[key] for key in made if frozen and frozen in key}
         save_file(made, outcome.adapter)
         return outcome
 
 
 def test_a_loop_of_ones_own_is_told_what_to_train(site: Served, tmp_path: Path) -> None:
-    run, trainer = site.run(rounds=1, strategy="ffa", ranks=[4]), Scripted()
+    """In turn, where the strategy has it so; the coordinator takes no update of the other factor."""
+    run, trainer = site.run(rounds=3, strategy="rolora", ranks=[4]), Scripted()
     with agent(site, run, tmp_path, trainer, Listening("run")) as working:
         working.run()
+    assert [job.trainable for job in trainer.jobs] == ["B", "A", "B"]
+    assert site.round("run", 3)["summary"]["state"] == "PUBLISHED"
+
+
+class TrainsB(Scripted):
+    """Would freeze lora_A, and knows nothing of freezing lora_B."""
+
+    supports: tuple[Trainable, ...] = ("slice", "B")
+
+
+def test_a_loop_that_cannot_freeze_B_ends_before_it_trains_another_factor(site: Served, tmp_path: Path) -> None:
+    run = site.run(rounds=2, strategy="rolora", ranks=[4])
+    with agent(site, run, tmp_path, Scripted(), Listening("run")) as working:
+        working.local_trainer.trainer = trainer = TrainsB()
+        with pytest.raises(BadInput, match="say trainable 'A'"):
+            working.run()
     assert [job.trainable for job in trainer.jobs] == ["B"]
-    assert site.round("run", 1)["summary"]["state"] == "PUBLISHED"
 
 
 class Inherited(Nudge, StandardTrainer):
@@ -135,5 +154,5 @@ def test_a_task_of_another_version_ends_the_command_with_a_sentence(tmp_path: Pa
         )
     assert result.code == Exit.UNREACHABLE
     assert "the coordinator's Task is not the one of this version" in result.err
-    assert "'slice', 'B' or 'fresh'" in result.err
+    assert "'slice', 'B', 'A' or 'fresh'" in result.err
     assert result.err.strip().endswith("update the older side")

@@ -202,7 +202,9 @@ def test_the_rank_is_measured_and_packed_sequences_are_counted(
 
 
 def test_what_each_strategy_trains_is_as_the_coordinator_says() -> None:
-    assert {name: strategy(name).agents_train for name in AGENTS_TRAIN} == AGENTS_TRAIN
+    for name, kinds in AGENTS_TRAIN.items():
+        assert {strategy(name).trained_in(round_) for round_ in (1, 2, 3, 4)} == set(kinds)
+        assert strategy(name).trained_in(1) == kinds[0]
 
 
 def test_no_room(

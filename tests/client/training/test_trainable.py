@@ -1,4 +1,4 @@
-"""What a task says is trainable: lora_B alone, or a fresh adapter on top of the slice served."""
+"""What a task says is trainable: one factor alone, or a fresh adapter on top of the slice served."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -49,29 +49,33 @@ def tensors(adapter: Path) -> dict[str, torch.Tensor]:
     return load_file(adapter / "adapter_model.safetensors" if adapter.is_dir() else adapter)
 
 
-def of_B(named: Mapping[str, torch.Tensor]) -> set[str]:
-    return {key for key in named if "lora_A" not in key}
+def all_but(named: Mapping[str, torch.Tensor], factor: str) -> set[str]:
+    return {key for key in named if f"lora_{factor}" not in key}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_B_alone_is_trained_and_A_goes_back_bit_for_bit(make: Make, tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("trainable", "frozen"), [("B", "A"), ("A", "B")])
+def test_one_factor_is_trained_and_the_other_goes_back_bit_for_bit(
+    make: Make, tmp_path: Path, dtype: str, trainable: str, frozen: str
+) -> None:
     spec, served, examples = make(dtype, weight_decay=0.5)
     losses: list[float] = []
-    job = make_job(spec, served, examples, tmp_path / "out", trainable="B", progress=lambda n, of, x: losses.append(x))
+    out = tmp_path / "out"
+    job = make_job(spec, served, examples, out, trainable=trainable, progress=lambda n, of, x: losses.append(x))
     after = tensors(StandardTrainer().train(job).adapter)
     before = {key: tensor.to(getattr(torch, dtype)) for key, tensor in tensors(served).items()}
     changed = {key for key in after if not torch.equal(before[key], after[key])}
-    assert changed == of_B(after)  # the head among them
+    assert changed == all_but(after, frozen)  # the head among them
     assert losses[-1] < losses[0]
 
 
-def test_a_slice_is_trained_whole_again_after_its_B_alone_or_a_fresh_one(make: Make, tmp_path: Path) -> None:
+def test_a_slice_is_trained_whole_again_after_one_factor_alone_or_a_fresh_one(make: Make, tmp_path: Path) -> None:
     spec, served, examples = make(epochs=1)
     job = make_job(spec, served, examples, tmp_path / "slice")
     alone = StandardTrainer().train(job).adapter.read_bytes()
     models = Models()
     trainer = StandardTrainer(models)
-    for trainable in ("B", "fresh"):
+    for trainable in ("B", "A", "fresh"):
         trainer.train(replace(job, trainable=trainable, output=tmp_path / trainable))
         assert trainer.train(replace(job, output=tmp_path / "again")).adapter.read_bytes() == alone
         trainer.train(replace(job, trainable=trainable, output=tmp_path / trainable))

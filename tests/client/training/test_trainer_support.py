@@ -12,7 +12,7 @@ from flexlora_client.training.trainer_support import check_supported, supported_
 from flexlora_shared.messages.tasks import Trainable
 from tests.support.trainers import Nudge
 
-ALL: tuple[Trainable, ...] = ("slice", "B", "fresh")
+ALL: tuple[Trainable, ...] = ("slice", "B", "A", "fresh")
 TRAIN = Nudge.train
 
 

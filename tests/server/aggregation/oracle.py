@@ -35,6 +35,17 @@ def averaged(uploads: Iterable[Upload]) -> Matrix:
     return W
 
 
+def banded(uploads: Sequence[Upload]) -> Matrix:
+    """The products direction by direction, each averaged over those whose rank reaches it."""
+    W = np.zeros((uploads[0].B.shape[0], uploads[0].A.shape[1]))
+    for j in range(max(len(upload.A) for upload in uploads)):
+        holders = [upload for upload in uploads if len(upload.A) > j]
+        share = sum(upload.weight for upload in holders)
+        for one in holders:
+            W += one.weight / share * one.scaling * np.outer(one.B[:, j], one.A[j])
+    return W
+
+
 def residual(D_old: Matrix, uploads: Iterable[Upload]) -> Matrix:
     """D_old plus the weighted sum of what each participant changed in what it was served."""
     W = D_old.copy()

@@ -138,7 +138,7 @@ def test_ffa_refuses_a_trained_A(coordinator: Served) -> None:
     member.send(upload, data)
     body = member.problem("invalid-tensor", "PUT", f"/v1/uploads/{upload}/commit")
     assert body["context"]["tensor"] == name
-    assert "this run trains lora_B alone" in body["detail"]
+    assert "this round trains lora_B alone" in body["detail"]
     assert "freeze lora_A" in body["detail"]
     send(member, people[0], task, good)
     assert coordinator.work() == 1
@@ -156,7 +156,33 @@ def test_ffa_looks_at_A_alone(coordinator: Served, monkeypatch: pytest.MonkeyPat
     assert coordinator.work() == 1
 
 
-@pytest.mark.parametrize(("strategy", "asked"), [("flexlora", "slice"), ("ffa", "B"), ("flora", "fresh")])
+def test_rolora_refuses_the_factor_that_is_not_its_rounds(coordinator: Served) -> None:
+    """In the first round A, in the second B, by one number's last bit; each round says what it trains."""
+    people = [Person(5, 10.0, 7, {}, dtype=torch.bfloat16)]
+    (member,) = assemble(coordinator, people, strategy="rolora", ranks=[5], upload_dtype="bfloat16")
+    for number, (asked, frozen) in enumerate((("B", "A"), ("A", "B")), start=1):
+        task = member.task("run")
+        assert (task["round"], task["trainable"]) == (number, asked)
+        slice_ = load(member.download(task))
+        made = trained(people[0], number)
+        good = made | {name: tensor for name, tensor in slice_.items() if f"lora_{frozen}" in name}
+        name = key("layers.1.q_proj", frozen)
+        bad = good[name].clone()
+        bad[0, 0] = torch.nextafter(bad[0, 0], torch.tensor(1.0, dtype=torch.bfloat16))
+        data = save(good | {name: bad})
+        upload = member.announce(task, data, alpha=10.0)["id"]
+        member.send(upload, data)
+        body = member.problem("invalid-tensor", "PUT", f"/v1/uploads/{upload}/commit")
+        assert body["context"]["tensor"] == name
+        assert f"this round trains lora_{asked} alone" in body["detail"]
+        assert f"freeze lora_{frozen}" in body["detail"]
+        send(member, people[0], task, good)
+        assert coordinator.work() == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "asked"), [("flexlora", "slice"), ("ffa", "B"), ("fedsvd", "B"), ("rolora", "B"), ("flora", "fresh")]
+)
 def test_an_update_of_another_kind_is_refused_before_its_bytes(coordinator: Served, strategy: str, asked: str) -> None:
     """A fresh adapter has the tensors of a slice: only its sender can tell."""
     people = [Person(5, 10.0, 7, {})]
@@ -164,7 +190,7 @@ def test_an_update_of_another_kind_is_refused_before_its_bytes(coordinator: Serv
     task, path = member.task("run"), "/v1/runs/run/rounds/1/uploads"
     assert task["trainable"] == asked
     announcement = {"rank": 5, "alpha": 10.0, "examples": 7, "size": 9000, "sha256": "0" * 64}
-    for other in {"slice", "B", "fresh"} - {asked}:
+    for other in {"slice", "B", "A", "fresh"} - {asked}:
         body = member.problem("invalid-request", "POST", path, json=announcement | {"trainable": other})
         assert f"asks for updates that trained '{asked}' (`trainable` of the task), not '{other}'" in body["detail"]
         assert body["context"]["trainable"] == asked

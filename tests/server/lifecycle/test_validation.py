@@ -23,12 +23,24 @@ HEAD = {"name": "classifier.weight", "shape": [3, 24]}
         ({"ranks": [2, 2]}, "repeats a rank"),
         ({"strategy": "fedavg"}, "fedavg"),
         ({"strategy": "ffa"}, "ffa averages the factors and needs one rank for all"),
+        ({"strategy": "rolora"}, "rolora averages the factors and needs one rank for all"),
+        *(
+            ({"strategy": "rolora", "ranks": [4], **changes}, f"rolora {why}")
+            for changes, why in (
+                ({"late_updates": "next-round"}, "trains another factor in the next round; a late update cannot count"),
+                ({"robust": [{"kind": "cosine", "minimum": 0.0}]}, "changes one factor in each round, at right angles"),
+                ({"training": {"optimizer_state": "keep"}}, "trains another factor in the next round; its optimizer"),
+            )
+        ),
         ({"strategy": "flora", "strategy_options": {"leak": 0.1}}, "flora has no option 'leak': leave it out"),
         (
             {"strategy": "hetlora", "robust": [{"kind": "cosine", "minimum": 0.0}, {"kind": "geometric-median"}]},
             "hetlora weighs updates by their norm, which undoes geometric-median",
         ),
-        ({"strategy": "nonsense"}, "choose one of fedavg, ffa, flexlora, flexlora-residual, flora, hetlora"),
+        (
+            {"strategy": "nonsense"},
+            "choose one of fedavg, fedsvd, ffa, flexlora, flexlora-residual, flora, hetlora, raflora, rolora",
+        ),
         ({"min_clients": 2, "min_updates": 3}, "min_updates 3 exceeds min_clients 2"),
         ({"min_clients": 3, "clients_per_round": 2}, "clients_per_round 2 is less than min_clients 3"),
         ({"extra": [HEAD | {"name": "weight"}]}, "must be named MODULE.PARAMETER"),

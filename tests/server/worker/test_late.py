@@ -66,7 +66,13 @@ def test_every_strategy_is_the_oracles(tmp_path: Path, strategy: str, dtype: str
         accuracy = 1e-5 if dtype == "float32" or strategy == "flora" else 2**-7
         got = dense(tmp_path / "result", module.name)
         assert oracle.relative_error(got, oracle.truncated(W, 8)) < accuracy
-        if strategy in {"flexlora", "flexlora-residual", "flora"}:  # these report of W before it is rounded
+        if strategy in {
+            "flexlora",
+            "flexlora-residual",
+            "flora",
+            "raflora",
+            "fedsvd",
+        }:  # these report of W before it is rounded
             assert module.total_energy == pytest.approx(float(np.linalg.norm(W)) ** 2, rel=1e-9)
             assert module.singular_values[:20] == pytest.approx(tuple(oracle.singular_values(W)[:20]), abs=1e-9)
 
@@ -198,7 +204,9 @@ def test_the_same_late_inputs_make_the_same_bytes(tmp_path: Path, strategy: str)
     assert (tmp_path / "result-1").read_bytes() == (tmp_path / "result-3").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [name for name in STRATEGIES if name != "fedsvd"]
+)  # whose uploads show by their A what they were served
 def test_served_from_the_previous_one_after_all(tmp_path: Path, strategy: str) -> None:
     """A base that is the previous update, named or not, makes no difference: a round that was tried again."""
     late = late_round(run_of(strategy), tmp_path)

@@ -15,13 +15,18 @@ from flexlora_shared.messages.tasks import Trainable
 
 SAMPLE = 1000  # examples encoded, evenly spread over the file
 IMAGES = "IMAGE_CLASSIFICATION"
-AGENTS_TRAIN: dict[str, Trainable] = {  # by strategy, as the coordinator's tasks say
-    "fedavg": "slice",
-    "ffa": "B",
-    "flexlora": "slice",
-    "flexlora-residual": "slice",
-    "flora": "fresh",
-    "hetlora": "slice",
+AGENTS_TRAIN: dict[
+    str, tuple[Trainable, ...]
+] = {  # by strategy, as the coordinator's tasks say, from round 1 on and in turn
+    "fedavg": ("slice",),
+    "fedsvd": ("B",),
+    "ffa": ("B",),
+    "flexlora": ("slice",),
+    "flexlora-residual": ("slice",),
+    "flora": ("fresh",),
+    "hetlora": ("slice",),
+    "raflora": ("slice",),
+    "rolora": ("B", "A"),
 }
 MANY_CUT = 0.1  # a share of examples cut that deserves a word
 
@@ -32,20 +37,21 @@ def loads_model(subject: Subject) -> bool:
     return isinstance(local.trainer, StandardTrainer) or bool(local.heldout)
 
 
-def trained_by(spec: RunSpec) -> Trainable | None:
-    """What participants of the run train, which its tasks say; None: of a strategy that is not built in, not known before."""
-    return AGENTS_TRAIN.get(spec.strategy)
+def trained_by(spec: RunSpec) -> tuple[Trainable, ...]:
+    """What participants of the run train, round by round, which its tasks say; (): of a strategy that is not built in."""
+    return AGENTS_TRAIN.get(spec.strategy, ())
 
 
 def _trainer(subject: Subject) -> str:
     """Look whether the training loop can train what the run's strategy asks for. Raises: BadInput."""
     if not subject.local_trainer.train:
         return "an evaluator does not train"
-    trainable = trained_by(subject.spec)
-    if trainable is None:
+    kinds = trained_by(subject.spec)
+    if not kinds:
         return f"what the strategy {subject.spec.strategy} trains is known with the first task"
-    subject.local_trainer.check(trainable)
-    return f"trains what the strategy {subject.spec.strategy} asks for: {trainable}"
+    for trainable in kinds:
+        subject.local_trainer.check(trainable)
+    return f"trains what the strategy {subject.spec.strategy} asks for: {' and '.join(kinds)}"
 
 
 def _model(subject: Subject) -> str:

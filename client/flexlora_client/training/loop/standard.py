@@ -26,7 +26,7 @@ class StandardTrainer:
     caller's choice (`torch.set_num_threads`). On the CPU, the same job gives the same bytes.
     """
 
-    supports: tuple[Trainable, ...] = ("slice", "B", "fresh")
+    supports: tuple[Trainable, ...] = ("slice", "B", "A", "fresh")
 
     def __init__(self, models: Models | None = None, checkpoint_interval: float = INTERVAL_S) -> None:
         """`checkpoint_interval`: seconds of training between checkpoints, at least."""
@@ -73,8 +73,15 @@ class StandardTrainer:
             return self._models.with_slice(
                 start, spec, job.device, job.model_path, base_slice=served, compute=job.compute
             )
-        trains_A = job.trainable == "slice"
-        return self._models.with_slice(served, spec, job.device, job.model_path, trains_A=trains_A, compute=job.compute)
+        return self._models.with_slice(
+            served,
+            spec,
+            job.device,
+            job.model_path,
+            trains_A=job.trainable != "B",
+            trains_B=job.trainable != "A",
+            compute=job.compute,
+        )
 
 
 def _metrics(fitted: FitResult, planned: int) -> dict[str, float]:

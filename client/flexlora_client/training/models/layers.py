@@ -28,6 +28,11 @@ def is_lora_A_key(key: str) -> bool:
     return key.endswith(".lora_A.weight")
 
 
+def is_lora_B_key(key: str) -> bool:
+    """Whether this is the key of a lora_B in an adapter's file."""
+    return key.endswith(".lora_B.weight")
+
+
 def is_frozen_key(key: str) -> bool:
     """Whether this state-dict key is of the frozen slice: PEFT strips only the name of the requested adapter."""
     return key.endswith((f".lora_A.{FROZEN_ADAPTER}.weight", f".lora_B.{FROZEN_ADAPTER}.weight"))
@@ -55,6 +60,12 @@ def freeze_lora_A(model: PeftModel) -> None:
     """Train lora_B alone."""
     for _, layer in lora_layers(model):
         layer.lora_A[TRAINED_ADAPTER].weight.requires_grad_(False)
+
+
+def freeze_lora_B(model: PeftModel) -> None:
+    """Train lora_A alone."""
+    for _, layer in lora_layers(model):
+        layer.lora_B[TRAINED_ADAPTER].weight.requires_grad_(False)
 
 
 def add_frozen_slice(model: PeftModel, served: LoadedSlice) -> None:

@@ -106,6 +106,7 @@ class Models:
         *,
         base_slice: LoadedSlice | None = None,
         trains_A: bool = True,
+        trains_B: bool = True,
         compute: Compute = DEFAULT_COMPUTE,
     ) -> LoadedModel:
         """The run's base model with the slice in it, on the device; `model_path` stands in for `spec.model.id`.
@@ -126,7 +127,7 @@ class Models:
         try:
             devices.trim_heap()
             base, preprocessor = self._loaded(key)
-            self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A)
+            self._placed = place_slice(adapter, base, spec, self._placed, base_slice, trains_A, trains_B)
         except BaseException:
             self.clear()  # never train a half-loaded slice
             raise

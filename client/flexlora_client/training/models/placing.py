@@ -21,9 +21,11 @@ from flexlora_client.training.models.layers import (
     TRAINED_ADAPTER,
     add_frozen_slice,
     freeze_lora_A,
+    freeze_lora_B,
     give_memory,
     is_frozen_key,
     is_lora_A_key,
+    is_lora_B_key,
     lora_layers,
     reset_layers,
 )
@@ -50,11 +52,13 @@ def place_slice(
     previous: WrappedModel | None,
     base_slice: LoadedSlice | None = None,
     trains_A: bool = True,
+    trains_B: bool = True,
 ) -> WrappedModel:
     """The base model with the slice in it, its trainable tensors in float32.
 
     `previous` is what the same base model was wrapped as last: kept where the configuration is the same, else taken off.
-    `base_slice` is a slice of the same configuration that acts too, frozen. Without `trains_A`, lora_A is frozen.
+    `base_slice` is a slice of the same configuration that acts too, frozen. Without `trains_A`, lora_A is
+    frozen; without `trains_B`, lora_B.
 
     Raises:
         AdapterError: the base model lacks a module or a tensor of the slice, or has it in another shape.
@@ -85,7 +89,9 @@ def place_slice(
         add_frozen_slice(previous.model, base_slice)
     if not trains_A:
         freeze_lora_A(previous.model)
-    _check_placed(previous, adapter, trains_A)
+    if not trains_B:
+        freeze_lora_B(previous.model)
+    _check_placed(previous, adapter, trains_A, trains_B)
     return previous
 
 
@@ -144,7 +150,7 @@ def _check_base(base: PreTrainedModel, spec: RunSpec) -> None:
             raise AdapterError(f"the base model's {tensor.name} is {list(shape)}, the run's {list(tensor.shape)}.")
 
 
-def _check_placed(placed: WrappedModel, adapter: LoadedSlice, trains_A: bool) -> None:
+def _check_placed(placed: WrappedModel, adapter: LoadedSlice, trains_A: bool, trains_B: bool) -> None:
     state = trained_tensors(placed.model)
     odd = sorted(state.keys() ^ adapter.tensors.keys())
     if odd:
@@ -159,7 +165,12 @@ def _check_placed(placed: WrappedModel, adapter: LoadedSlice, trains_A: bool) ->
                 f"PEFT did not take over tensor {name!r}; use the versions this agent was released with."
             )
     trainable = sum(parameter.numel() for parameter in placed.model.parameters() if parameter.requires_grad)
-    if trainable != sum(tensor.numel() for name, tensor in state.items() if trains_A or not is_lora_A_key(name)):
+    expected = sum(
+        tensor.numel()
+        for name, tensor in state.items()
+        if (trains_A or not is_lora_A_key(name)) and (trains_B or not is_lora_B_key(name))
+    )
+    if trainable != expected:
         raise AdapterError("PEFT trains other tensors than the run's; use the versions this agent was released with.")
     for name, layer in lora_layers(placed.model):
         if not math.isclose(layer.scaling[TRAINED_ADAPTER], adapter.config.scaling_of(name), rel_tol=1e-9):

@@ -47,12 +47,13 @@ class Strategy:
     """Turns a round's updates of one module into the next global update; the same input, the same bytes.
 
     name: what a run is defined with. module: has the function `aggregate`.
-    averages_factors: A and B are combined apart from each other; else the rule sees only products. Then one participant's B
-    meets another's A, and uploads must keep each factor (`scaling * B` and A) within the run's norm bound, not just their
-    product.
+    averages_factors: A and B are combined apart from each other, or in parts; else the rule sees only products. Then one
+    participant's B meets another's A, or parts that cancel in the product are weighed apart, and uploads must keep each factor
+    (`scaling * B` and A) within the run's norm bound, not just their product.
     measures_changes: an update counts by what it changed in the slice it was served; else what it is counts. Then an update
     that comes late moves tensors beside LoRA, too, by what it changed in those it was served.
     agents_train: both factors of the `slice` they are served, its `B` alone, or a `fresh` adapter on top of it.
+    in_even_rounds: what agents train in rounds 2, 4, ... where that is something else. Round 1 begins with lora_B = 0.
     one_rank: serves one rank for all; else any mix.
     options: the options of a run that the rule takes, by their names in `StrategyOptions`.
     """
@@ -62,8 +63,13 @@ class Strategy:
     averages_factors: bool = False
     measures_changes: bool = False
     agents_train: Trainable = "slice"
+    in_even_rounds: Trainable | None = None
     one_rank: bool = False
     options: tuple[str, ...] = ()
+
+    def trained_in(self, round_: int) -> Trainable:
+        """What agents train in that round, from 1."""
+        return self.in_even_rounds if self.in_even_rounds is not None and round_ % 2 == 0 else self.agents_train
 
     def check(self, ranks: Sequence[int], options: StrategyOptions = NO_OPTIONS) -> None:
         """Raise UnsupportedRun if a run with these allowed ranks and options cannot be served."""
@@ -107,6 +113,16 @@ _BUILT_IN = {
         ),
         Strategy("fedavg", f"{_PACKAGE}.fedavg", averages_factors=True, one_rank=True),
         Strategy("ffa", f"{_PACKAGE}.ffa", averages_factors=True, agents_train="B", one_rank=True),
+        Strategy(
+            "rolora",
+            f"{_PACKAGE}.rolora",
+            averages_factors=True,
+            agents_train="B",
+            in_even_rounds="A",
+            one_rank=True,
+        ),
+        Strategy("fedsvd", f"{_PACKAGE}.fedsvd", agents_train="B"),
+        Strategy("raflora", f"{_PACKAGE}.raflora", averages_factors=True),
         Strategy("hetlora", f"{_PACKAGE}.hetlora", averages_factors=True, options=("weighting",)),
         Strategy("flora", f"{_PACKAGE}.flora", agents_train="fresh"),
     )

@@ -21,8 +21,8 @@ from flexlora_shared.plugins import STRATEGY_GROUP
 from tests.server.aggregation.cases import Round, random_round
 from tests.support.plugins import install
 
-NAMES = ("fedavg", "ffa", "flexlora", "flexlora-residual", "flora", "hetlora")
-ONE_RANK = ("fedavg", "ffa")
+NAMES = ("fedavg", "fedsvd", "ffa", "flexlora", "flexlora-residual", "flora", "hetlora", "raflora", "rolora")
+ONE_RANK = ("fedavg", "ffa", "rolora")
 
 
 def case_of(name: str, ranks: Sequence[int], **shape: int) -> Round:
@@ -30,7 +30,7 @@ def case_of(name: str, ranks: Sequence[int], **shape: int) -> Round:
     case = random_round(ranks, **shape)
     if strategy(name).agents_train != "B":
         return case
-    return replace(case, updates=tuple(replace(update, A=case.previous.A) for update in case.updates))
+    return replace(case, updates=tuple(replace(update, A=case.previous.A[: update.rank]) for update in case.updates))
 
 
 def digest(name: str) -> str:
@@ -187,7 +187,7 @@ def test_bad_updates_are_refused(name: str) -> None:
         "has served_scaling inf": changed(good, served_scaling=float("inf")),
         "weights must sum to 1, not 0.5": changed(good, weight=0.5),
         "weights must be finite and not negative": changed(good, weight=float("nan")),
-        "does not fit into float32": changed(good, scaling=1e39),
+        "does not fit into float32": changed(good, scaling=1e41),
     }
     for message, updates in bad.items():
         with pytest.raises(AggregationError, match=message):
