@@ -76,7 +76,7 @@ def layers(weights: Sequence[torch.Tensor], starts: Sequence[Sequence[Start]], r
 
 
 def test_B_alone_is_trained_where_the_rule_says_so() -> None:
-    assert named("ffa").trained(1) == ("B",)
+    assert [named(name).trained(2) for name in ("ffa", "rolora", "flexlora")] == [("B",), ("A",), ("A", "B")]
     given = [layer([torch.randn(3, 4)], [Start(torch.ones(2, 4), torch.zeros(3, 2))], 2)]
     ((A, B),) = train(given, torch.randn(1, BATCH, 4), torch.zeros(1, BATCH, dtype=torch.long), 0.01, ("B",))
     assert torch.equal(A, torch.ones(1, 2, 4))

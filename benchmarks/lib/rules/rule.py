@@ -50,8 +50,9 @@ class Rule:
         return [min(population) if self.ranks == "smallest" else max(population)] * len(population)
 
     def trained(self, round: int) -> tuple[str, ...]:
-        """Which of the factors, "A" and "B", participants train in this round."""
-        return ("B",) if strategy(self.strategy).agents_train == "B" else ("A", "B")
+        """Which of the factors, "A" and "B", participants train in this round, from 1."""
+        kind = strategy(self.strategy).trained_in(round)
+        return (kind,) if kind in ("A", "B") else ("A", "B")
 
     def start(self, factors: GlobalFactors, rank: int, scaling: float, generator: torch.Generator) -> Start:
         """What one participant of `rank` starts a round from; `generator`: of the fresh adapter, where the rule wants one."""

@@ -125,11 +125,11 @@ def train(
     own: Sequence[int],
     seed: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    """What one participant uploads: A and B of every module after its steps of AdamW."""
+    """What one participant uploads: A and B of every module after its steps of AdamW; `round`: from 0."""
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     starts = [rule.start(factors, rank, SCALING, generator) for factors in state]
     factors = [(start.A.clone(), start.B.clone()) for start in starts]
-    kinds = rule.trained(round)
+    kinds = rule.trained(round + 1)
     parameters = [x.requires_grad_() for pair in factors for kind, x in zip("AB", pair, strict=True) if kind in kinds]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     for _ in range(STEPS):

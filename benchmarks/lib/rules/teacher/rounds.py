@@ -79,7 +79,7 @@ def next_states(
         for n in range(len(SHAPES))
     ]
     inputs, labels = (torch.stack([getattr(who, name) for *_, who in owners]) for name in ("inputs", "labels"))
-    trained = train(layers, inputs, labels, rate, rule.trained(number))
+    trained = train(layers, inputs, labels, rate, rule.trained(number + 1))
     return [
         [
             rule.aggregate(_updates([who.rank for who in here], *trained[n], first=index * PARTICIPANTS), state[n])

@@ -52,7 +52,9 @@ def _paper(rows: Sequence[Row]) -> Row | None:
 def _with_difference(row: Row, paper: Row | None, name: str) -> tuple[str, str]:
     """The mean over the seeds, and the paired difference to the paper's rule, if it is there."""
     values = [getattr(one, name) for one in row.outcomes]
-    difference = "" if paper is None else str(paired(values, [getattr(one, name) for one in paper.outcomes]))
+    difference = (
+        "" if paper is None or row is paper else str(paired(values, [getattr(one, name) for one in paper.outcomes]))
+    )
     return f"{fmean(values):.1f}", difference
 
 
