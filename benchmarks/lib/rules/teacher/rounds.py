@@ -29,6 +29,15 @@ class Outcome:
     tail: float
 
 
+@dataclass
+class Seed:
+    """One seed on its way: its problem, what draws its participants and batches, and its global update."""
+
+    problem: Problem
+    chance: torch.Generator
+    state: State
+
+
 @dataclass(frozen=True)
 class Local:
     """One participant of one seed in a round: its rank, and the examples of its batches one after another."""
@@ -41,58 +50,43 @@ class Local:
 def run(
     rule: Rule, population: Sequence[int], rate: float, problems: Sequence[Problem], rounds: int = ROUNDS
 ) -> list[Outcome]:
-    """The outcome on each problem."""
+    """The outcome on each problem. What is drawn does not depend on the rule: comparisons are paired."""
     ranks = rule.ranks_of(population)
-    chances = [torch.Generator().manual_seed(one.seed) for one in problems]
-    states = [
-        [initial_factors(d, k, max(ranks), one.seed, str(n), DTYPE) for n, (d, k) in enumerate(SHAPES)]
-        for one in problems
-    ]
-    measured: list[list[Outcome]] = [[] for _ in problems]
+    seeds = [Seed(one, torch.Generator().manual_seed(one.seed), _first(one.seed, max(ranks))) for one in problems]
+    measured: list[list[Outcome]] = [[] for _ in seeds]
     for number in range(rounds):
-        states = next_states(rule, ranks, rate, number, problems, chances, states)
+        one_round(rule, ranks, rate, number, seeds)
         if number >= rounds - MEASURED_ROUNDS:
-            for found, one, state in zip(measured, problems, states, strict=True):
-                found.append(outcome(rule, population, one, state))
+            for found, seed in zip(measured, seeds, strict=True):
+                found.append(outcome(rule, population, seed.problem, seed.state))
     return [_mean(each) for each in measured]
 
 
-def next_states(
-    rule: Rule,
-    ranks: Sequence[int],
-    rate: float,
-    number: int,
-    problems: Sequence[Problem],
-    chances: Sequence[torch.Generator],
-    states: Sequence[State],
-) -> list[State]:
-    """The global updates after one round. What is drawn does not depend on the rule: comparisons are paired."""
-    locals_ = [_local(one, ranks, chance) for one, chance in zip(problems, chances, strict=True)]
-    owners = [(one, state, who) for one, state, each in zip(problems, states, locals_, strict=True) for who in each]
+def _first(seed: int, rank: int) -> State:
+    return [initial_factors(d, k, rank, seed, str(number), DTYPE) for number, (d, k) in enumerate(SHAPES)]
+
+
+def one_round(rule: Rule, ranks: Sequence[int], rate: float, number: int, seeds: Sequence[Seed]) -> None:
+    """Trains all participants of all seeds side by side, and replaces each seed's global update."""
+    here = [_local(seed, ranks) for seed in seeds]
+    everyone = [(seed, who) for seed, present in zip(seeds, here, strict=True) for who in present]
     fresh = torch.Generator().manual_seed(number)
-    layers = [
-        layer(
-            [one.base[n] for one, _, _ in owners],
-            [rule.start(state[n], who.rank, SCALING, fresh) for _, state, who in owners],
-            max(ranks),
-        )
-        for n in range(len(SHAPES))
-    ]
-    inputs, labels = (torch.stack([getattr(who, name) for *_, who in owners]) for name in ("inputs", "labels"))
+    layers = []
+    for n in range(len(SHAPES)):
+        starts = [rule.start(seed.state[n], who.rank, SCALING, fresh) for seed, who in everyone]
+        layers.append(layer([seed.problem.base[n] for seed, _ in everyone], starts, max(ranks)))
+    inputs, labels = (torch.stack([getattr(who, name) for _, who in everyone]) for name in ("inputs", "labels"))
     trained = train(layers, inputs, labels, rate, rule.trained(number + 1))
-    return [
-        [
-            rule.aggregate(_updates([who.rank for who in here], *trained[n], first=index * PARTICIPANTS), state[n])
-            for n in range(len(SHAPES))
-        ]
-        for index, (here, state) in enumerate(zip(locals_, states, strict=True))
-    ]
+    for index, (seed, present) in enumerate(zip(seeds, here, strict=True)):
+        uploads = [_updates([who.rank for who in present], A, B, index * PARTICIPANTS) for A, B in trained]
+        seed.state = [rule.aggregate(each, previous) for each, previous in zip(uploads, seed.state, strict=True)]
 
 
-def _local(one: Problem, ranks: Sequence[int], chance: torch.Generator) -> list[Local]:
+def _local(seed: Seed, ranks: Sequence[int]) -> list[Local]:
     """Who takes part in this round, and on which examples."""
-    here = torch.randperm(len(ranks), generator=chance)[:PARTICIPANTS].tolist()
-    picked = torch.randint(one.labels.shape[1], (PARTICIPANTS, STEPS * BATCH), generator=chance)
+    one = seed.problem
+    here = torch.randperm(len(ranks), generator=seed.chance)[:PARTICIPANTS].tolist()
+    picked = torch.randint(one.labels.shape[1], (PARTICIPANTS, STEPS * BATCH), generator=seed.chance)
     return [
         Local(ranks[who], one.inputs[who, own], one.labels[who, own]) for who, own in zip(here, picked, strict=True)
     ]
