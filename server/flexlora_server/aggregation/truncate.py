@@ -1,6 +1,6 @@
 """Truncates a stack of factors to a published global update: the step that the decomposing strategies share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ class Aggregate:
     total_energy: the squared Frobenius norm of that W.
     certificate: the truncation's error is at most this many times the smallest possible; 1 where it is exact.
     route: how W was decomposed; `fell_back` names the routes that failed before, and why.
+    products: (R, R) float64 of the columns p, q of the stack, the updates in their order first: p_i s_i p_j s_j <b_p, b_q>
+    <a_p, a_q>, if the decomposition has made them; else None.
     """
 
     factors: GlobalFactors
@@ -30,6 +32,7 @@ class Aggregate:
     certificate: float = 1.0
     route: str = ""
     fell_back: tuple[str, ...] = ()
+    products: Tensor | None = None
 
 
 def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0) -> Aggregate:
@@ -44,7 +47,7 @@ def truncate(stack: Stack, previous: GlobalFactors, dtype: torch.dtype, error_bo
     svd = decompose(stack, previous.A.shape[0], error_bound, start=previous.A)
     A = rounded(svd.Vt, dtype)
     nearest = (svd.Vt * A).sum(dim=1) / A.double().square().sum(dim=1)
-    return _with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd)
+    return replace(_with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd), products=svd.products)
 
 
 def without_truncation(factors: GlobalFactors) -> Aggregate:

@@ -308,6 +308,7 @@ def test_with_many_participants_cosines_are_of_the_leading_directions(
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (2, 2, 2, 2))
     exact, _ = aggregated(RoundWork(run, given, previous), tmp_path / "exact")
     monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 7)
+    monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS_ANEW", 7)
     projected, _ = aggregated(RoundWork(run, given, previous), tmp_path / "projected")
     for one, other in zip(exact, projected, strict=True):
         assert one.pairwise_cosine is not None
@@ -322,7 +323,7 @@ def test_a_projection_sees_what_moves_the_result(tmp_path: Path) -> None:
     uploads = RoundUploads(run, given)
     name = run.modules[0].name
     before, after = TorchGlobalAdapter(previous).factors(name), TorchGlobalAdapter(tmp_path / "result").factors(name)
-    found = projected_geometry(uploads.updates(name), before, after, torch.float32, fresh=False)
+    found, _ = projected_geometry(uploads.updates(name), before, after, torch.float32, fresh=False)
     U, V = np.linalg.qr(oracle.to_numpy(after.B))[0], np.linalg.qr(oracle.to_numpy(after.A).T)[0]
     rows = np.array(
         [(U.T @ (2.0 * oracle.to_numpy(u.B) @ oracle.to_numpy(u.A)) @ V).ravel() for u in uploads.updates(name)]
