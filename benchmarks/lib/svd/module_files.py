@@ -23,12 +23,17 @@ def write_files(given: Round, folder: Path, error_bound: float, dtype: str = "fl
     d, _, k = given.stack.shape
     spec = _spec(d, k, [len(term.A) for term in given.stack.terms], len(given.V), error_bound, dtype)
     previous = folder / "previous.safetensors"
-    with previous.open("wb") as file:
-        writer = GlobalAdapterWriter(file, spec)
-        writer.module(NAME, GlobalFactors(given.B, given.V.to(served_dtype(spec)).float()))
-        writer.close()
+    write_previous(previous, spec, GlobalFactors(given.B, given.V.to(served_dtype(spec)).float()))
     inputs = [_upload(spec, term, folder / f"{number}.safetensors") for number, term in enumerate(given.stack.terms)]
     return RoundWork(spec, with_weights(inputs), previous)
+
+
+def write_previous(to: Path, spec: RunSpec, factors: GlobalFactors) -> None:
+    """A stored global update of the one module."""
+    with to.open("wb") as file:
+        writer = GlobalAdapterWriter(file, spec)
+        writer.module(NAME, factors)
+        writer.close()
 
 
 def _spec(d: int, k: int, ranks: Sequence[int], r_max: int, error_bound: float, dtype: str) -> RunSpec:
