@@ -8,10 +8,10 @@ long whoever takes part: it is measured in the first round of a shape, and furth
 (`dense_measured` tells; their error is not known). `ours` is exact; `ours warm` and `ours cold` may miss the smallest error by
 2 %, from the previous round's directions and from those of a new run: they appear where the engine would iterate.
 
-seconds: of CPU, which on an idle machine pass as fast; the median. ratio_dense: how many times faster than `dense`. figures: their share of the seconds. floor_seconds: the
-matrix products of a method of that kind alone (see `floor_operations`) at the float32 rate measured beside it; ratio_floor:
-how many times slower, the median of the pairs. error_over_optimal: the truncation's error over the smallest possible.
-certificate: what the method claimed of it. peak_mib: memory above the start, without mapped files.
+seconds: of CPU, on an idle machine those that pass; the median. ratio_dense: how many times faster than `dense`. figures: their
+share of the seconds. floor_seconds: the matrix products of a method of that kind alone (see `floor_operations`) at the float32
+rate measured beside it; ratio_floor: how many times slower, the median of the pairs. error_over_optimal: the truncation's error
+over the smallest possible. certificate: what the method claimed of it. peak_mib: memory above the start, without mapped files.
 """
 
 import argparse

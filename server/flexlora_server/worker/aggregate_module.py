@@ -30,9 +30,9 @@ from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 from flexlora_server.worker.metrics import UpdateGeometry
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 
-# Sums of the updates' ranks up to which metrics use exact inner products (filters always do): where the result's decomposition
-# has left products to make them of, and where it has not. Above, they use projections on the leading directions of the result.
-MAX_EXACT_COLUMNS, MAX_EXACT_COLUMNS_ANEW = 1024, 256
+# Sum of the updates' ranks up to which metrics use inner products of whole changes (filters always do). Above it they use
+# projections on the leading directions of the result, which cost less than the result did.
+MAX_WHOLE_COLUMNS = 512
 
 
 @dataclass(frozen=True)
@@ -129,15 +129,13 @@ class ModuleAggregator:
         """The geometry of a module's changes for the metrics, from what its aggregation has computed where that is possible."""
         if self._strategy.averages_factors:
             return UpdateGeometry.exact(self.geometry(module))
-        columns, products = sum(update.rank for update in updates), aggregate.products
-        shared = products is not None and all(update.weight > 0 for update in updates)
-        if columns > (MAX_EXACT_COLUMNS if shared else MAX_EXACT_COLUMNS_ANEW):
+        columns = sum(update.rank for update in updates)
+        if columns > MAX_WHOLE_COLUMNS:
             return UpdateGeometry(*projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh))
-        exact = None
-        if products is not None and shared:
-            own = products[:columns, :columns]
-            exact = geometry_from_products(own, updates, previous, self._dtype, self._fresh)
-        return UpdateGeometry.exact(self.geometry(module) if exact is None else exact)
+        all_count = all(update.weight > 0 for update in updates)  # else the stack has fewer terms
+        products = aggregate.products[:columns, :columns] if aggregate.products is not None and all_count else None
+        whole = geometry_from_products(products, updates, previous, self._dtype, self._fresh)
+        return UpdateGeometry.exact(self.geometry(module) if whole is None else whole)
 
     def _on_device(self, updates: Sequence[Update], previous: GlobalFactors) -> Aggregate:
         device = torch.device(self.work.device)

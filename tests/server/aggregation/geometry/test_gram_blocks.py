@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_factors, weighted_stack
 from flexlora_server.aggregation.geometry.gram_blocks import geometry_from_products
@@ -25,11 +26,10 @@ def geometry(updates: list[Update], previous: GlobalFactors, fresh: bool = False
     return geometry_from_products(products(weighted_stack(updates)), updates, previous, torch.float32, fresh)
 
 
-@given(case=cases())
-def test_is_that_of_differences_or_none(case: Case) -> None:
-    found = geometry_from_products(
-        products(weighted_stack(case.updates)), case.updates, case.previous, case.dtype, case.fresh
-    )
+@given(case=cases(), shared=st.booleans())
+def test_is_that_of_differences_or_none(case: Case, shared: bool) -> None:
+    made = products(weighted_stack(case.updates)) if shared else None
+    found = geometry_from_products(made, case.updates, case.previous, case.dtype, case.fresh)
     if found is not None:
         exact = module_geometry(case.updates, case.previous, None, case.dtype, case.fresh)
         lengths = torch.tensor(exact.norms, dtype=torch.float64)
@@ -59,6 +59,16 @@ def test_a_change_of_nothing_is_left_to_differences(dtype: torch.dtype) -> None:
     previous = global_factors(torch.Generator().manual_seed(2), 30, 20, 6, dtype)
     updates = [idle_update(previous, rank, 3.7, 0.5, dtype) for rank in (2, 6)]
     assert geometry_from_products(products(weighted_stack(updates)), updates, previous, dtype, False) is None
+
+
+def test_without_products_only_changes_that_float32_holds_are_found() -> None:
+    for size, held in ((0.5, True), (0.01, False)):
+        updates, previous = honest(size=size)
+        found = geometry_from_products(None, updates, previous, torch.float32, False)
+        assert (found is not None) == held
+        if found is not None:
+            exact = module_geometry(updates, previous, None, torch.float32, False)
+            assert torch.allclose(found.inner, exact.inner, rtol=1e-4, atol=1e-5 * float(exact.inner.max()))
 
 
 def test_a_tiny_change_is_left_to_differences() -> None:
