@@ -32,7 +32,7 @@ from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 
 # Sum of the updates' ranks up to which metrics use inner products of whole changes (filters always do). Above it they use
 # projections on the leading directions of the result, which cost less than the result did.
-MAX_WHOLE_COLUMNS = 512
+MAX_WHOLE_COLUMNS = 768
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_fac
 from flexlora_server.aggregation.geometry.update_geometry import Geometry
 from flexlora_server.aggregation.svd.small_matrices import orthonormal
 
-DIRECTIONS = 32  # on either side of the result
-COLUMNS = 64  # of participants of one rank that are multiplied at once
+DIRECTIONS = 16  # on either side of the result
+COLUMNS = 32  # of participants of one rank that are multiplied at once
 # A squared norm that is a smaller share of what cancels in it, or that small, may have lost its digits in float32.
 MIN_SHARE_LEFT, MIN_SQUARE = 1e-3, 1e-30
 MAX_IMBALANCE = 16.0  # of the squared norms of a row of A and of the one served: beyond, differences lose digits
