@@ -1,15 +1,17 @@
-"""Aggregating one module: this project's engine beside dense SVDs, randomised SVD, and the floor of matrix products.
+"""Aggregating one module: all that a worker does, beside dense SVDs, randomised SVD, and the floor of matrix products.
 
-All on one thread, side by side in one run. `dense` is the reference code's way: a float32 sum of dense matrices, then
-`torch.linalg.svd`; `numpy`, `scipy` and `sklearn` factorise the same sum. A dense factorisation takes as long whoever takes
-part: it is measured in the first round of a shape, and further rounds add their own sum to its seconds (`dense_measured`
-tells; their error is not known). `ours` is exact; `ours warm` and `ours cold` may miss the smallest error by 2 %, from the
-previous round's directions and from none: they appear where the engine would iterate.
+All on one thread, side by side in one run. Ours is the whole of a worker's time for a module: the uploads are read from mapped
+files, weighed, decomposed, rounded, compared for the figures of the round, and the module is written; the others start from
+tensors in memory and end with factors. `dense` is the reference code's way: a float32 sum of dense matrices, then
+`torch.linalg.svd`; `dense64` (float64), `numpy`, `scipy` and `sklearn` factorise the same sum. A dense factorisation takes as
+long whoever takes part: it is measured in the first round of a shape, and further rounds add their own sum to its seconds
+(`dense_measured` tells; their error is not known). `ours` is exact; `ours warm` and `ours cold` may miss the smallest error by
+2 %, from the previous round's directions and from those of a new run: they appear where the engine would iterate.
 
-seconds: the median; ratio_dense: how many times faster than `dense`. floor_seconds: the matrix products of a method of that
-kind alone (see `floor_operations`) at the float32 rate measured beside it; ratio_floor: how many times slower.
-error_over_optimal: the truncation's error over the smallest possible. certificate: what the method claimed of it.
-peak_mib: memory above the start.
+seconds: of CPU, on an idle machine those that pass; the median. ratio_dense: how many times faster than `dense`. figures: their
+share of the seconds. floor_seconds: the matrix products of a method of that kind alone (see `floor_operations`) at the float32
+rate measured beside it; ratio_floor: how many times slower, the median of the pairs. error_over_optimal: the truncation's error
+over the smallest possible. certificate: what the method claimed of it. peak_mib: memory above the start, without mapped files.
 """
 
 import argparse
@@ -43,7 +45,7 @@ def tasks(asked: argparse.Namespace) -> Iterator[Task]:
 
 def measure(asked: argparse.Namespace) -> Iterator[Line]:
     """Every line, as soon as it is measured."""
-    libraries, todo, tell = ("sklearn",) if asked.quick else None, list(tasks(asked)), clock()
+    libraries, todo, tell = ("dense64", "sklearn") if asked.quick else None, list(tasks(asked)), clock()
     comparison = Comparison(libraries, asked.runs, asked.budget, tell, remeasure=asked.quick)
     with one_thread():  # the comparison has loaded the libraries
         for number, (shape, participants, ranks, data) in enumerate(todo, 1):

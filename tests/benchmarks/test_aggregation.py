@@ -35,7 +35,9 @@ def test_every_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> No
     assert lines[4]["error_over_optimal"] is None
     for line in lines:
         assert line["ratio_dense"] == pytest.approx(line["dense_seconds"] / line["seconds"])
-        assert line["ratio_floor"] == pytest.approx(line["seconds"] / line["floor_seconds"])
+        assert line["ratio_floor"] > 0
+        assert (line["share_of_figures"] is not None) == (line["method"] == "ours")
+    assert 0 < lines[3]["share_of_figures"] < 1
     assert lines[3]["error_over_optimal"] == pytest.approx(1, abs=1e-9)
     assert lines[3]["singular_values_error"] < 1e-9
 
@@ -111,6 +113,15 @@ def test_a_budget_without_room_keeps_the_first_run() -> None:
     calls: list[int] = []
     assert measuring.repeated(lambda: calls.append(1), runs=5, budget=0.0).runs == len(calls) == 1
     assert measuring.repeated(lambda: calls.append(1), runs=2, budget=60.0).runs == len(calls) - 2 == 2
+
+
+def test_runs_are_compared_with_the_rate_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine gets slower while it measures: 1, 10, 100 operations a second beside runs of 8, 4 and 2 seconds."""
+    rates, times = iter([7.0, 1.0, 10.0, 100.0]), iter([1.0, 8.0, 4.0, 2.0])
+    monkeypatch.setattr(measuring, "gflops", lambda: next(rates))
+    monkeypatch.setattr(measuring, "timed", lambda work: (work(), next(times)))
+    spent = measuring.repeated(lambda: "made", runs=3, budget=60.0)
+    assert (spent.made, spent.runs, spent.seconds, spent.gflops, spent.gflop) == ("made", 3, 4.0, 10.0, 40.0)
 
 
 def test_other_libraries_have_one_thread_too() -> None:

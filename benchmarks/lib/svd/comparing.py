@@ -2,17 +2,25 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 from benchmarks.lib.svd.lines import REUSED, WHOLE, Line, Where, finite, floor_operations
 from benchmarks.lib.svd.measuring import Spent, once, repeated
 from benchmarks.lib.svd.memory import MIB
+from benchmarks.lib.svd.module_files import NAME, write_files, write_previous
 from benchmarks.lib.svd.reference_svd import Optimum
-from benchmarks.lib.svd.svd_baselines import BOUND, DENSE, LIBRARIES, Dense, Found, iterates, ours, torch_sum
+from benchmarks.lib.svd.svd_baselines import BOUND, DENSE, LIBRARIES, Dense, Found, iterates, torch_sum
 from benchmarks.lib.svd.synthetic_rounds import Round, largest, make, ranks_of
+from benchmarks.lib.svd.worked_module import WorkedModule
+from flexlora_server.aggregation.factors import initial_factors
+from flexlora_server.aggregation.svd import cost
+from flexlora_server.worker.aggregate_module import RoundWork
 
+EXACT_ROUTES = cost.SAFEST_FIRST
 ATTENTION = (4096, 4096)  # every other shape is an MLP's
 Tell = Callable[[str], None]
 
@@ -51,7 +59,7 @@ class Comparison:
 
     def _by_libraries(self, total: Spent[Tensor], judge: "_Judge") -> Iterator[Line]:
         for dense in self._libraries:
-            if dense.first_only and not judge.measured:
+            if dense.first_only and (dense.name, judge.where.d, judge.where.k) in self._known:
                 continue
             spent, measured = self._dense(dense, total, judge.where)
             yield judge.line(dense.name, spent, judged=measured, sums=True, iterates=not dense.for_any_rank)
@@ -69,15 +77,33 @@ class Comparison:
         return replace(known, seconds=total.seconds + known.seconds, peak_mib=peak, gflops=gflops), measured
 
     def _by_us(self, given: Round, judge: "_Judge") -> Iterator[Line]:
-        asked: list[tuple[str, float, Tensor | None]] = [("ours", 1.0, None)]
-        if iterates(given):
-            # Flat factors come from no global update: its directions would be nowhere near theirs.
-            asked += [("ours warm", BOUND, given.V)] if judge.where.data != "flat" else []
-            asked += [("ours cold", BOUND, None)]
-        for name, bound, start in asked:
-            self._tell(name)
-            spent = repeated(partial(ours, given, bound, start), self._runs, self._budget)
-            yield judge.line(name, spent, iterates=spent.made.route == "subspace")
+        with TemporaryDirectory(prefix="flexlora-bench-") as name:
+            folder = Path(name)
+            self._tell("writing the uploads")
+            works = [("ours", write_files(given, folder, 1.0))]
+            if iterates(given):
+                certified = _certified(works[0][1])
+                # Flat factors come from no global update: its directions would be nowhere near theirs.
+                works += [("ours warm", certified)] if judge.where.data != "flat" else []
+                works += [("ours cold", _from_nothing(certified, folder))]
+            for name, work in works:
+                self._tell(name)
+                module = WorkedModule(work, folder / "next.safetensors")
+                spent = repeated(module.once, self._runs, self._budget)
+                iterated = spent.made.route not in EXACT_ROUTES
+                yield judge.line(name, spent, iterates=iterated, share_of_figures=module.share_of_figures)
+
+
+def _certified(work: RoundWork) -> RoundWork:
+    return replace(work, spec=work.spec.model_copy(update={"error_bound": BOUND}))
+
+
+def _from_nothing(work: RoundWork, folder: Path) -> RoundWork:
+    """The same with the global update that a run begins with."""
+    (module,), to = work.spec.modules, folder / "initial.safetensors"
+    first = initial_factors(module.out_features, module.in_features, work.spec.largest_rank, 0, NAME, torch.float32)
+    write_previous(to, work.spec, first)
+    return replace(work, previous=to)
 
 
 @dataclass(frozen=True)
@@ -90,23 +116,30 @@ class _Judge:
     measured: bool
 
     def line(
-        self, name: str, spent: Spent[Found], judged: bool = True, iterates: bool = False, sums: bool = False
+        self,
+        name: str,
+        spent: Spent[Found],
+        judged: bool = True,
+        iterates: bool = False,
+        sums: bool = False,
+        share_of_figures: float | None = None,
     ) -> Line:
-        at, found = self.where, spent.made
-        floor = floor_operations(at.d, at.k, at.total_rank, at.r_max, iterates, sums) / spent.gflops / 1e9
+        at, made = self.where, spent.made
+        operations = floor_operations(at.d, at.k, at.total_rank, at.r_max, iterates, sums) / 1e9
         return Line(
             method=name,
-            route=found.route,
+            route=made.route,
             **asdict(at),
             seconds=spent.seconds,
             dense_seconds=self.dense_seconds,
             ratio_dense=self.dense_seconds / spent.seconds,
-            floor_seconds=floor,
-            ratio_floor=spent.seconds / floor,
-            error_over_optimal=finite(self.optimum.error_ratio(found.US, found.Vt)) if judged else None,
-            singular_values_error=finite(self.optimum.values_error(found.S)) if judged else None,
+            share_of_figures=share_of_figures,
+            floor_seconds=operations / spent.gflops,
+            ratio_floor=spent.gflop / operations,
+            error_over_optimal=finite(self.optimum.error_ratio(made.US, made.Vt)) if judged else None,
+            singular_values_error=finite(self.optimum.values_error(made.S)) if judged else None,
             peak_mib=spent.peak_mib,
-            certificate=finite(found.certificate),
+            certificate=finite(made.certificate),
             runs=spent.runs,
             gemm_gflops=spent.gflops,
             dense_measured=WHOLE if self.measured else REUSED,

@@ -49,6 +49,7 @@ class Line:
     seconds: float
     dense_seconds: float
     ratio_dense: float
+    share_of_figures: float | None
     floor_seconds: float
     ratio_floor: float
     error_over_optimal: float | None
@@ -68,7 +69,8 @@ class Line:
         """For people, under `heading`."""
         cells = [
             f"{self.method:9} {self.route:10}",
-            f"{self.seconds:9.3f} {self.ratio_dense:9.1f} {self.floor_seconds:9.4f} {self.ratio_floor:9.1f}",
+            f"{self.seconds:9.3f} {self.ratio_dense:9.1f} {_or_dash(self.share_of_figures, '8.0%', 8)}",
+            f"{self.floor_seconds:9.4f} {self.ratio_floor:9.1f}",
             _or_dash(self.error_over_optimal, "11.7f", 11),
             _or_dash(self.certificate, "9.5f", 9),
             _or_dash(self.singular_values_error, "9.1e", 9),
@@ -85,7 +87,7 @@ def heading(where: "Where | Line") -> str:
         f"R = {where.total_rank}, r_max = {where.r_max}"
     )
     return (
-        f"{about}\n{'method':9} {'route':10} {'seconds':>9} {'dense/s':>9} {'floor':>9} {'s/floor':>9} "
+        f"{about}\n{'method':9} {'route':10} {'seconds':>9} {'dense/s':>9} {'figures':>8} {'floor':>9} {'s/floor':>9} "
         f"{'error/best':>11} {'claimed':>9} {'sv error':>9} {'peak MiB':>8} {'runs':>4} {'GFLOPS':>6}"
     )
 

@@ -1,4 +1,4 @@
-"""Writes a round of a Llama-3-8B-shaped model to files: the previous global update, and all uploads.
+"""Writes a round of a Llama-shaped model to files: the previous global update, and all uploads.
 
 Fast: every tensor is made of scaled stretches of one pool of random numbers, another for each participant and module. The
 structure is that of `rounds`: a global update of decaying spectrum, a change all share, and one of each participant's own.
@@ -6,6 +6,7 @@ structure is that of `rounds`: a global update of decaying spectrum, a change al
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -25,23 +26,40 @@ from flexlora_shared.messages.runs import ModelSpec, ModuleSpec, RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 
 POOL = 1 << 24  # numbers
-LAYER = {  # out x in features
-    "self_attn.q_proj": (4096, 4096),
-    "self_attn.k_proj": (1024, 4096),
-    "self_attn.v_proj": (1024, 4096),
-    "self_attn.o_proj": (4096, 4096),
-    "mlp.gate_proj": (14336, 4096),
-    "mlp.up_proj": (14336, 4096),
-    "mlp.down_proj": (4096, 14336),
-}
+KEYS_AND_VALUES = 1024  # features of the grouped keys, and of the values
 
 
-def spec_of(layers: int, ranks: Sequence[int], dtype: str, error_bound: float) -> RunSpec:
+@dataclass(frozen=True)
+class Model:
+    """How large a Llama 3 is."""
+
+    layers: int
+    hidden: int
+    mlp: int
+
+    def layer(self) -> dict[str, tuple[int, int]]:
+        """Out x in features of a layer's linear modules."""
+        hidden, mlp = self.hidden, self.mlp
+        return {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (KEYS_AND_VALUES, hidden),
+            "self_attn.v_proj": (KEYS_AND_VALUES, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (mlp, hidden),
+            "mlp.up_proj": (mlp, hidden),
+            "mlp.down_proj": (hidden, mlp),
+        }
+
+
+MODELS = {"8b": Model(32, 4096, 14336), "70b": Model(80, 8192, 28672)}
+
+
+def spec_of(model: Model, ranks: Sequence[int], dtype: str, error_bound: float) -> RunSpec:
     """The run: every linear layer has an adapter."""
     modules = [
         ModuleSpec(name=f"model.layers.{layer}.{name}", out_features=d, in_features=k)
-        for layer in range(layers)
-        for name, (d, k) in LAYER.items()
+        for layer in range(model.layers)
+        for name, (d, k) in model.layer().items()
     ]
     return RunSpec.model_validate(
         {

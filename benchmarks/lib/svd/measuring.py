@@ -1,4 +1,8 @@
-"""Measures seconds and memory of a function, and how fast the machine multiplies matrices at the same time."""
+"""Measures seconds and memory of a function, and how fast the machine multiplies matrices at the same time.
+
+Seconds are CPU time of the thread that works, the only one: on an idle machine those that pass, and on one that others use, too,
+without the time for which it had to wait.
+"""
 
 import statistics
 import time
@@ -19,13 +23,17 @@ SHORT = 5.0  # seconds: what takes no longer is run once more, for its memory
 
 @dataclass(frozen=True)
 class Spent(Generic[T]):
-    """What was made, the median seconds of how many runs, the peak of memory, and the fp32 GEMM rate beside them."""
+    """What was made, the median seconds of how many runs, the peak of memory, and the fp32 GEMM rate beside them.
+
+    gflop: how many 10^9 operations of such products would have taken as long: the median over the pairs of a run and a rate.
+    """
 
     made: T
     seconds: float
     runs: int
     peak_mib: float | None
     gflops: float
+    gflop: float
 
 
 def repeated(work: Callable[[], T], runs: int, budget: float) -> Spent[T]:
@@ -41,8 +49,12 @@ def repeated(work: Callable[[], T], runs: int, budget: float) -> Spent[T]:
     for _ in range(min(runs, int(budget / max(first, 1e-9)) - 1)):
         rates.append(gflops())
         seconds.append(timed(work)[1])
-    rates = rates[1:] or [*rates, gflops()]
-    return Spent(made, statistics.median(seconds or [first]), len(seconds) or 1, peak.mib, statistics.median(rates))
+    if not seconds:
+        seconds, rates = [first], [statistics.mean([*rates, gflops()])]
+    else:
+        del rates[0]
+    as_products = statistics.median(run * rate for run, rate in zip(seconds, rates, strict=True))
+    return Spent(made, statistics.median(seconds), len(seconds), peak.mib, statistics.median(rates), gflop=as_products)
 
 
 def once(work: Callable[[], T]) -> Spent[T]:
@@ -52,9 +64,9 @@ def once(work: Callable[[], T]) -> Spent[T]:
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
     """What was made, and the seconds."""
-    started = time.perf_counter()
+    started = time.thread_time()
     made = work()
-    return made, time.perf_counter() - started
+    return made, time.thread_time() - started
 
 
 def gflops() -> float:

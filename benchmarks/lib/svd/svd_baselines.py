@@ -56,6 +56,11 @@ def by_torch(W: Tensor, rank: int) -> Found:
     return _kept(torch.linalg.svd(W, full_matrices=False), rank, "gesdd")
 
 
+def by_torch64(W: Tensor, rank: int) -> Found:
+    """The same in float64."""
+    return _kept(torch.linalg.svd(W.double(), full_matrices=False), rank, "gesdd")
+
+
 def by_numpy(W: Tensor, rank: int) -> Found:
     """numpy's, by its own OpenBLAS; it computes in float64 and rounds the result."""
     import numpy as np
@@ -86,6 +91,7 @@ def _kept(factors: Iterable[Tensor], rank: int, route: str) -> Found:
 
 DENSE = Dense("dense", by_torch)
 LIBRARIES = (
+    Dense("dense64", by_torch64, first_only=True),
     Dense("sklearn", by_sklearn, for_any_rank=False),
     Dense("scipy", by_scipy, first_only=True),
     Dense("numpy", by_numpy),

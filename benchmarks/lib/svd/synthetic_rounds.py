@@ -46,25 +46,32 @@ def largest(mix: str) -> int:
 
 @dataclass(frozen=True)
 class Round:
-    """One module's uploads, and V^T (r_max, k), the right directions of the global update they were trained from."""
+    """One module's uploads, and the global update they were trained from, B V with V^T (r_max, k); B = 0 with flat data."""
 
     stack: Stack
     V: Tensor
+    B: Tensor
 
 
 def make(d: int, k: int, ranks: Sequence[int], r_max: int, data: str, seed: int = 0) -> Round:
     """A seeded round: `federation`, or `flat`: i.i.d. Gaussian factors, whose spectrum no iteration likes."""
     generator = torch.Generator().manual_seed(seed)
     V = orthonormal(k, r_max, generator).mT.float().contiguous()
-    each = _federation(d, V, ranks, generator) if data == "federation" else _flat(d, k, ranks, generator)
-    return Round(Stack([Term(B, A, 1 / len(ranks)) for B, A in each]), V)
+    published = torch.zeros(d, r_max)
+    if data == "federation":
+        U, s = orthonormal(d, r_max, generator).float(), geometric(r_max, DECAY).float()
+        published, each = U * s, _federation(U, s, V, ranks, generator)
+    else:
+        each = _flat(d, k, ranks, generator)
+    return Round(Stack([Term(B, A, 1 / len(ranks)) for B, A in each]), V, published)
 
 
-def _federation(d: int, V: Tensor, ranks: Sequence[int], generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+def _federation(
+    U: Tensor, s: Tensor, V: Tensor, ranks: Sequence[int], generator: torch.Generator
+) -> list[tuple[Tensor, Tensor]]:
     """Everyone's slice of U diag(s) V^T, moved by a change that all share and by one of its own."""
-    r_max, k = V.shape
-    s = geometric(r_max, DECAY).float()
-    B = (orthonormal(d, r_max, generator).float() + DRIFT * _columns(d, r_max, generator)) * s
+    (d, r_max), k = U.shape, V.shape[1]
+    B = (U + DRIFT * _columns(d, r_max, generator)) * s
     A = V + DRIFT * _columns(k, r_max, generator).mT
     return [
         (

@@ -3,8 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from flexlora_server.aggregation.truncate import Aggregate
 from flexlora_server.errors import AggregationError
+
+MAX_SQUARE = 1e20  # to which float32 sums squares, with room to its ends
 
 
 def energy_kept(aggregate: Aggregate, ranks: Sequence[int]) -> tuple[tuple[int, float], ...]:
@@ -13,14 +17,22 @@ def energy_kept(aggregate: Aggregate, ranks: Sequence[int]) -> tuple[tuple[int, 
     The energy of a prefix is the sum of the leading block of (B^T B) * (A A^T), which needs no dense product
     and no orthonormal A. Raises AggregationError for a rank that is not served.
     """
-    B, A = aggregate.factors.B.double(), aggregate.factors.A.double()
-    blocks = ((B.mT @ B) * (A @ A.mT)).cumsum(0).cumsum(1).diagonal().tolist()
+    products = _gram(aggregate.factors.B.mT) * _gram(aggregate.factors.A)
+    blocks = products.cumsum(0).cumsum(1).diagonal().tolist()
     for rank in ranks:
         if not 1 <= rank <= len(blocks):
             raise AggregationError(f"rank {rank} is not served: the global update holds ranks 1 to {len(blocks)}")
     if aggregate.total_energy == 0:
         return tuple((rank, 1.0) for rank in ranks)
     return tuple((rank, min(1.0, max(0.0, blocks[rank - 1] / aggregate.total_energy))) for rank in ranks)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """X X^T, float64; multiplied in float32 where that holds the squares."""
+    gram: Tensor = (rows @ rows.mT).double()
+    if not 1 / MAX_SQUARE < float(gram.diagonal().max()) < MAX_SQUARE:
+        gram = rows.double() @ rows.double().mT
+    return gram
 
 
 def effective_rank(singular_values: Sequence[float]) -> float:

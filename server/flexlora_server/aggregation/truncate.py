@@ -25,6 +25,8 @@ class Aggregate:
     certificate: the truncation's error is at most this many times the smallest possible; 1 where it is exact. It is about the
         directions found and says nothing of what a rule takes from their singular values.
     route: how W was decomposed; `fell_back` names the routes that failed before, and why.
+    products: (R, R) float64 of the columns p, q of the stack, the updates in their order first: p_i s_i p_j s_j <b_p, b_q>
+    <a_p, a_q>, if the decomposition has made them; else None.
     """
 
     factors: GlobalFactors
@@ -33,6 +35,7 @@ class Aggregate:
     certificate: float = 1.0
     route: str = ""
     fell_back: tuple[str, ...] = ()
+    products: Tensor | None = None
 
 
 def truncate(
@@ -57,7 +60,7 @@ def truncate(
         svd = _with_values(svd, changed(svd))
     A = rounded(svd.Vt, dtype)
     nearest = (svd.Vt * A).sum(dim=1) / A.double().square().sum(dim=1)
-    return _with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd)
+    return replace(_with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd), products=svd.products)
 
 
 def _with_values(svd: TruncatedSVD, S: Tensor) -> TruncatedSVD:

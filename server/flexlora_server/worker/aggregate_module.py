@@ -17,7 +17,8 @@ from flexlora_server.aggregation.extra_tensors import weighted_average
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.filters.reweight import Shares
 from flexlora_server.aggregation.filters.split import rebased, split, split_tensors
-from flexlora_server.aggregation.geometry.projection import projected_geometry, squared_norms
+from flexlora_server.aggregation.geometry.gram_blocks import geometry_from_products
+from flexlora_server.aggregation.geometry.projection import projected_geometry
 from flexlora_server.aggregation.geometry.update_geometry import (
     Geometry,
     factor_geometry,
@@ -29,9 +30,9 @@ from flexlora_server.aggregation.truncate import Aggregate, without_truncation
 from flexlora_server.worker.metrics import UpdateGeometry
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 
-# Sum of the updates' ranks up to which metrics use exact inner products (filters always do). Above it they use projections on
-# the leading directions of the result, which cost less than the result did.
-MAX_EXACT_COLUMNS = 1024
+# Sum of the updates' ranks up to which metrics use inner products of whole changes (filters always do). Above it they use
+# projections on the leading directions of the result, which cost less than the result did.
+MAX_WHOLE_COLUMNS = 768
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class ModuleAggregator:
         else:
             aggregate = without_truncation(previous)
         bytes_read = sum(update.A.nbytes + update.B.nbytes for update in updates)
-        geometry = None if self._spec.robust else self._update_geometry(module, updates, previous, aggregate)
+        geometry = None if self._spec.robust else self.figures(module, updates, previous, aggregate)
+        aggregate = replace(aggregate, products=None)  # large, and not for others
         return ModuleResult(aggregate, geometry, time.perf_counter() - started, bytes_read)
 
     def geometry(self, module: ModuleSpec) -> Geometry:
@@ -121,13 +123,19 @@ class ModuleAggregator:
             uploads, late = rebased(uploads, previous, late, self._dtype), {}
         return weighted_average(split_tensors(uploads, shares, previous, late, self._dtype))
 
-    def _update_geometry(
+    def figures(
         self, module: ModuleSpec, updates: Sequence[Update], previous: GlobalFactors, aggregate: Aggregate
     ) -> UpdateGeometry:
-        if self._strategy.averages_factors or sum(update.rank for update in updates) <= MAX_EXACT_COLUMNS:
+        """The geometry of a module's changes for the metrics, from what its aggregation has computed where that is possible."""
+        if self._strategy.averages_factors:
             return UpdateGeometry.exact(self.geometry(module))
-        geometry = projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh)
-        return UpdateGeometry(geometry, squared_norms(updates, previous, self._dtype, self._fresh))
+        columns = sum(update.rank for update in updates)
+        if columns > MAX_WHOLE_COLUMNS:
+            return UpdateGeometry(*projected_geometry(updates, previous, aggregate.factors, self._dtype, self._fresh))
+        all_count = all(update.weight > 0 for update in updates)  # else the stack has fewer terms
+        products = aggregate.products[:columns, :columns] if aggregate.products is not None and all_count else None
+        whole = geometry_from_products(products, updates, previous, self._dtype, self._fresh)
+        return UpdateGeometry.exact(self.geometry(module) if whole is None else whole)
 
     def _on_device(self, updates: Sequence[Update], previous: GlobalFactors) -> Aggregate:
         device = torch.device(self.work.device)
@@ -135,7 +143,8 @@ class ModuleAggregator:
         moved = [replace(u, A=u.A.to(device), B=u.B.to(device), base=bases.get(id(u.base))) for u in updates]
         bound, options = self._spec.error_bound, self._spec.strategy_options
         aggregate = self._strategy.aggregate(moved, previous.to(device), self._dtype, bound, options)
-        return replace(aggregate, factors=aggregate.factors.to(torch.device("cpu")))
+        products = None if aggregate.products is None else aggregate.products.cpu()
+        return replace(aggregate, factors=aggregate.factors.to(torch.device("cpu")), products=products)
 
 
 def _measured_from(update: InputUpdate, previous: Path) -> InputUpdate:

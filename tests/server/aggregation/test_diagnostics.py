@@ -1,5 +1,7 @@
 """Energy kept and effective rank, against the oracle and by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,16 @@ def test_energy_kept_of_factors_that_are_not_orthonormal() -> None:
     result = strategy("fedavg").aggregate(case.updates, case.previous, torch.float32)
     energy = [float(np.linalg.norm(product(result.factors, rank))) ** 2 for rank in (2, 6)]
     assert [share for _, share in energy_kept(result, [2, 6])] == pytest.approx([energy[0] / energy[1], 1.0])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_energy_kept_of_squares_that_float32_does_not_hold(size: float) -> None:
+    case = random_round([2, 5, 8])
+    result = strategy("flexlora").aggregate(case.updates, case.previous, torch.float32)
+    small = replace(result, factors=replace(result.factors, B=result.factors.B * size))
+    small = replace(small, total_energy=result.total_energy * size**2)
+    expected = [share for _, share in energy_kept(result, [2, 5, 8])]
+    assert [share for _, share in energy_kept(small, [2, 5, 8])] == pytest.approx(expected, rel=1e-5)
 
 
 def test_nothing_is_lost_of_nothing() -> None:

@@ -271,8 +271,8 @@ def test_figures_are_the_oracles(tmp_path: Path) -> None:
         own = np.array([change[index].ravel() for change in changes])
         pairs = _cosines(own)[np.triu_indices(len(own), 1)]
         assert module.pairwise_cosine is not None
-        assert module.pairwise_cosine.least == pytest.approx(pairs.min(), abs=1e-9)
-        assert module.pairwise_cosine.most == pytest.approx(pairs.max(), abs=1e-9)
+        assert module.pairwise_cosine.least == pytest.approx(pairs.min(), abs=1e-6)
+        assert module.pairwise_cosine.most == pytest.approx(pairs.max(), abs=1e-6)
         W = average(run, given, module.name)
         assert module.total_energy == pytest.approx(float(np.linalg.norm(W)) ** 2, rel=1e-9)
         assert module.singular_values == pytest.approx(tuple(oracle.singular_values(W)[: len(module.singular_values)]))
@@ -285,14 +285,14 @@ def test_figures_are_the_oracles(tmp_path: Path) -> None:
         change.append(oracle.to_numpy(tensors(run, one.announced.rank, seed=seed)[key_extra("head.weight")] - before))
     whole = np.array([np.concatenate([m.ravel() for m in change]) for change in changes])
     cosines = _cosines(whole)
-    assert np.allclose(np.array(updates.cosines, dtype=float), cosines, atol=1e-9)
+    assert np.allclose(np.array(updates.cosines, dtype=float), cosines, atol=1e-6)
     for index, became in enumerate(updates.updates):
         assert became.client_id == f"client-{index}"
         assert became.weight == given[index].weight
-        assert became.change_norm == pytest.approx(float(np.linalg.norm(whole[index])), rel=1e-9)
-        assert became.cosine == pytest.approx(np.delete(cosines[index], index).mean(), abs=1e-9)
+        assert became.change_norm == pytest.approx(float(np.linalg.norm(whole[index])), rel=1e-6)
+        assert became.cosine == pytest.approx(np.delete(cosines[index], index).mean(), abs=1e-6)
         assert became.notes == ()
-    assert updates.change_norm == pytest.approx(sorted(np.linalg.norm(whole, axis=1))[1], rel=1e-9)
+    assert updates.change_norm == pytest.approx(sorted(np.linalg.norm(whole, axis=1))[1], rel=1e-6)
 
 
 def _cosines(rows: oracle.Matrix) -> oracle.Matrix:
@@ -307,7 +307,7 @@ def test_with_many_participants_cosines_are_of_the_leading_directions(
     run = run_of(ranks=[2, 16])
     previous, given = initial(run, tmp_path), inputs(run, tmp_path, (2, 2, 2, 2))
     exact, _ = aggregated(RoundWork(run, given, previous), tmp_path / "exact")
-    monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 7)
+    monkeypatch.setattr(aggregate_module, "MAX_WHOLE_COLUMNS", 7)
     projected, _ = aggregated(RoundWork(run, given, previous), tmp_path / "projected")
     for one, other in zip(exact, projected, strict=True):
         assert one.pairwise_cosine is not None
@@ -322,7 +322,7 @@ def test_a_projection_sees_what_moves_the_result(tmp_path: Path) -> None:
     uploads = RoundUploads(run, given)
     name = run.modules[0].name
     before, after = TorchGlobalAdapter(previous).factors(name), TorchGlobalAdapter(tmp_path / "result").factors(name)
-    found = projected_geometry(uploads.updates(name), before, after, torch.float32, fresh=False)
+    found, _ = projected_geometry(uploads.updates(name), before, after, torch.float32, fresh=False)
     U, V = np.linalg.qr(oracle.to_numpy(after.B))[0], np.linalg.qr(oracle.to_numpy(after.A).T)[0]
     rows = np.array(
         [(U.T @ (2.0 * oracle.to_numpy(u.B) @ oracle.to_numpy(u.A)) @ V).ravel() for u in uploads.updates(name)]

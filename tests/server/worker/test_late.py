@@ -103,7 +103,7 @@ def test_changes_are_measured_against_what_each_was_served(
     """Lengths of whole updates, the head among them, with and without exact inner products."""
     late = late_round(run_of(strategy, dtype), tmp_path)
     if not exact:
-        monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 0)
+        monkeypatch.setattr(aggregate_module, "MAX_WHOLE_COLUMNS", 0)
     _, updates = aggregated(late.work, tmp_path / "result")
     for seed, (given, became) in enumerate(zip(late.inputs, updates.updates, strict=True)):
         base = TorchGlobalAdapter(late.base(given))
@@ -130,7 +130,7 @@ def test_nobody_learned_and_nothing_changes(
     """Late ones sent back what they had been served rounds ago: the next global update is this one, to the last byte."""
     late = late_round(run_of("flexlora-residual", dtype, extra=[]), tmp_path, step=0.0)
     if not exact:
-        monkeypatch.setattr(aggregate_module, "MAX_EXACT_COLUMNS", 0)
+        monkeypatch.setattr(aggregate_module, "MAX_WHOLE_COLUMNS", 0)
     _, updates = aggregated(late.work, tmp_path / "result")
     assert (tmp_path / "result").read_bytes() == late.published[-1].read_bytes()
     assert max(one.change_norm for one in updates.updates) < 1e-6

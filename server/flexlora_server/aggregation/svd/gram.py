@@ -32,7 +32,8 @@ def by_gram(stack: Stack, rank: int) -> LeadingTriplets:
     S = US.norm(dim=0)
     Vt = stack.times_A((of_B.matrix @ X / S.square()).mT * of_A.scale)
     known = torch.cat([S, torch.where(values > noise, values, 0.0).sqrt()[rank:]])
-    return LeadingTriplets(US, S, Vt, known, float((of_A.matrix * of_B.matrix).sum()))
+    products = of_A.matrix * of_B.matrix
+    return LeadingTriplets(US, S, Vt, known, float(products.sum()), products=products)
 
 
 def check_resolved(values: Tensor, rank: int, noise: float, which: str) -> None:

@@ -21,6 +21,8 @@ class LeadingTriplets:
     singular_values: those of W that are known, descending; at least S.
     total_energy: the squared Frobenius norm of W.
     certificate: the truncation's error is at most this many times the smallest possible (and float32 rounding); 1 if exact.
+    products: (R, R), <s_p b_p, s_q b_q> <a_p, a_q> of the stack's columns and rows, where the route makes them; their sum is
+    the total energy.
     """
 
     US: Tensor
@@ -29,3 +31,4 @@ class LeadingTriplets:
     singular_values: Tensor
     total_energy: float
     certificate: float = 1.0
+    products: Tensor | None = None

@@ -37,6 +37,7 @@ class TruncatedSVD:
     total_energy: the squared Frobenius norm of W; an estimate where the route is not exact (its tail to about 1 %).
     certificate: the truncation's error is at most this many times the smallest possible, but for float32 rounding.
     route: how it was computed; `fell_back` names the routes that failed before, and why.
+    products: see `LeadingTriplets`.
     """
 
     US: Tensor
@@ -47,6 +48,7 @@ class TruncatedSVD:
     certificate: float
     route: str
     fell_back: tuple[str, ...]
+    products: Tensor | None = None
 
 
 def decompose(stack: Stack, rank: int, error_bound: float = 1.0, start: Tensor | None = None) -> TruncatedSVD:
@@ -90,7 +92,7 @@ def _finished(triplets: LeadingTriplets, stack: Stack, rank: int, route: str, fa
     US, S = pad(triplets.US[:, :kept] * signs, (0, rank - kept)), pad(triplets.S[:kept], (0, rank - kept))
     Vt = complete_rows(triplets.Vt[:kept] * signs[:, None], rank)
     energy = triplets.total_energy if kept else 0.0
-    return TruncatedSVD(US, S, Vt, sigma, energy, triplets.certificate, route, failed)
+    return TruncatedSVD(US, S, Vt, sigma, energy, triplets.certificate, route, failed, triplets.products)
 
 
 def complete_rows(Vt: Tensor, rows: int) -> Tensor:
