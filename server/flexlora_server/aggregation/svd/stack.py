@@ -15,7 +15,7 @@ CHUNK_ELEMENTS = 1 << 18  # of a float64 piece that is multiplied at once: 2 MiB
 GRAM_STRIPES = 4  # in which a symmetric product is computed
 # Columns of a block from which on terms are copied side by side to be multiplied with it, so many of their columns at a time:
 # products with the few columns of one term would be bound by reading and writing the result
-WIDE, WIDE_COLUMNS, ALONE = 64, 256, 128
+WIDE, WIDE_COLUMNS, ALONE = 128, 256, 128
 GROUP_COLUMNS = 512  # columns of terms put side by side before they are multiplied into a dense matrix
 
 
