@@ -4,7 +4,7 @@ The terms stay where they are, memory-mapped uploads in any float dtype included
 converts piece by piece, so what is in memory depends on the module's shape and the sum of ranks squared, never on all terms.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 18  # of a float64 piece that is multiplied at once: 2 MiB, a core's cache
 GRAM_STRIPES = 4  # in which a symmetric product is computed
+# Columns of a block from which on terms are copied side by side to be multiplied with it, so many of their columns at a time:
+# products with the few columns of one term would be bound by reading and writing the result
+WIDE, WIDE_COLUMNS, ALONE = 128, 256, 128
 GROUP_COLUMNS = 512  # columns of terms put side by side before they are multiplied into a dense matrix
 
 
@@ -99,12 +102,14 @@ class Stack:
         """W (d, k), float64."""
         d, _, k = self.shape
         W = torch.zeros(d, k, dtype=torch.float64, device=self.device)
-        for terms in _grouped(self.terms):
+        for terms in _grouped(self.terms, GROUP_COLUMNS):
             W.addmm_(*Stack(terms).factors())
         return W
 
     def times(self, V: Tensor) -> Tensor:
-        """W @ V: (d, n) for V (k, n), multiplied in V's dtype; term by term, so that terms of that dtype are not copied."""
+        """W @ V: (d, n) for V (k, n), multiplied in V's dtype."""
+        if V.shape[1] >= WIDE:
+            return self._wide(V, lambda B, A: (A.mT, B.mT))
         result = torch.zeros(self.shape[0], V.shape[1], dtype=V.dtype, device=self.device)
         for term in self.terms:
             result.addmm_(term.B.to(V.dtype), term.A.to(V.dtype) @ V, alpha=term.scale)
@@ -112,10 +117,24 @@ class Stack:
 
     def transposed_times(self, Q: Tensor) -> Tensor:
         """W^T @ Q: (k, n) for Q (d, n), multiplied in Q's dtype."""
+        if Q.shape[1] >= WIDE:
+            return self._wide(Q, lambda B, A: (B, A))
         Qt = Q.mT.contiguous()
         result = torch.zeros(Q.shape[1], self.shape[2], dtype=Q.dtype, device=self.device)
         for term in self.terms:
             result.addmm_(Qt @ term.B.to(Q.dtype), term.A.to(Q.dtype), alpha=term.scale)
+        return result.mT
+
+    def _wide(self, X: Tensor, sides: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """(X^T first second)^T over groups of terms; `sides` puts B (d, c) and A (c, k) in the order of the product."""
+        Xt, result = X.mT.contiguous(), None
+        for terms in _wide_first(self.terms):
+            first, second = sides(
+                _joined([t.B.to(X.dtype) for t in terms], 1), _joined([t.A.to(X.dtype) for t in terms], 0)
+            )
+            inner = (Xt @ first).mul_(Stack(terms).scales.to(X.dtype))
+            result = inner @ second if result is None else result.addmm_(inner, second)
+        assert result is not None
         return result.mT
 
     def _rows_of_B(self) -> Iterator[tuple[slice, Tensor]]:
@@ -169,15 +188,25 @@ def _fill(piece: Tensor, parts: Sequence[Tensor]) -> None:
         at += part.shape[0]
 
 
-def _grouped(terms: Sequence[Term]) -> Iterator[list[Term]]:
-    """The terms in order, as many at a time as have `GROUP_COLUMNS` columns together."""
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def _grouped(terms: Sequence[Term], at_least: int) -> Iterator[list[Term]]:
+    """The terms in order, as many at a time as have `at_least` columns together."""
     group: list[Term] = []
     columns = 0
     for term in terms:
         group.append(term)
         columns += term.A.shape[0]
-        if columns >= GROUP_COLUMNS:
+        if columns >= at_least:
             yield group
             group, columns = [], 0
     if group:
         yield group
+
+
+def _wide_first(terms: Sequence[Term]) -> Iterator[list[Term]]:
+    """Those of many columns alone, where they need no copy, then the others in groups."""
+    yield from ([term] for term in terms if term.A.shape[0] >= ALONE)
+    yield from _grouped([term for term in terms if term.A.shape[0] < ALONE], WIDE_COLUMNS)

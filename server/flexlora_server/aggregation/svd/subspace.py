@@ -18,18 +18,26 @@ from flexlora_server.aggregation.svd.certificate import (
     error_ratio,
     max_energy,
 )
+from flexlora_server.aggregation.svd.deflation import (
+    MAX_SLACK_SHARE,
+    DeflatedLanczos,
+    Request,
+    head_size,
+    head_slack,
+)
 from flexlora_server.aggregation.svd.leading import LeadingTriplets, RouteFailed
 from flexlora_server.aggregation.svd.small_matrices import eigh, eigvalsh, orthonormal, small_svd
 from flexlora_server.aggregation.svd.stack import Stack
 
 MAX_PRODUCTS = 16  # after which the route fails
+MAX_DEFLATIONS = 2  # attempts at `DeflatedLanczos`
 MAX_CANCELLATION = 100.0  # the norm of the terms may be so many times that of W
 MIN_LOST_SHARE = 1e-6  # share of W's energy: below it the loss is mostly rounding of float32 products
 
 
 def width(rank: int, d: int, k: int) -> int:
     """Columns of the iterated block: the requested rank and some more, which speed up the convergence."""
-    return min(rank + max(8, rank // 8), d, k)
+    return min(rank + min(16, max(8, rank // 8)), d, k)
 
 
 def by_subspace(
@@ -61,23 +69,32 @@ def _iterate(
     d, _, k = stack.shape
     generator = torch.Generator().manual_seed(_seed(stack))
     forth, back = _finite(stack.times, dtype), _finite(stack.transposed_times, dtype)
-    block = _Block.of(_start(start, k, width(rank, d, k), generator).to(stack.device), forth, back, generator)
-    ratio = float("inf")
-    for product in range(1, products):
+    columns, attempts = width(rank, d, k), MAX_DEFLATIONS
+    block = _Block.of(_start(start, k, columns, generator).to(stack.device), forth, back, None)
+    ratio, product, spent = float("inf"), 0, 1.0
+    while spent < products:
+        product, spent = product + 1, spent + 1
         forth, back = back, forth
         Q, to_image = orthonormal(block.image)
-        following = _Block.of(Q, forth, back, generator)
+        following, right = _Block.of(Q, forth, back, generator), product % 2 == 0
         truncation = _TruncationBound(block, following, to_image, rank, dtype)
         if product == 1:
             _check_cancelling(stack, truncation.total)
         if dtype == torch.float32 and truncation.lost < MIN_LOST_SHARE * truncation.total:
-            raise _NeedsFloat64((following.Q if product % 2 == 0 else block.Q).mT)
+            raise _NeedsFloat64((following.Q if right else block.Q).mT)
         ratio = truncation.certify(bound)
         if ratio <= bound:
-            return _leading(following, rank, ratio, right=product % 2 == 0)
+            return _leading(following.Q, following.image, rank, following.energy, ratio, right)
+        if attempts and truncation.is_flat(bound):
+            lanczos = _deflated(following, rank, (forth, back), generator)
+            wanted = Request(rank, bound, max(stack.typical_norm, truncation.total**0.5), dtype)
+            found = lanczos.run(wanted, truncation.lost)
+            if found is not None:
+                return _leading(found.Q, found.images, rank, found.energy, found.ratio, right)
+            attempts, spent = attempts - 1, spent + lanczos.columns / columns
         block = following
     reached = f"{ratio:.4g} times the smallest error" if ratio < float("inf") else "nothing"
-    raise RouteFailed(f"certified {reached} after {products} products, not {bound:g}")
+    raise RouteFailed(f"certified {reached} after {product + 1} products, not {bound:g}")
 
 
 def _seed(stack: Stack) -> int:
@@ -99,10 +116,13 @@ class _Block:
 
     Q: Tensor
     image: Tensor
-    outside: ComplementProbe
+    outside: ComplementProbe | None
 
     @classmethod
-    def of(cls, Q: Tensor, forth: Product, back: Product, generator: torch.Generator) -> "_Block":
+    def of(cls, Q: Tensor, forth: Product, back: Product, generator: torch.Generator | None) -> "_Block":
+        """Without a generator nothing is learned of what lies outside."""
+        if generator is None:
+            return cls(Q, forth(Q).double(), None)
         outside = ComplementProbe(Q, forth, back, generator)
         images = forth(torch.cat([Q, outside.vectors], dim=1)).double()
         outside.begin(images[:, Q.shape[1] :])
@@ -111,7 +131,7 @@ class _Block:
     @property
     def energy(self) -> float:
         """|W|^2: what Q holds of it, and an estimate of what lies outside."""
-        return float(self.image.square().sum()) + self.outside.energy
+        return float(self.image.square().sum()) + (self.outside.energy if self.outside else 0.0)
 
 
 class _TruncationBound:
@@ -133,12 +153,22 @@ class _TruncationBound:
     def certify(self, bound: float) -> float:
         """The certified ratio of the truncation's error to the smallest possible; stops once `bound` is met or out of reach."""
         ratio = float("inf")
+        if self._outside is None:
+            return ratio
         while self._estimated_ratio(self._outside.best_upper_bound()) <= bound:
             if self._estimated_ratio(self._outside.upper_bound()) <= bound:
                 ratio = self._proven_ratio(self._outside.upper_bound())
             if ratio <= bound or not self._outside.extend():
                 break
         return ratio
+
+    def is_flat(self, bound: float) -> bool:
+        """Whether the spectrum is flat at the rank, and its head probably found well enough for `DeflatedLanczos`."""
+        p, theta = head_size(self._theta, self._rank), self._theta
+        if p == 0:
+            return False
+        coming = head_slack(theta[:p], self._leaks[:p], float(theta[-1])) * theta[-1] / theta[:p]
+        return float(coming.sum()) < MAX_SLACK_SHARE * (bound**2 - 1) * self.lost
 
     def _estimated_ratio(self, mu: float) -> float:
         """An estimate of `_proven_ratio` without its many eigenvalues: each direction alone, coupled to one of size mu.
@@ -151,7 +181,7 @@ class _TruncationBound:
 
     def _proven_ratio(self, mu: float) -> float:
         most = max_energy(self._T, self._CtC, self._rank, mu)
-        least = float(self._T.trace()) + self._outside.energy_lower_bound()
+        least = float(self._T.trace()) + (self._outside.energy_lower_bound() if self._outside else 0.0)
         return error_ratio(self._kept, most, least, self._rounding)
 
 
@@ -162,13 +192,21 @@ def _start(start: Tensor | None, k: int, columns: int, generator: torch.Generato
     return orthonormal(torch.cat([known, more], dim=1))[0]
 
 
-def _leading(block: _Block, rank: int, ratio: float, right: bool) -> LeadingTriplets:
+def _deflated(
+    block: _Block, rank: int, products: tuple[Product, Product], generator: torch.Generator
+) -> DeflatedLanczos:
+    theta, vectors = eigh(block.image.mT @ block.image)
+    p = max(1, head_size(theta, rank))
+    return DeflatedLanczos((block.Q @ vectors, block.image @ vectors, theta), p, products, generator)
+
+
+def _leading(Q: Tensor, image: Tensor, rank: int, energy: float, ratio: float, right: bool) -> LeadingTriplets:
     """The truncation of W QQ^T (for Q of the right side) or QQ^T W."""
-    P, R = orthonormal(block.image)
+    P, R = orthonormal(image)
     u, sigma, vt = small_svd(R)
-    u, sigma, v = P @ u[:, :rank], sigma[:rank], block.Q @ vt[:rank].mT
+    u, sigma, v = P @ u[:, :rank], sigma[:rank], Q @ vt[:rank].mT
     US, Vt = (u * sigma, v.mT) if right else (v * sigma, u.mT)
-    return LeadingTriplets(US, sigma, Vt, sigma, block.energy, ratio)
+    return LeadingTriplets(US, sigma, Vt, sigma, energy, ratio)
 
 
 def _finite(product: Product, dtype: torch.dtype) -> Product:

@@ -42,6 +42,18 @@ def test_every_product_is_the_dense_one(monkeypatch: pytest.MonkeyPatch, piece: 
     assert torch.allclose(stack.times_A(X.mT), X.mT @ A, atol=1e-10)
 
 
+@pytest.mark.parametrize("alone", [2, 5, 100])
+def test_wide_products_join_terms(monkeypatch: pytest.MonkeyPatch, alone: int) -> None:
+    monkeypatch.setattr(module, "WIDE", 5)
+    monkeypatch.setattr(module, "WIDE_COLUMNS", 4)
+    monkeypatch.setattr(module, "ALONE", alone)
+    stack = mixed()
+    W, generator = torch.from_numpy(dense(stack)), torch.Generator().manual_seed(1)
+    V, Q = torch.randn(90, 5, generator=generator), torch.randn(150, 5, generator=generator)
+    assert torch.allclose(stack.times(V).double(), W @ V.double(), atol=1e-4)
+    assert torch.allclose(stack.transposed_times(Q).double(), W.mT @ Q.double(), atol=1e-4)
+
+
 def test_rank_one_norms_by_hand() -> None:
     stack = Stack([Term(torch.tensor([[3.0, 0.0], [4.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 5.0]]), -2.0)])
     assert stack.rank_one_norms == pytest.approx(2 * (5 * 1 + 2 * 5))
