@@ -44,6 +44,8 @@ def truncate(
     dtype: torch.dtype,
     error_bound: float = 1.0,
     changed: Callable[[TruncatedSVD], Tensor] | None = None,
+    *,
+    begins_with_updates: bool = False,
 ) -> Aggregate:
     """The stack's W at previous' rank: B = U Sigma, A = V^T; an iteration starts from the previous directions.
 
@@ -54,13 +56,16 @@ def truncate(
     changes is rounded the same way round after round, and its sigma grows or shrinks each time.
 
     changed: gives the singular values (r,) to serve in place of the decomposition's S, descending.
+    begins_with_updates: the stack's first terms are `weighted_stack` of the round's updates, as they came: then the figures of
+        the round are computed from the products that the decomposition has made of them.
     """
     svd = decompose(stack, previous.A.shape[0], error_bound, start=previous.A)
     if changed is not None:
         svd = _with_values(svd, changed(svd))
     A = rounded(svd.Vt, dtype)
+    products = svd.products if begins_with_updates else None
     nearest = (svd.Vt * A).sum(dim=1) / A.double().square().sum(dim=1)
-    return replace(_with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd), products=svd.products)
+    return replace(_with_metrics(GlobalFactors(B=to_float32(svd.US * nearest), A=A), svd), products=products)
 
 
 def _with_values(svd: TruncatedSVD, S: Tensor) -> TruncatedSVD:

@@ -25,4 +25,4 @@ def aggregate(
     """W = sum of p_i s_i B_i A_i, truncated to the largest rank served."""
     check_updates(updates, previous)
     changed = partial(leading, energy=energy) if energy < 1 else None
-    return truncate(weighted_stack(updates), previous, dtype, error_bound, changed)
+    return truncate(weighted_stack(updates), previous, dtype, error_bound, changed, begins_with_updates=True)

@@ -27,4 +27,5 @@ def aggregate(
     if not any(bool(update.B.any()) for update in updates):  # not even the last bit moves
         return without_truncation(previous)
     # what is served stays frozen and does not come back, so A is kept exact here and rounded in slices alone
-    return truncate(weighted_stack(updates).plus(previous.B, previous.A), previous, torch.float32, error_bound)
+    stack = weighted_stack(updates).plus(previous.B, previous.A)
+    return truncate(stack, previous, torch.float32, error_bound, begins_with_updates=True)

@@ -53,7 +53,7 @@ def aggregate(
         return _unchanged(previous)
     stack = _changed(updates, previous, served, 1 - leak, previous.B.double())
     if shrink == 0 and energy == 1:
-        return truncate(stack, previous, dtype, error_bound)
+        return truncate(stack, previous, dtype, error_bound, begins_with_updates=True)
     noise = 0.0
     if shrink > 0:
         mean = _changed(updates, previous, served, 1.0, torch.zeros_like(previous.B, dtype=torch.float64))
@@ -62,7 +62,7 @@ def aggregate(
     def values(svd: TruncatedSVD) -> Tensor:
         return torch.minimum(shrunk(svd, updates, noise), leading(svd, energy))
 
-    return truncate(stack, previous, dtype, error_bound, values)
+    return truncate(stack, previous, dtype, error_bound, values, begins_with_updates=True)
 
 
 def _changed(

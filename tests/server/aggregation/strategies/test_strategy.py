@@ -48,6 +48,19 @@ def test_the_same_updates_give_the_same_bytes_in_any_thread(name: str) -> None:
         assert set(pool.map(digest, [name] * 8)) == {first}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_products_handed_on_are_those_of_the_updates(name: str) -> None:
+    """Figures of the round are computed from them, and another rule's stack has other terms."""
+    case = case_of(name, [16] * 3 if name in ONE_RANK else [8, 16, 24], d=1024, k=900)
+    found = strategy(name).aggregate(case.updates, case.previous, torch.float32).products
+    assert (found is not None) == (name in ("flexlora", "flexlora-residual", "flora"))
+    if found is not None:
+        A = torch.cat([u.A for u in case.updates]).double()
+        B = torch.cat([u.weight * u.scaling * u.B.double() for u in case.updates], dim=1)
+        expected = (B.mT @ B) * (A @ A.mT)
+        assert torch.allclose(found[: len(A), : len(A)], expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_the_same_updates_give_the_same_bytes_in_any_process() -> None:
     script = (
