@@ -106,7 +106,7 @@ class Drawing:
     def history(self, most: int) -> History:
         """A history of up to `most` steps."""
         plan, steps = self._plan(), tuple(self._steps(most))
-        return History(replace(plan, holds_more=self._one_of((False, True))), steps)
+        return History(replace(plan, holds_more=self._one_of((False, False, True))), steps)
 
     def _steps(self, most: int) -> Iterator[Step]:
         for number in range(most):
