@@ -1,5 +1,6 @@
 """Validates run definitions and upload announcements beyond their schemas."""
 
+from flexlora_server.adapter_files.inspect_upload import MAX_CANCELLATION
 from flexlora_server.adapter_files.slicing import served_scaling
 from flexlora_server.aggregation.filters.plugin import check_filter
 from flexlora_server.aggregation.strategies.registry import strategy
@@ -73,6 +74,8 @@ def _largest_served(spec: RunSpec) -> float:
     rule = strategy(spec.strategy)
     added = spec.rounds if rule.agents_train == "fresh" else 1  # each round's fresh adapters are added to all before
     ranks = {capped(module, rank) for module in spec.modules for rank in spec.ranks}
+    if spec.strategy == "raflora":  # weighs apart what may cancel in an upload's product
+        added *= int(MAX_CANCELLATION)
     B = added * spec.norm_bound / min(served_scaling(spec, rank) for rank in ranks)
     averages_A = rule.averages_factors and rule.trained_in(2) != "B"  # else A has rows of norm 1, or stays round 0's
     unscaled = bool(spec.extra) or averages_A

@@ -40,7 +40,13 @@ QUESTIONS: Sequence[Example] = [Prompted(f"What is {n} plus one? ", f"It is {n +
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("strategy", "ranks"),
-    [("ffa", [4]), ("rolora", [4]), ("fedsvd", [2, 4, 8]), ("flora", [2, 4, 8]), ("hetlora", [2, 4, 8])],
+    [
+        ("ffa", [4]),
+        ("rolora", [4]),
+        pytest.param("fedsvd", [2, 4, 8], marks=pytest.mark.slow),
+        ("flora", [2, 4, 8]),
+        ("hetlora", [2, 4, 8]),
+    ],
 )
 def test_what_an_agent_measures_after_training_is_what_it_is_served_next(
     site: Served, tmp_path: Path, strategy: str, ranks: list[int]

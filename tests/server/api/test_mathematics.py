@@ -300,14 +300,18 @@ def test_fedavg_is_the_plain_average_of_the_factors(coordinator: Served) -> None
 
 @ON_SQLITE
 @pytest.mark.parametrize(
-    ("dtype", "rounding"),
-    [("float32", PROMISED), pytest.param("float16", 2e-3, marks=pytest.mark.slow), ("bfloat16", 1.6e-2)],
+    ("dtype", "rounding", "options"),
+    [
+        ("float32", PROMISED, {}),
+        pytest.param("float16", 2e-3, {}, marks=pytest.mark.slow),
+        ("bfloat16", 1.6e-2, {"shrink": 1e-3}),
+    ],
 )
 def test_idle_rounds_change_nothing_with_the_residual_strategy(
-    coordinator: Served, dtype: str, rounding: float
+    coordinator: Served, dtype: str, rounding: float, options: dict[str, float]
 ) -> None:
-    """Not a bit, whatever precision is served: however many rounds follow, nothing adds up."""
-    members = assemble(coordinator, MIXED, strategy="flexlora-residual", upload_dtype=dtype)
+    """Not a bit, whatever precision is served: however many rounds follow, nothing adds up, with `shrink` neither."""
+    members = assemble(coordinator, MIXED, strategy="flexlora-residual", upload_dtype=dtype, strategy_options=options)
     sent = learn(coordinator, members, MIXED)
     before = served(coordinator, 1, 16)
     for module in MODULES:

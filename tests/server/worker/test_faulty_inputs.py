@@ -45,11 +45,11 @@ def choking(monkeypatch: pytest.MonkeyPatch, first: float) -> None:
     aggregate = flexlora.aggregate
 
     def choke(
-        updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float = 1.0
+        updates: Sequence[Update], previous: GlobalFactors, dtype: torch.dtype, error_bound: float, **options: float
     ) -> Aggregate:
         if any(float(update.A[0, 0]) == first for update in updates):
             raise AggregationError("this one is too much.")
-        return aggregate(updates, previous, dtype, error_bound)
+        return aggregate(updates, previous, dtype, error_bound, **options)
 
     monkeypatch.setattr(flexlora, "aggregate", choke)
 
@@ -94,7 +94,7 @@ def test_where_everything_fails_nobody_is_blamed_but_for_what_is_refused(
 ) -> None:
     work = work_of(tmp_path)
 
-    def broken(*_: object) -> Aggregate:
+    def broken(*_: object, **__: object) -> Aggregate:
         raise AggregationError("nothing works")
 
     monkeypatch.setattr(flexlora, "aggregate", broken)
@@ -106,7 +106,7 @@ def test_where_everything_fails_nobody_is_blamed_but_for_what_is_refused(
 def test_a_storage_that_fails_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = work_of(tmp_path)
 
-    def full(*_: object) -> Aggregate:
+    def full(*_: object, **__: object) -> Aggregate:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(flexlora, "aggregate", full)
