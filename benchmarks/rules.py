@@ -19,6 +19,7 @@ import torch
 from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.lib.progress import Tell, clock
 from benchmarks.lib.rules.banking77 import federation, frozen_head
+from benchmarks.lib.rules.jobs import runner
 from benchmarks.lib.rules.rule import chosen
 from benchmarks.lib.rules.teacher import comparing, rounds, tables
 from benchmarks.lib.rules.teacher.problem import KINDS, POPULATIONS
@@ -38,7 +39,8 @@ def teacher(asked: argparse.Namespace, tell: Tell) -> tuple[str, dict[str, Any]]
         test=asked.seeds or (3 if asked.quick else 10),
         rounds=asked.rounds or rounds.ROUNDS,
     )
-    found = comparing.compare(plan, asked.processes, asked.results, tell)
+    with runner(comparing.work, asked.processes, asked.results, tell) as run_jobs:
+        found = comparing.compare(plan, run_jobs)
     about = (
         f"{plan.test} seeds, each rule at the rate that is best on {plan.validation} others; 95 % intervals in brackets"
     )

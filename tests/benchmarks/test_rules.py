@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.lib.rules.bootstrap import paired
-from benchmarks.lib.rules.jobs import Done, Job, run_all
+from benchmarks.lib.rules.jobs import Done, Job, runner
 from benchmarks.lib.rules.rule import Rule, Start, chosen, rules, tail_energy
 from benchmarks.lib.rules.teacher.learners import BATCH, Layer, layer, train
 from benchmarks.lib.rules.teacher.problem import KINDS, Kind, forward, problem
@@ -125,8 +125,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
         return {"twice": 2 * job["n"]}
 
     for wanted in ([1, 2], [2, 3]):
-        found = run_all([{"n": n} for n in wanted], work, 1, tmp_path / "results.jsonl", told.append)
-        assert found == [{"n": n, "twice": 2 * n} for n in wanted]
+        with runner(work, 1, tmp_path / "results.jsonl", told.append) as run_them:
+            assert run_them([{"n": n} for n in wanted]) == [{"n": n, "twice": 2 * n} for n in wanted]
     assert told == ["1/2 1", "2/2 2", "1/1 3"]
 
 

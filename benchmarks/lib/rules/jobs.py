@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,38 @@ Job = Mapping[str, Any]  # what tells one run from another, of JSON's types
 Done = dict[str, Any]  # the job with what came out of it
 
 
-def run_all(
-    jobs: Sequence[Job], work: Callable[[Job], Done], processes: int, results: Path | None, tell: Tell
-) -> list[Done]:
-    """`work` of each job merged into the job, in the order of the jobs.
+Run = Callable[[Sequence[Job]], list[Done]]
+
+
+@contextmanager
+def runner(work: Callable[[Job], Done], processes: int, results: Path | None, tell: Tell) -> Iterator[Run]:
+    """What runs jobs: `work` of each merged into the job, in the order of the jobs.
 
     results: a file of JSON lines; jobs that it has are taken from there, and the others are added as they end, so that what
     was broken off goes on. `work` is a function of a module: it is sent to the processes by name.
     """
-    names = {_key(job) for job in jobs}
-    done = {
-        key: found for found in _read(results) if (key := _key({name: found.get(name) for name in jobs[0]})) in names
-    }
+    if processes == 1:
+        yield lambda jobs: _run(jobs, lambda todo: ((job, work(job)) for job in todo), results, tell)
+        return
+    # spawned: a fork would inherit torch's threads in a state that they are not in
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        yield lambda jobs: _run(jobs, partial(_as_they_end, pool, work), results, tell)
+
+
+def _as_they_end(pool: Executor, work: Callable[[Job], Done], jobs: Sequence[Job]) -> Iterator[tuple[Job, Done]]:
+    running = {pool.submit(work, job): job for job in jobs}
+    yield from ((running[each], each.result()) for each in as_completed(running))
+
+
+def _run(
+    jobs: Sequence[Job],
+    each: Callable[[Sequence[Job]], Iterator[tuple[Job, Done]]],
+    results: Path | None,
+    tell: Tell,
+) -> list[Done]:
+    done = _known(jobs, results)
     todo = [job for job in jobs if _key(job) not in done]
-    for number, (job, found) in enumerate(_each(todo, work, processes), 1):
+    for number, (job, found) in enumerate(each(todo), 1):
         done[_key(job)] = {**job, **found}
         if results is not None:
             with results.open("a") as file:
@@ -37,20 +57,15 @@ def run_all(
     return [done[_key(job)] for job in jobs]
 
 
+def _known(jobs: Sequence[Job], results: Path | None) -> dict[str, Done]:
+    """Those of the jobs that the file has."""
+    if not (jobs and results and results.exists()):
+        return {}
+    names = {_key(job) for job in jobs}
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    by_key = {_key({name: found.get(name) for name in jobs[0]}): found for found in lines}
+    return {key: found for key, found in by_key.items() if key in names}
+
+
 def _key(job: Job) -> str:
     return json.dumps(job, sort_keys=True)
-
-
-def _read(results: Path | None) -> list[Done]:
-    return [json.loads(line) for line in results.read_text().splitlines()] if results and results.exists() else []
-
-
-def _each(jobs: Sequence[Job], work: Callable[[Job], Done], processes: int) -> Iterator[tuple[Job, Done]]:
-    """Each job with its outcome, as they end; without a second process in this one."""
-    if processes == 1 or len(jobs) < 2:
-        yield from ((job, work(job)) for job in jobs)
-        return
-    # spawned: a fork would inherit torch's threads in a state that they are not in
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = {pool.submit(work, job): job for job in jobs}
-        yield from ((running[each], each.result()) for each in as_completed(running))

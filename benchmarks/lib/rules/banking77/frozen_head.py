@@ -15,7 +15,7 @@ from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.lib.progress import Tell
 from benchmarks.lib.rules.banking77.federation import ROUNDS, Federation, Split, Task, federation, load, run
 from benchmarks.lib.rules.bootstrap import paired
-from benchmarks.lib.rules.jobs import Done, Job, run_all
+from benchmarks.lib.rules.jobs import Done, Job, runner
 from benchmarks.lib.rules.rule import BUCKET, ORACLE, PAPER, RESIDUAL, chosen
 from benchmarks.lib.rules.tuning import tuned
 
@@ -39,18 +39,17 @@ def compare(asked: argparse.Namespace, tell: Tell) -> tuple[str, dict[str, Any]]
     names = [rule.name for rule in chosen(asked.rules or RULES)]
     rates, seeds, rounds = asked.rates or RATES, asked.seeds or SEEDS, asked.rounds or ROUNDS
     work = partial(one_run, str(asked.data), str(asked.model or packaged_model()), asked.dtype)
-
-    def runs(jobs: Sequence[Job]) -> list[Done]:
-        return run_all(jobs, work, asked.processes, asked.results, tell)
-
     tried: list[Done] = []
+    with runner(work, asked.processes, asked.results, tell) as run_jobs:
 
-    def accuracy(pairs: Sequence[tuple[str, float]]) -> list[float]:
-        tried.extend(found := runs([_job(name, rate, "validation", VALIDATION, rounds) for name, rate in pairs]))
-        return [float(one["whole"]) for one in found]
+        def accuracy(pairs: Sequence[tuple[str, float]]) -> list[float]:
+            tried.extend(
+                found := run_jobs([_job(name, rate, "validation", VALIDATION, rounds) for name, rate in pairs])
+            )
+            return [float(one["whole"]) for one in found]
 
-    best = tuned(names, rates, accuracy)
-    done = runs([_job(name, best[name], "test", seed, rounds) for seed in range(seeds) for name in names])
+        best = tuned(names, rates, accuracy)
+        done = run_jobs([_job(name, best[name], "test", seed, rounds) for seed in range(seeds) for name in names])
     about = f"{seeds} seeds, each rule at the rate that is best on one other; 95 % intervals in brackets"
     return f"{about}\n\n{table(names, done)}", {"seeds": seeds, "rates": rates, "tried": tried, "runs": done}
 

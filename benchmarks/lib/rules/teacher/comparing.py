@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.lib.progress import Tell
-from benchmarks.lib.rules.jobs import Done, Job, run_all
+from benchmarks.lib.rules.jobs import Done, Job, Run
 from benchmarks.lib.rules.rule import Rule, chosen
 from benchmarks.lib.rules.teacher.problem import KINDS, POPULATIONS, Problem, Split, problem
 from benchmarks.lib.rules.teacher.rounds import Outcome, run
@@ -39,21 +37,20 @@ class Row:
 Cells = dict[tuple[str, str], list[Row]]
 
 
-def compare(plan: Plan, processes: int, results: Path | None, tell: Tell) -> Cells:
-    """A row for each rule in each cell, cell by cell. A rate is best by the mean agreement of the whole global update."""
+def compare(plan: Plan, run_jobs: Run) -> Cells:
+    """A row for each rule in each cell, cell by cell. A rate is best by the mean agreement of the whole global update.
 
-    def done(jobs: Sequence[Job]) -> list[Done]:
-        return run_all(jobs, work, processes, results, tell)
-
+    run_jobs: of `work`.
+    """
     cells: Cells = {}
     for cell in plan.cells:
 
         def agreement(tried: Sequence[tuple[str, float]], cell: tuple[str, str] = cell) -> list[float]:
-            found = done([_job(plan, rule, rate, cell, "validation") for rule, rate in tried])
+            found = run_jobs([_job(plan, rule, rate, cell, "validation") for rule, rate in tried])
             return [fmean(outcome["whole"] for outcome in one["outcomes"]) for one in found]
 
         rates = tuned([rule.name for rule in plan.rules], plan.rates, agreement)
-        cells[cell] = [_row(found) for found in done([_job(plan, *best, cell, "test") for best in rates.items()])]
+        cells[cell] = [_row(found) for found in run_jobs([_job(plan, *best, cell, "test") for best in rates.items()])]
     return cells
 
 
