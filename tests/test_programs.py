@@ -53,7 +53,10 @@ def test_help_needs_no_pytorch(program: str) -> None:
 
 @pytest.mark.parametrize(
     ("program", "word", "offered"),
-    [("flexlora-server", "mi", ["migrate"]), ("flexlora-client", "ru", ["run", "runs"])],
+    [
+        pytest.param("flexlora-server", "mi", ["migrate"], marks=pytest.mark.slow),
+        ("flexlora-client", "ru", ["run", "runs"]),
+    ],
 )
 def test_bash_completes_commands(program: str, word: str, offered: list[str]) -> None:
     """By what `--show-completion` prints in a bash, which it recognises as the shell that started it."""

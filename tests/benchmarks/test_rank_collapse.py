@@ -10,6 +10,7 @@ from benchmarks.rank_collapse import LEARNING_RATES, STRATEGIES, main
 SMALL = ["--seeds", "1", "--rounds", "5"]
 
 
+@pytest.mark.slow
 def test_two_tables_and_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     main(SMALL)
     *tables, last = capsys.readouterr().out.splitlines()

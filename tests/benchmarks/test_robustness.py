@@ -14,6 +14,7 @@ from flexlora_server.aggregation.factors import GlobalFactors, Update, slice_fac
 from flexlora_server.aggregation.strategies.registry import strategy
 
 
+@pytest.mark.slow
 def test_one_seed_prints_a_table_and_ends_with_json(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--seeds", "1"])
     *table, last = capsys.readouterr().out.splitlines()

@@ -70,6 +70,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+@pytest.mark.slow
 def test_the_papers_resource_types(base: Path, site: Served, tmp_path: Path) -> None:
     described = describe(str(base))
     spec = RunSpec(

@@ -85,6 +85,7 @@ def test_where_memory_ends_in_a_round_a_lower_rank_is_declared(site: Served, bas
     assert accepted == [1, 2], "a new declaration gives the task of the round again, at its rank"
 
 
+@pytest.mark.slow
 def test_a_lower_rank_is_trained_in_the_attempt_in_which_memory_ended(site: Served, base: Path, tmp_path: Path) -> None:
     def no_wait(kind: str) -> None:
         if kind == "waiting" and "out-of-memory" in reporter.kinds():
@@ -112,6 +113,7 @@ def test_a_round_near_the_deadline_that_was_predicted_shorter_outdates_the_choic
     assert not choice.is_outdated(99.0)
 
 
+@pytest.mark.slow
 def test_a_slow_round_counts_and_its_rank_stays_where_nothing_fits_any_more(
     site: Served, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,7 +171,8 @@ def test_what_changed_is_what_counts(coordinator: Served, dtype: str) -> None:
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_an_idle_round_changes_nothing(coordinator: Served, dtype: str) -> None:
     """Everybody sends back the directions that it would have trained, as they were served: not even the last bit moves."""
     people = [Person(2, 16, 60, {}), Person(4, 8, 25, {}), Person(2, 4, 10, {"up_proj": 8})]

@@ -107,7 +107,8 @@ def check_empty(url: URL, data: Path) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("name", [SCHEMAS[0], SCHEMAS[-1]])  # what comes after the copy is `migrate`, tried above
+# what comes after the copy is `migrate`, tried above
+@pytest.mark.parametrize("name", [pytest.param(SCHEMAS[0], marks=pytest.mark.slow), SCHEMAS[-1]])
 def test_a_run_goes_on_after_restoring(name: str, empty_database: Callable[[], URL], tmp_path: Path) -> None:
     keys = old_backup(name, empty_database(), tmp_path / "backup")
     url, settings = empty_database(), Settings(data_dir=tmp_path / "data")
