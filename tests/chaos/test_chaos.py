@@ -11,7 +11,7 @@ from tests.chaos.simulate import Violated, play, play_many
 from tests.chaos.site import Site
 from tests.chaos.sites import new_site
 
-SOON = {"late-below-quorum": 10, "unversioned": 3}  # seeds whose histories meet these early; others may take minutes
+SOON = {"late-below-quorum": 10}  # a seed whose histories meet it early; others may take minutes
 UNDISTURBED = History(Plan(), ())
 
 
