@@ -132,7 +132,7 @@ def _rows(B: Tensor, module: str, base: _Base) -> Tensor:
     heads = base.heads if module.endswith("q_proj") else base.key_heads
     if len(B) != heads * base.head_dim:
         raise BadInput(
-            f"{base.place} has {heads} heads of {base.head_dim} where {module} has {len(B)} rows: it is not the run's base model; "
-            "name that with --model"
+            f"{base.place} has {heads} heads of {base.head_dim} where {module} has {len(B)} rows: it is not the run's base "
+            "model; name that with --model"
         )
     return permute(B, heads)
