@@ -71,7 +71,7 @@ def export(
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Save an adapter as a PEFT folder that every program loads, or the model with it merged in; or a round's record."""
+    """Save an adapter as a PEFT folder that other programs load, too, or the model with it merged in; or a round's record."""
     chosen = rank is not None or energy is not None or bool(rank_pattern_)
     if output is None:
         _check_record_alone(record, other=chosen or form != FormOptions())
