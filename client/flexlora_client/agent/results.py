@@ -152,8 +152,8 @@ def read_spec(folder: Path) -> RunSpec:
         return RunSpec.model_validate_json((folder / SPEC_FILE).read_bytes())
     except (OSError, ValidationError):
         raise BadInput(
-            f"{folder / SPEC_FILE} holds no run's definition; name a folder that `export` made, "
-            "or a run that was taken part in from this --home"
+            f"{folder / SPEC_FILE} holds no run's definition; name a folder with an adapter that `export` made (a merged model "
+            "is loaded by transformers alone), or a run that was taken part in from this --home"
         ) from None
 
 

@@ -44,7 +44,7 @@ class ComputeOptions(LoadingOptions):
         bool, typer.Option("--gradient-checkpointing", help="Recompute activations: less memory, a third more time.")
     ] = False
     micro_batch: Annotated[
-        int | None, typer.Option("--micro-batch", min=1, help="Examples computed at once. [the run's batch size]")
+        int | None, typer.Option("--micro-batch", min=1, help="Examples computed at once. \\[the run's batch size]")
     ] = None
     offload: Annotated[
         bool, typer.Option("--offload", help="Keep in main memory what of the base model the GPU cannot hold.")

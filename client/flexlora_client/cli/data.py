@@ -44,7 +44,7 @@ def preview(
     encoding: EncodingOption = None,
     separator: SeparatorOption = None,
     bad_rows: BadRowsOption = "refuse",
-    model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. [the run's id]")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. \\[the run's id]")] = None,
     count: Annotated[int, typer.Option("-n", "--examples", min=0, help="How many examples to show.")] = 5,
     *,
     connection: ConnectionOptions,

@@ -31,10 +31,10 @@ LabelOption = Annotated[
     typer.Option("--label", metavar="YOURS=OURS", help="A label in your files, and the run's; repeatable."),
 ]
 EncodingOption = Annotated[
-    str | None, typer.Option("--encoding", help="Encoding of text files, e.g. cp1251. [found out]")
+    str | None, typer.Option("--encoding", help="Encoding of text files, e.g. cp1251. \\[found out]")
 ]
 SeparatorOption = Annotated[
-    str | None, typer.Option("--separator", help="Separator of CSV files: one character, or tab. [found out]")
+    str | None, typer.Option("--separator", help="Separator of CSV files: one character, or tab. \\[found out]")
 ]
 BadRowsOption = Annotated[
     Literal["refuse", "skip"], typer.Option("--bad-rows", help="What to do with rows that are no examples.")

@@ -22,7 +22,8 @@ def describe(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the base model.", metavar="MODEL")],
     task_type: Annotated[TaskType, typer.Option("--task-type", help="What the model is fine-tuned for.")] = "CAUSAL_LM",
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="Name or ending of a layer to train; repeatable. [all linear]")
+        list[str] | None,
+        typer.Option("--target", help="Name or ending of a layer to train; repeatable. \\[all linear]"),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", help="Name or ending of a layer to leave out; repeatable.")
@@ -40,7 +41,9 @@ def describe(
     ] = "single-label",
     prompt_format: Annotated[
         PromptFormat | None,
-        typer.Option("--prompt-format", help="How rows become text. [the tokenizer's chat template where it has one]"),
+        typer.Option(
+            "--prompt-format", help="How rows become text. \\[the tokenizer's chat template where it has one]"
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Revision of the model on its hub.")] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the run in the definition.")] = "my-run",

@@ -57,7 +57,7 @@ def export(
             help="A published adapter, the best of your own training, or the better of that and the one served last.",
         ),
     ] = "global",
-    number: Annotated[int | None, typer.Option("--round", min=0, help="Round. [the last published]")] = None,
+    number: Annotated[int | None, typer.Option("--round", min=0, help="Round. \\[the last published]")] = None,
     rank_pattern_: RankPatternOption = None,
     form: FormOptions = FormOptions(),
     record: Annotated[
@@ -71,28 +71,20 @@ def export(
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Save an adapter as a PEFT folder that every program loads, or the model with it merged in; or a round's record."""
+    """Save an adapter as a PEFT folder that other programs load, too, or the model with it merged in; or a round's record."""
+    chosen = rank is not None or energy is not None or bool(rank_pattern_)
+    if output is None:
+        _check_record_alone(record, other=chosen or form != FormOptions())
+    else:
+        _check(output, form)
+        _check_rank(rank, energy, source, trained_ranks=not (chosen or number is not None), pattern=bool(rank_pattern_))
     if record is not None:
         save_record(connection, run, number, source, record, as_json=as_json and output is None)
-        if output is None:
-            return
     if output is None:
-        raise typer.BadParameter("what shall be saved? give --output for an adapter, --record for a round's record")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"{output} exists and is not an empty folder; name another one")
-    form.check()
+        return
     if source != "global":
-        if not (rank is None and energy is None and number is None and not rank_pattern_):
-            raise typer.BadParameter(f"--from {source} takes the rank and the round that were trained; leave them out")
-        origin, made = _export(
-            output, lambda folder: trained_here(Results(connection.folder / "runs" / run), source, folder), form
-        )
-    elif (rank is None) == (energy is None):
-        raise typer.BadParameter(
-            "which rank? give either --rank or --energy, or --from own for the adapter of your own training"
-        )
-    elif energy is not None and rank_pattern_:
-        raise typer.BadParameter("--energy chooses one rank for all modules; leave out --rank-pattern, or give --rank")
+        results = Results(connection.folder / "runs" / run)
+        origin, made = _export(output, lambda folder: trained_here(results, source, folder), form)
     else:
         with as_anyone(connection) as api:
             detail = api.run(run)
@@ -103,6 +95,33 @@ def export(
             request = request_for_round(detail.spec, round_number, rank, parse_rank_pattern(rank_pattern_))
             origin, made = _export(output, lambda folder: published(api, request, round_number, folder), form)
     _tell(run, output, origin, made, chosen_by_energy=energy is not None, as_json=as_json)
+
+
+def _check_record_alone(record: Path | None, *, other: bool) -> None:
+    """Check the options of a command that saves no adapter; `other`: whether some of them are for one."""
+    if record is None:
+        raise typer.BadParameter("what shall be saved? give --output for an adapter, --record for a round's record")
+    if other:
+        raise typer.BadParameter("ranks and forms are for an adapter: give --output for one, or leave them out")
+
+
+def _check(output: Path, form: FormOptions) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(f"{output} exists and is not an empty folder; name another one")
+    form.check()
+
+
+def _check_rank(rank: int | None, energy: float | None, source: str, *, trained_ranks: bool, pattern: bool) -> None:
+    """Check that one rank is asked for; `trained_ranks`: no option names a rank or a round, they are those that were trained."""
+    if source != "global":
+        if not trained_ranks:
+            raise typer.BadParameter(f"--from {source} takes the rank and the round that were trained; leave them out")
+    elif (rank is None) == (energy is None):
+        raise typer.BadParameter(
+            "which rank? give either --rank or --energy, or --from own for the adapter of your own training"
+        )
+    elif energy is not None and pattern:
+        raise typer.BadParameter("--energy chooses one rank for all modules; leave out --rank-pattern, or give --rank")
 
 
 def _tell(run: str, output: Path, origin: Origin, form: Form, *, chosen_by_energy: bool, as_json: bool) -> None:

@@ -26,11 +26,11 @@ class FormOptions:
         bool, typer.Option("--gguf", help="The adapter for llama.cpp and Ollama beside PEFT's; needs the extra gguf.")
     ] = False
     model: Annotated[
-        str | None, typer.Option("--model", help="Of --merge, --gguf: local path of the base model. [the run's id]")
+        str | None, typer.Option("--model", help="Of --merge, --gguf: local path of the base model. \\[the run's id]")
     ] = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option("--dtype", help="Of --merge: number format of the model. [the base model's]"),
+        typer.Option("--dtype", help="Of --merge: number format of the model. \\[the base model's]"),
     ] = None
 
     def check(self) -> None:

@@ -50,13 +50,13 @@ ClientKeyOption = Annotated[
     typer.Option(
         "--client-key",
         envvar="FLEXLORA_CLIENT_KEY",
-        help="PEM file of the client certificate's key. [in the certificate's file]",
+        help="PEM file of the client certificate's key. \\[in the certificate's file]",
     ),
 ]
 UrlOption = Annotated[
     str | None,
     typer.Option(
-        "--url", envvar="FLEXLORA_URL", help="Address of the coordinator. [a participant's: the one enrolled at]"
+        "--url", envvar="FLEXLORA_URL", help="Address of the coordinator. \\[a participant's: the one enrolled at]"
     ),
 ]
 KeyFileOption = Annotated[

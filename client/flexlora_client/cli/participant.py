@@ -55,7 +55,7 @@ def _keys() -> None:
 def enroll(
     url: Annotated[str, typer.Argument(help="Address of the coordinator.", metavar="URL")],
     token: Annotated[str, typer.Option("--token", envvar="FLEXLORA_TOKEN", help="One-time enrollment token.")],
-    name: Annotated[str | None, typer.Option("--name", help="Name the operator sees. [this machine's name]")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name the operator sees. \\[this machine's name]")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Give up the credentials this home holds.")] = False,
     home: HomeOption = None,
     ca_file: CaFileOption = None,
@@ -149,7 +149,7 @@ def run(
         Literal["trainer", "evaluator"],
         typer.Option("--role", help="evaluator: measure every adapter on all of --data, and never train."),
     ] = "trainer",
-    model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. [the run's id]")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Local path of the base model. \\[the run's id]")] = None,
     trainer: Annotated[
         str | None,
         typer.Option(

@@ -39,7 +39,7 @@ def run_list(runs: RunList) -> Table:
         (
             run.name,
             run.state,
-            run.strategy,
+            _strategy(run),
             _ranks(run.ranks),
             f"{run.rounds_published}/{run.rounds}",
             run.participants,
@@ -78,7 +78,7 @@ def run_status(status: RunStatus) -> Table:
         ("waiting for", status.waiting_for),
         ("participants", status.participants),
         ("ranks", _ranks(status.ranks)),
-        ("strategy", status.strategy),
+        ("strategy", _strategy(status)),
         ("model", status.model),
         ("created", status.created_at),
     ]
@@ -216,6 +216,11 @@ def _round(s: RoundSummary) -> tuple[object, ...]:
         ", ".join(kept) or "-",
         s.waiting_for,
     )
+
+
+def _strategy(status: RunStatus) -> str:
+    options = status.strategy_options.text
+    return f"{status.strategy} ({options})" if options else status.strategy
 
 
 def _held(rank: int, hold_rank: int | None) -> str:

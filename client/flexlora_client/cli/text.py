@@ -22,10 +22,10 @@ TargetArgument = Annotated[
 SourceOption = Annotated[
     Literal["global", "own", "best"] | None,
     typer.Option(
-        "--from", help="Of a run: the adapter served last, your own best one, or the better of both. [global]"
+        "--from", help="Of a run: the adapter served last, your own best one, or the better of both. \\[global]"
     ),
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Local path of the base model. [the run's id]")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Local path of the base model. \\[the run's id]")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 MaxTokensOption = Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens to write.")]
 TemperatureOption = Annotated[
@@ -53,7 +53,7 @@ class _Wanted:
 @with_loading
 def generate(
     target: TargetArgument,
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts. [all of standard input is one]")] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts. \\[all of standard input is one]")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="A prompt a line.")] = None,
     source: SourceOption = None,
     model: ModelOption = None,

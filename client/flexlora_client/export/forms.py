@@ -17,6 +17,8 @@ from flexlora_client.files import make_folder
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.messages.runs import Dtype, RunSpec
 
+UNIT_ROUNDOFF = 2**-8  # of bfloat16, the coarsest format of adapters: what normal numbers lose at most
+
 
 @contextmanager
 def _writing() -> Iterator[None]:
@@ -55,4 +57,9 @@ def _portable(folder: Path, spec: RunSpec, made: Portable, more: str) -> Form:
     rounding = f"to a relative {made.rounding:.1e}" if made.rounding else "without rounding"
     numbers = f"every module has rank {made.rank}, smaller ones padded with zeros; lora_B carries the scale, {rounding}"
     notes = adapter_notes(json.loads((folder / CONFIG_FILE).read_bytes()), spec)
+    if made.rounding > UNIT_ROUNDOFF:
+        notes += (
+            f"lora_B with the scale in it is too small for {spec.upload_dtype}: a module changes by a relative "
+            f"{made.rounding:.1e}; --exact keeps the scale apart, --merge writes a merged model.",
+        )
     return Form("portable", f"portable: {numbers}; {more}", notes)

@@ -39,10 +39,12 @@ OUTPUT = "output.weight"
 class _Base:
     """What the conversion needs to know of the base model."""
 
+    place: str
     architecture: str
     layers: int
     heads: int
     key_heads: int
+    head_dim: int
     tied: bool
 
 
@@ -107,8 +109,9 @@ def _base(spec: RunSpec, model_path: str | None) -> _Base:
         )
     heads = config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     tied = bool(getattr(config, "tie_word_embeddings", False))
-    return _Base(ARCHITECTURES[config.model_type], config.num_hidden_layers, heads, keys, tied)
+    return _Base(place, ARCHITECTURES[config.model_type], config.num_hidden_layers, heads, keys, head_dim, tied)
 
 
 def _name(names: Any, module: str, base: _Base) -> str:
@@ -124,8 +127,12 @@ def _name(names: Any, module: str, base: _Base) -> str:
 
 
 def _rows(B: Tensor, module: str, base: _Base) -> Tensor:
-    if base.architecture == PERMUTED and module.endswith("q_proj"):
-        return permute(B, base.heads)
-    if base.architecture == PERMUTED and module.endswith("k_proj"):
-        return permute(B, base.key_heads)
-    return B
+    if base.architecture != PERMUTED or not module.endswith(("q_proj", "k_proj")):
+        return B
+    heads = base.heads if module.endswith("q_proj") else base.key_heads
+    if len(B) != heads * base.head_dim:
+        raise BadInput(
+            f"{base.place} has {heads} heads of {base.head_dim} where {module} has {len(B)} rows: it is not the run's base "
+            "model; name that with --model"
+        )
+    return permute(B, heads)

@@ -26,4 +26,4 @@ def adapter_notes(config: Mapping[str, Any], spec: RunSpec) -> tuple[str, ...]:
         found.append("The scale is rsLoRA's: PEFT and vLLM read that, SGLang and llama.cpp scale wrongly.")
     if not isinstance(config["lora_alpha"], int):
         found.append("lora_alpha is no integer in the file: Ollama refuses that.")
-    return (*found, *warnings_of_ranks([config["r"]]))
+    return (*found, *warnings_of_ranks({config["r"], *(config.get("rank_pattern") or {}).values()}))

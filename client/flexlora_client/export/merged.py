@@ -13,7 +13,12 @@ from flexlora_client.training.contract import Compute
 from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_client.training.models.layers import lora_layers
 from flexlora_client.training.models.load_model import Models
-from flexlora_client.training.models.preprocessing import load_image_processor, load_tokenizer
+from flexlora_client.training.models.preprocessing import (
+    LOADING_ERRORS,
+    load_image_processor,
+    load_tokenizer,
+    not_loaded,
+)
 from flexlora_client.training.models.slice_files import read_slice
 from flexlora_client.training.models.task_classes import load_config
 from flexlora_shared.messages.runs import Dtype, RunSpec
@@ -32,7 +37,8 @@ def write_merged(adapter: Path, spec: RunSpec, model_path: str | None, dtype: Dt
         AdapterError: the adapter does not fit the base model.
     """
     place, revision = model_path or spec.model.id, None if model_path else spec.model.revision
-    wanted = dtype or _stored_dtype(place, revision, spec)
+    stored = _stored_dtype(place, revision, spec)
+    wanted = dtype or stored
     check_fingerprint(spec.model, model_path)
     with warnings.catch_warnings():
         # PEFT's advice to untie an output head, which is done here, and that it noticed
@@ -54,7 +60,10 @@ def write_merged(adapter: Path, spec: RunSpec, model_path: str | None, dtype: Dt
 
 
 def _stored_dtype(place: str, revision: str | None, spec: RunSpec) -> Dtype:
-    config = load_config(place, revision, spec.model)
+    try:
+        config = load_config(place, revision, spec.model)
+    except LOADING_ERRORS as error:
+        raise not_loaded("configuration", place, error) from error
     if getattr(config, "quantization_config", None):
         raise BadInput(f"{place} is stored quantized, and an adapter cannot be merged into that; name the full --model")
     stored = getattr(config, "dtype", None)

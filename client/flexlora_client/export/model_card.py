@@ -9,6 +9,7 @@ from typing import Literal
 from flexlora_client.export.origin import Origin
 from flexlora_client.files import sha256_of
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.status import RankCount
 from flexlora_shared.versions import version_line
 
 CARD_FILE = "README.md"
@@ -107,11 +108,16 @@ def _facts(origin: Origin) -> str:
         "Run": f"{spec.name}, round {origin.round} of {spec.rounds}",
         "Strategy": f"{spec.strategy}{_options(spec)}",
         "Rank": f"{origin.rank}; {len(spec.modules)} modules{extra}",
-        "Participants of the round": ", ".join(f"{c.participants} of rank {c.rank}" for c in origin.by_rank),
+        "Participants of the round": ", ".join(map(_counted, origin.by_rank)),
         "Energy kept at this rank": None if origin.energy is None else f"{100 * origin.energy:.2f} %",
         "Trained for": f"{spec.model.task_type}{labels}",
     }
     return "\n".join(f"- **{name}:** {value}" for name, value in facts.items() if value)
+
+
+def _counted(count: RankCount) -> str:
+    held = "" if count.hold_rank is None else f" (holding {count.hold_rank})"
+    return f"{count.participants} of rank {count.rank}{held}"
 
 
 def _options(spec: RunSpec) -> str:

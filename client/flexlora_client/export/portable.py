@@ -36,8 +36,8 @@ class Portable:
 def make_portable(folder: Path, spec: RunSpec) -> Portable:
     """Rewrite the adapter in `folder`.
 
-    lora_B is multiplied in float64 and rounded once, to the dtype it is stored in; a scale that is a power of two rounds
-    nothing, short of overflow.
+    lora_B is multiplied in float64 and rounded once, to the dtype it is stored in. A scale that is a power of two rounds
+    nothing, but where float16 ends: it has no numbers above 65504, and few digits below 6e-5.
 
     Raises:
         BadInput: a number does not fit into the adapter's dtype.

@@ -39,6 +39,7 @@ def run_status(tx: Tx, run: Run, window: float) -> RunStatus:
         name=run.name,
         state=run.state,
         strategy=spec.strategy,
+        strategy_options=spec.strategy_options,
         model=spec.model.id,
         ranks=spec.ranks,
         rounds=spec.rounds,

@@ -97,6 +97,11 @@ def replay(
         made = aggregate_again(recorded, blobs, settings.aggregation_threads, settings.aggregation_device)
     except (AggregationError, OSError) as error:
         raise StartupError(f"{what} cannot be aggregated again: {error}") from error
+    except Exception as error:  # a record that was changed may contradict its files in any way
+        raise StartupError(
+            f"{what} cannot be aggregated again: the record does not fit the files, or was changed "
+            f"({type(error).__name__}: {error})"
+        ) from error
     for fault in made.faults:
         typer.echo(f"{fault[0].upper()}{fault[1:]}.")
     if made.faults:

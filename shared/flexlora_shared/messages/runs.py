@@ -268,6 +268,10 @@ class RunStatus(Message):
     name: Annotated[RunName, Field(description="Name of the run")]
     state: Annotated[RunState | str, Field(description="DRAFT, RUNNING, PAUSED, COMPLETED, CANCELLED or FAILED")]
     strategy: Annotated[str, Field(description="Aggregation strategy")]
+    strategy_options: Annotated[
+        StrategyOptions,
+        Field(description="Options of the strategy", exclude_if=omitted_if_default(StrategyOptions())),
+    ] = StrategyOptions()
     model: Annotated[str, Field(description="Id of the base model")]
     ranks: Annotated[tuple[int, ...], Field(description="LoRA ranks allowed")]
     rounds: Annotated[int, Field(description="Rounds to be published in all")]

@@ -51,3 +51,8 @@ class StrategyOptions(Message):
     def given(self) -> tuple[str, ...]:
         """The names of the options that differ from their defaults."""
         return tuple(name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default)
+
+    @property
+    def text(self) -> str:
+        """The same with their values, for people: "leak 0.1, energy 0.95"."""
+        return ", ".join(f"{name} {getattr(self, name)}" for name in self.given)

@@ -99,6 +99,23 @@ def test_options_that_do_not_fit_together(options: list[str], part: str, tmp_pat
     assert part in " ".join(result.err.split())
 
 
+def test_a_record_alone_takes_no_options_of_adapters(tmp_path: Path) -> None:
+    for options in (["--rank", "4"], ["--energy", "0.9"], ["--rank-pattern", "q_proj=2"], ["--merge"]):
+        result = call("export", "run", "--record", tmp_path / "record", *options)
+        assert (result.code, "are for an adapter" in result.err) == (Exit.USAGE, True)
+
+
+def test_no_record_is_written_where_the_adapter_is_refused(
+    site: Served, operator: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    refused = export(operator, "--record", tmp_path / "record", "--rank", "4", "-o", tmp_path / "full")
+    assert (refused.code, (tmp_path / "record").exists()) == (Exit.BAD_INPUT, False)
+    refused = export(operator, "--record", tmp_path / "record", "-o", tmp_path / "adapter")
+    assert (refused.code, (tmp_path / "record").exists()) == (Exit.USAGE, False)
+
+
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(export_options, "find_spec", lambda name: None)
     lacking = call("export", "run", "--rank", "4", "--gguf", "-o", tmp_path / "out")
@@ -152,4 +169,5 @@ def test_other_forms(site: Served, operator: dict[str, str], tmp_path: Path) -> 
         env=operator,
     )
     assert gone.code == Exit.BAD_INPUT
+    assert "give the local path of a directory that holds it" in gone.err
     assert not (tmp_path / "out").exists()

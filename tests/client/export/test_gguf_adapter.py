@@ -74,6 +74,16 @@ def test_an_unknown_architecture_is_refused(models: dict[bool, Path], tmp_path: 
         with_gguf(served.folder, served.spec, str(tmp_path / "nowhere"))
 
 
+def test_the_configuration_of_another_model_is_refused(models: dict[bool, Path], tmp_path: Path) -> None:
+    """By its heads the rows are reordered: with others' the adapter would load, and compute nonsense."""
+    served = make_served(Case(Scaling(alpha=4.0)), models[False], tmp_path / "adapter")
+    config = AutoConfig.from_pretrained(served.base)
+    config.num_key_value_heads = 4
+    config.save_pretrained(tmp_path / "other")
+    with pytest.raises(BadInput, match=r"4 heads of 8 where .*k_proj has 16 rows: it is not the run's base model"):
+        with_gguf(served.folder, served.spec, str(tmp_path / "other"))
+
+
 def test_every_architecture_named_is_one_of_gguf_and_transformers() -> None:
     assert set(ARCHITECTURES.values()) <= set(gguf.MODEL_ARCH_NAMES.values())
     for model_type, architecture in ARCHITECTURES.items():

@@ -19,7 +19,7 @@ from transformers import (
 from flexlora_client.errors import BadInput, ModelError
 from flexlora_client.export import merged
 from flexlora_client.export.merged import write_merged
-from flexlora_shared.messages.runs import ExtraTensor, Fingerprint, Scaling
+from flexlora_shared.messages.runs import Dtype, ExtraTensor, Fingerprint, Scaling
 from tests.client.export.conftest import Case, Served, logits_of, make_served
 from tests.support.tiny_models import LABELS, load_base, load_peft, make_run, make_slice, make_tokenizer
 
@@ -113,8 +113,10 @@ def test_what_cannot_be_merged(served: Served, tmp_path: Path) -> None:
     served.model().save_pretrained(quantized)
     config = json.loads((quantized / "config.json").read_bytes())
     (quantized / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(BadInput, match="stored quantized"):
-        write_merged(served.folder, served.spec, str(quantized), None, tmp_path / "out")
+    dtypes: tuple[Dtype | None, ...] = (None, "float32")
+    for dtype in dtypes:
+        with pytest.raises(BadInput, match="stored quantized"):
+            write_merged(served.folder, served.spec, str(quantized), dtype, tmp_path / "out")
     other = Fingerprint(weights="0" * 64, tokenizer="0" * 64)
     model = served.spec.model.model_copy(update={"fingerprint": other})
     with pytest.raises(ModelError):

@@ -52,11 +52,11 @@ def test_it_names_base_labels_and_how_to_load() -> None:
 
 
 def test_it_tells_where_the_adapter_comes_from() -> None:
-    counts = (RankCount(rank=2, participants=3), RankCount(rank=8, participants=1))
+    counts = (RankCount(rank=2, participants=3), RankCount(rank=2, hold_rank=8, participants=1))
     made = run(robust=[{"kind": "multi-krum", "byzantine_share": 0.2}], error_bound=1.05)
     card = model_card(origin(made, by_rank=counts, energy=0.9731), EXACT, {"adapter_model.safetensors": "cd" * 32})
     assert "- **Run:** run, round 3 of 2" in card
-    assert "- **Participants of the round:** 3 of rank 2, 1 of rank 8" in card
+    assert "- **Participants of the round:** 3 of rank 2, 1 of rank 2 (holding 8)" in card
     assert "- **Energy kept at this rank:** 97.31 %" in card
     assert '- **Strategy:** flexlora, {"robust": [{"kind": "multi-krum", "byzantine_share": 0.2' in card
     assert '"error_bound": 1.05' in card
@@ -76,3 +76,5 @@ def test_a_merged_model_is_one_of_transformers() -> None:
 def test_a_large_rank_is_noted() -> None:
     [note] = adapter_notes({"r": 1024, "lora_alpha": 1024}, run())
     assert "rank 1024 is above 512" in note
+    [note] = adapter_notes({"r": 8, "lora_alpha": 8, "rank_pattern": {"q_proj": 768}}, run())[1:]
+    assert "rank 768 is above 512" in note

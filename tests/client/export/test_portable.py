@@ -1,6 +1,7 @@
 """The portable form: what it does to the numbers, and where it says that it cannot."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_rounding_is_told(models: dict[bool, Path], tmp_path: Path) -> None:
         assert torch.equal(after[key_B(Q)], (before[key_B(Q)].double() * 0.7).to(getattr(torch, dtype)))
     assert 1e-9 < rounded["float32"] < 6e-8
     assert 1e-5 < rounded["float16"] < 5e-4
+
+
+def test_what_float16_cannot_hold_in_full_is_noted(models: dict[bool, Path], tmp_path: Path) -> None:
+    """Also where the scale is a power of two: such small numbers have few digits."""
+    served = make_served(Case(Scaling(alpha=1 / 16), dtype="float16"), models[False], tmp_path / "adapter")
+    assert forms.portable(shutil.copytree(served.folder, tmp_path / "usual"), served.spec).notes == ()
+    small = load_file(served.folder / ADAPTER_FILE)
+    small[key_B(UP)] *= 0.001
+    save_file(small, served.folder / ADAPTER_FILE)
+    [note] = forms.portable(served.folder, served.spec).notes
+    assert "lora_B with the scale in it is too small for float16" in note
 
 
 def test_what_does_not_fit_is_refused(models: dict[bool, Path], tmp_path: Path) -> None:

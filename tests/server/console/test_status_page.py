@@ -10,7 +10,12 @@ def _password(key: str) -> dict[str, str]:
 
 
 def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
-    run = coordinator.run(rounds=1, model={"id": "<script>alert(1)</script>"})
+    run = coordinator.run(
+        rounds=1,
+        model={"id": "<script>alert(1)</script>"},
+        strategy="flexlora-residual",
+        strategy_options={"leak": 0.1, "energy": 0.95},
+    )
     participant = coordinator.enroll()
     participant.declare("run", 4)
     task = participant.task("run")
@@ -20,6 +25,7 @@ def test_the_page_shows_runs_and_rounds(coordinator: Served) -> None:
     participant.expect(204, "POST", "/v1/runs/run/rounds/1/evaluations", json=evaluation)
     page = Api(coordinator.http).call("GET", "/", headers=_password(OPERATOR_KEY)).text
     assert "COMPLETED" in page
+    assert "flexlora-residual (leak 0.1, energy 0.95)" in page
     assert "1 at rank 4" in page
     assert "1.250" in page
     assert "4: 2.125" in page

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
 from flexlora_server.database.schema import RoundInput, Upload
+from flexlora_server.errors import StartupError
 from flexlora_server.maintenance.commands import app
 from flexlora_server.worker.replay import replay
 from flexlora_shared.messages.records import RoundRecord
@@ -138,6 +139,21 @@ def test_a_published_file_of_other_numbers_is_compared(records: dict[int, Record
     faults = replay(parsed(record), blobs).faults
     assert any(fault.startswith("module layers.0.up_proj differs first: lora_A by up to 0,") for fault in faults)
     assert any("the versions are the recorded ones" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("changed", ["name of a module", "what was served", "what was published", "no inputs"])
+def test_a_record_that_contradicts_its_files(records: dict[int, Record], blobs: Path, changed: str) -> None:
+    record = json.loads(json.dumps(records[2]))
+    upload = record["inputs"][0]["update"]["sha256"]
+    if changed == "name of a module":
+        record["spec"]["modules"][0]["name"] = "another"
+    elif changed == "no inputs":
+        record["inputs"] = []
+    else:
+        record["previous" if changed == "what was served" else "published"] = upload
+    told = replayed(record, blobs)
+    assert isinstance(told.exception, StartupError)
+    assert "round 2 of run run cannot be aggregated again: the record does not fit the files" in str(told.exception)
 
 
 @pytest.mark.parametrize(
