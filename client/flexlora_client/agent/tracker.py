@@ -18,6 +18,7 @@ PACKAGES = {"tensorboard": "'flexlora[tensorboard]'", "mlflow": "mlflow", "wandb
 FOLDER = "runs"  # of TensorBoard's files, as its own default
 GROUPS = {"trained": "training", "evaluated": "evaluation"}  # events that carry metrics
 BEGINNINGS = ("declared", "evaluating")  # events that say the rank
+TOLD_OF_BEGINNING = ("rank", "hold_rank", "examples")
 # of W&B's copies of what the process prints and of its code: what is printed may name the participant's files
 NO_COPIES = {"console": "off", "disable_code": True, "disable_git": True}
 
@@ -63,7 +64,7 @@ class Tracker:
         """Tell an event's metrics, at its round; before the first, the run's settings."""
         if kind in BEGINNINGS and not self._told_settings:
             self._told_settings = True
-            settings = settings_of(self._spec) | {name: fields[name] for name in ("rank", "examples") if name in fields}
+            settings = settings_of(self._spec) | {name: fields[name] for name in TOLD_OF_BEGINNING if name in fields}
             self._tell(lambda tracker: tracker.store_init_configuration(settings))
         elif kind in GROUPS:
             self._log({f"{GROUPS[kind]}/{name}": value for name, value in fields["metrics"].items()}, fields["round"])

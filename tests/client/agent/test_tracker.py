@@ -54,7 +54,8 @@ def test_tensorboard_gets_losses_and_the_metrics_of_each_round(site: Served, tmp
     assert [(event.step, event.value) for event in found.Scalars("evaluation/loss")] == [(2, 0.25)]
     assert [event.step for event in found.Scalars("training/loss_by_step")]
     [settings] = (tmp_path / "board" / spec.name).glob("*/hparams.yml")
-    assert "rank: 4\n" in settings.read_text()
+    assert "\nrank: 4\n" in settings.read_text()
+    assert "hold_rank: 4\n" in settings.read_text()
 
 
 @pytest.mark.slow
