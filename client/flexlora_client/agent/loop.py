@@ -255,4 +255,4 @@ def _identity(task: Task) -> tuple[int | None, ...]:
 
 
 def _ranks(rank: int, held: int) -> str:
-    return str(rank) if rank == held else f"{rank}, holding {held},"
+    return str(rank) if rank == held else f"{rank} (holding {held})"

@@ -77,9 +77,10 @@ def test_what_it_measures_after_training_is_what_it_is_served_next(site: Served,
 def test_it_sends_the_first_directions_and_keeps_all(
     site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, trainer, sizes = site.run(rounds=1, **RESIDUAL), Prefixes(), list[int]()
+    run, trainer, reporter = site.run(rounds=1, **RESIDUAL), Prefixes(), Listening("run")
+    sizes = list[int]()
     monkeypatch.setattr(RoundTime, "training_deadline", lambda *asked: sizes.append(asked[-1]))
-    with agent(site, run, tmp_path, trainer, Listening("run"), **HOLDS) as working:
+    with agent(site, run, tmp_path, trainer, reporter, **HOLDS) as working:
         working.run()
     (job,) = trainer.jobs
     assert job.trainable == "prefix"
@@ -96,6 +97,8 @@ def test_it_sends_the_first_directions_and_keeps_all(
     assert torch.equal(own[key_A(Q)][:2], served[key_A(Q)] + 0.01)
     assert torch.equal(own[key_A(Q)][2:], load_file(job.frozen / ADAPTER_FILE)[key_A(Q)])
     assert own[key_B(Q)].shape == (20, 8)
+    (told,) = [event["sentence"] for event in reporter.events if event["event"] == "task"]
+    assert told.startswith("round 1 of 1: rank 2 (holding 8), until 2")
     assert sizes == [(job.adapter / ADAPTER_FILE).stat().st_size], "time is kept for sending what is trained"
 
 
