@@ -46,14 +46,16 @@ class Tracker:
         self._kind, folder = check_track(track)
         self._spec, self._on_failure, self._told_settings = spec, on_failure, False
         trackers: Any = importlib.import_module("accelerate.tracking")  # without types
-        trackers.PartialState()  # what the trackers log needs it
-        if self._kind == "tensorboard":
-            tracker = trackers.TensorBoardTracker(spec.name, folder)
-        elif self._kind == "mlflow":
-            tracker = trackers.MLflowTracker(spec.name)
-        else:
-            tracker = trackers.WandBTracker(spec.name, settings=NO_COPIES)
         try:
+            trackers.PartialState(
+                cpu=True
+            )  # the trackers need it; else it looks for other processes, and judges GPUs by them
+            if self._kind == "tensorboard":
+                tracker = trackers.TensorBoardTracker(spec.name, folder)
+            elif self._kind == "mlflow":
+                tracker = trackers.MLflowTracker(spec.name)
+            else:
+                tracker = trackers.WandBTracker(spec.name, settings=NO_COPIES)
             with redirect_stdout(sys.stderr):  # a program may read stdout
                 tracker.start()
         except Exception as error:  # the packages' own, of many kinds
