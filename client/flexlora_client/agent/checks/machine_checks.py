@@ -64,7 +64,9 @@ def memory(subject: Subject) -> str | Doubt:
         )
     sizes = f"at least {_size(needed)} are needed beside the activations, {_size(free)} are free"
     if needed > free:
-        return Doubt(f"{sizes} on {device}; end what else uses it, declare a lower rank, or use --quantization nf4")
+        return Doubt(
+            f"{sizes} on {device}; end what else uses it, declare a lower rank (--rank, --hold-rank), or use --quantization nf4"
+        )
     return sizes
 
 
