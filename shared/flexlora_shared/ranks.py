@@ -76,6 +76,8 @@ def held_ranks(rank: int, pattern: Mapping[str, int], hold_rank: int | None) -> 
 
 def holds_more(modules: Collection[ModuleSpec], rank: int, pattern: Mapping[str, int], hold_rank: int | None) -> bool:
     """Whether some module is held at a larger rank than it is trained at."""
+    if hold_rank is None:  # as of most: each task asks, and runs may have thousands of modules
+        return False
     held = held_ranks(rank, pattern, hold_rank)
     return module_ranks(modules, *held) != module_ranks(modules, rank, pattern)
 

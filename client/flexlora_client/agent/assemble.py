@@ -208,7 +208,8 @@ def check_options(options: RunOptions) -> None:
         devices = resolve_devices(options.device)
         if options.trainer is not None:
             raise UsageError("several devices are for the agent's own training loop; give one beside --trainer")
-        if len(set(devices)) < len(devices) or any(device.type != "cuda" for device in devices):
+        places = {device.index or 0 for device in devices}  # "cuda" is cuda:0
+        if len(places) < len(devices) or any(device.type != "cuda" for device in devices):
             raise UsageError(f"--device {options.device}: several devices must be different GPUs, as in cuda:0,cuda:1")
     if options.hold_rank is not None and options.evaluates_only:
         raise UsageError(

@@ -189,7 +189,8 @@ class Agent:
         request = request_for_task(task)
         start = self._measuring.download(request, number)
         self._report(start, number - 1, request)
-        trained = self.work_folder.find_trained(number, start.sha256, task.trainable, (task.rank, task.rank_pattern))
+        ranks_assigned = task.rank, task.rank_pattern, task.hold_rank
+        trained = self.work_folder.find_trained(number, start.sha256, task.trainable, ranks_assigned)
         if trained is not None:
             step("kept", f"round {number}: sending the update trained before", round=number)
         trained = trained or self._training.train(task, request, start)
@@ -254,4 +255,4 @@ def _identity(task: Task) -> tuple[int | None, ...]:
 
 
 def _ranks(rank: int, held: int) -> str:
-    return str(rank) if rank == held else f"{rank}, holding {held},"
+    return str(rank) if rank == held else f"{rank} (holding {held})"

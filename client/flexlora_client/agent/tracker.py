@@ -18,6 +18,7 @@ PACKAGES = {"tensorboard": "'flexlora[tensorboard]'", "mlflow": "mlflow", "wandb
 FOLDER = "runs"  # of TensorBoard's files, as its own default
 GROUPS = {"trained": "training", "evaluated": "evaluation"}  # events that carry metrics
 BEGINNINGS = ("declared", "evaluating")  # events that say the rank
+TOLD_OF_BEGINNING = ("rank", "hold_rank", "examples")
 # of W&B's copies of what the process prints and of its code: what is printed may name the participant's files
 NO_COPIES = {"console": "off", "disable_code": True, "disable_git": True}
 
@@ -45,14 +46,16 @@ class Tracker:
         self._kind, folder = check_track(track)
         self._spec, self._on_failure, self._told_settings = spec, on_failure, False
         trackers: Any = importlib.import_module("accelerate.tracking")  # without types
-        trackers.PartialState()  # what the trackers log needs it
-        if self._kind == "tensorboard":
-            tracker = trackers.TensorBoardTracker(spec.name, folder)
-        elif self._kind == "mlflow":
-            tracker = trackers.MLflowTracker(spec.name)
-        else:
-            tracker = trackers.WandBTracker(spec.name, settings=NO_COPIES)
         try:
+            trackers.PartialState(
+                cpu=True
+            )  # the trackers need it; else it looks for other processes, and judges GPUs by them
+            if self._kind == "tensorboard":
+                tracker = trackers.TensorBoardTracker(spec.name, folder)
+            elif self._kind == "mlflow":
+                tracker = trackers.MLflowTracker(spec.name)
+            else:
+                tracker = trackers.WandBTracker(spec.name, settings=NO_COPIES)
             with redirect_stdout(sys.stderr):  # a program may read stdout
                 tracker.start()
         except Exception as error:  # the packages' own, of many kinds
@@ -63,7 +66,7 @@ class Tracker:
         """Tell an event's metrics, at its round; before the first, the run's settings."""
         if kind in BEGINNINGS and not self._told_settings:
             self._told_settings = True
-            settings = settings_of(self._spec) | {name: fields[name] for name in ("rank", "examples") if name in fields}
+            settings = settings_of(self._spec) | {name: fields[name] for name in TOLD_OF_BEGINNING if name in fields}
             self._tell(lambda tracker: tracker.store_init_configuration(settings))
         elif kind in GROUPS:
             self._log({f"{GROUPS[kind]}/{name}": value for name, value in fields["metrics"].items()}, fields["round"])

@@ -101,7 +101,8 @@ class TrainRound:
     def _fit(self, task: Task, start: "_Start", stop: Callable[[], bool]) -> Outcome:
         number, work = task.round, self.work_folder
         examples = len(self.local_trainer.train)
-        deadline = self.round_time.training_deadline(task.deadline, self.clock_ahead, start.served.size)
+        size = (start.folder / ADAPTER_FILE).stat().st_size  # the update's will be the same
+        deadline = self.round_time.training_deadline(task.deadline, self.clock_ahead, size)
         output = work.clear_output()
         start_from = self.local_parts.start_from(start.folder, work.results.last_own(), work.folder / "start")
         self.reporter.step("training", f"round {number}: training on {examples} examples", round=number)

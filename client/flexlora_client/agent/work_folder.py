@@ -105,16 +105,16 @@ class WorkFolder:
         round_: int,
         adapter: str,
         trainable: Trainable = "slice",
-        ranks: tuple[int, Mapping[str, int]] | None = None,
+        ranks: tuple[int, Mapping[str, int], int | None] | None = None,
     ) -> TrainedUpdate | None:
         """The kept update of this round, slice and kind of training; None where there is none or its file changed.
 
-        `ranks`: those it must have; None where the slice says it, of which all is trained.
+        `ranks`: its rank, pattern and hold_rank, as assigned; None where the slice says them, of which all is trained.
         """
         update, expected = self.state.trained, (round_, adapter, trainable)
         if update is None or (update.round, update.adapter, update.upload.trainable) != expected:
             return None
-        if ranks is not None and (update.upload.rank, update.upload.rank_pattern) != ranks:
+        if ranks is not None and (update.upload.rank, update.upload.rank_pattern, update.upload.hold_rank) != ranks:
             return None
         return self.pending_update()
 

@@ -58,8 +58,12 @@ class ModuleMetrics(Message):
         float, Field(description="Squared Frobenius norm; an estimate where the certificate is above 1")
     ]
     effective_rank: Annotated[
-        float, Field(description="exp of the entropy of the singular values' shares; 0 where the aggregate is 0")
-    ]
+        float,
+        Field(
+            description="exp of the entropy of the singular values' shares; 0 where the aggregate is 0, or was published by the "
+            "first version"
+        ),
+    ] = 0.0
     energy_kept: Annotated[tuple[EnergyKept, ...], Field(description="What a slice of each rank keeps")]
     pairwise_cosine: Annotated[
         CosineRange | None, Field(description="Null where fewer than two participants changed the module")

@@ -13,6 +13,7 @@ from flexlora_client.agent.assemble import RunOptions, check_options
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.agent.loop import Agent
 from flexlora_client.agent.results import Results
+from flexlora_client.agent.round_time import RoundTime
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
@@ -73,9 +74,13 @@ def test_what_it_measures_after_training_is_what_it_is_served_next(site: Served,
     assert kept.rank == read_config(folder, run).r == 8
 
 
-def test_it_sends_the_first_directions_and_keeps_all(site: Served, tmp_path: Path) -> None:
-    run, trainer = site.run(rounds=1, **RESIDUAL), Prefixes()
-    with agent(site, run, tmp_path, trainer, Listening("run"), **HOLDS) as working:
+def test_it_sends_the_first_directions_and_keeps_all(
+    site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, trainer, reporter = site.run(rounds=1, **RESIDUAL), Prefixes(), Listening("run")
+    sizes = list[int]()
+    monkeypatch.setattr(RoundTime, "training_deadline", lambda *asked: sizes.append(asked[-1]))
+    with agent(site, run, tmp_path, trainer, reporter, **HOLDS) as working:
         working.run()
     (job,) = trainer.jobs
     assert job.trainable == "prefix"
@@ -92,6 +97,9 @@ def test_it_sends_the_first_directions_and_keeps_all(site: Served, tmp_path: Pat
     assert torch.equal(own[key_A(Q)][:2], served[key_A(Q)] + 0.01)
     assert torch.equal(own[key_A(Q)][2:], load_file(job.frozen / ADAPTER_FILE)[key_A(Q)])
     assert own[key_B(Q)].shape == (20, 8)
+    (told,) = [event["sentence"] for event in reporter.events if event["event"] == "task"]
+    assert told.startswith("round 1 of 1: rank 2 (holding 8), until 2")
+    assert sizes == [(job.adapter / ADAPTER_FILE).stat().st_size], "time is kept for sending what is trained"
 
 
 def test_an_update_of_another_rank_of_the_same_slice_is_not_sent(site: Served, tmp_path: Path) -> None:
@@ -109,8 +117,8 @@ def test_an_update_of_another_rank_of_the_same_slice_is_not_sent(site: Served, t
     work = WorkFolder(tmp_path, "run", working.work_folder.basis)
     kept = work.state.trained
     assert kept is not None
-    found = [work.find_trained(1, kept.adapter, "prefix", (rank, {})) for rank in (2, 4)]
-    assert found == [kept, None]
+    found = [work.find_trained(1, kept.adapter, "prefix", (rank, {}, held)) for rank, held in ((2, 8), (4, 8), (2, 16))]
+    assert found == [kept, None, None]
     with agent(site, run, tmp_path, trainer := Prefixes(), reporter, key, **HOLDS) as again:
         again.run()
     assert trainer.jobs == []
@@ -146,19 +154,29 @@ def test_a_loop_that_trains_slices_only_is_given_no_part_of_one(site: Served, tm
     [({"rank": None}, "--rank auto chooses what is held, too"), ({"rank": 2, "evaluates_only": True}, "an evaluator")],
 )
 def test_what_it_cannot_be_told(fields: dict[str, Any], said: str) -> None:
-    options = RunOptions(
-        run="run",
-        rank_pattern={},
-        data=DataOptions(data=()),
-        answers=0,
-        model_path=None,
-        trainer=None,
-        device="cpu",
-        threads=None,
-        compute=DEFAULT_COMPUTE,
-        max_rounds=None,
-        hold_rank=8,
-        **fields,
-    )
     with pytest.raises(UsageError, match=said):
-        check_options(options)
+        check_options(options(hold_rank=8, **fields))
+
+
+def test_one_gpu_by_two_names_is_not_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_options(options(rank=2, device="cuda,cuda:1"))
+    with pytest.raises(UsageError, match="several devices must be different GPUs"):
+        check_options(options(rank=2, device="cuda,cuda:0"))
+
+
+def options(**fields: Any) -> RunOptions:
+    usual: dict[str, Any] = {
+        "run": "run",
+        "rank_pattern": {},
+        "data": DataOptions(data=()),
+        "answers": 0,
+        "model_path": None,
+        "trainer": None,
+        "device": "cpu",
+        "threads": None,
+        "compute": DEFAULT_COMPUTE,
+        "max_rounds": None,
+    }
+    return RunOptions(**usual | fields)

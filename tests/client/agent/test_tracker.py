@@ -1,11 +1,13 @@
 """A participant's figures in its tracker, read back by the tracker itself."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flexlora_client.agent.tracker import Tracker, settings_of
 from flexlora_client.errors import BadInput, UsageError
@@ -54,7 +56,8 @@ def test_tensorboard_gets_losses_and_the_metrics_of_each_round(site: Served, tmp
     assert [(event.step, event.value) for event in found.Scalars("evaluation/loss")] == [(2, 0.25)]
     assert [event.step for event in found.Scalars("training/loss_by_step")]
     [settings] = (tmp_path / "board" / spec.name).glob("*/hparams.yml")
-    assert "rank: 4\n" in settings.read_text()
+    assert "\nrank: 4\n" in settings.read_text()
+    assert "hold_rank: 4\n" in settings.read_text()
 
 
 @pytest.mark.slow
@@ -116,6 +119,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, spec: RunSpec) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"--track tensorboard=.*/file does not start: "):
         Tracker(f"tensorboard={tmp_path / 'file'}", spec, unheard)
+
+
+def test_gpus_that_several_processes_could_not_share_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: RunSpec
+) -> None:
+    """accelerate refuses two of NVIDIA's RTX 40 with an older driver, for what it would exchange between processes."""
+    pytest.importorskip("tensorboard")
+    state = importlib.import_module("accelerate.state")
+    monkeypatch.setattr(state, "check_cuda_p2p_ib_support", lambda: False)
+    monkeypatch.setattr(state.PartialState, "default_device", torch.device("cuda"))
+    state.PartialState._reset_state()
+    Tracker(f"tensorboard={tmp_path}", spec, unheard).close()
+    state.PartialState._reset_state()
 
 
 def test_settings_are_plain(spec: RunSpec) -> None:

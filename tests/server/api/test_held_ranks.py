@@ -175,7 +175,7 @@ def test_what_changed_is_what_counts(coordinator: Served, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_an_idle_round_changes_nothing(coordinator: Served, dtype: str) -> None:
     """Everybody sends back the directions that it would have trained, as they were served: not even the last bit moves."""
-    people = [Person(2, 16, 60, {}), Person(4, 8, 25, {}), Person(2, 4, 10, {"up_proj": 8})]
+    people = [Person(2, 16, 60, {}), Person(4, 8, 25, {}), Person(2, 4, 10, {"up_proj": 8}), Person(4, 4, 3, {})]
     members = assemble(coordinator, people, upload_dtype=dtype)
     for number in (1, 2, 3):
         for index, (member, person) in enumerate(zip(members, people, strict=True)):
@@ -195,9 +195,10 @@ def test_an_idle_round_changes_nothing(coordinator: Served, dtype: str) -> None:
     assert etags[0] == etags[1] == etags[2]
     assert coordinator.round("run", 3)["summary"]["aggregation"]["change_norm"] == 0, "filters see no change either"
     by_rank = coordinator.round("run", 2)["summary"]["by_rank"]
-    assert [(count["rank"], count["hold_rank"]) for count in by_rank] == [(2, 4), (2, 16), (4, 8)]
+    assert [(count["rank"], count["hold_rank"]) for count in by_rank] == [(2, 4), (2, 16), (4, 4), (4, 8)]
     page = coordinator.operator.call("GET", "/").text
     assert "1 at rank 2, holding 16" in page
+    assert "1 at rank 4<" in page, "it holds no more"
 
 
 @MOSTLY_ON_SQLITE

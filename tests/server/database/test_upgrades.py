@@ -65,6 +65,9 @@ def finish(running: Served, keys: dict[str, str], arrived: int) -> None:
     status = running.operator.expect(200, "GET", f"/v1/runs/{STOPPED}")["status"]
     assert (status["state"], status["rounds_published"]) == ("COMPLETED", 4)
     assert all(fault is None for _, fault in check_each_blob(running.store, running.settings))
+    for number in range(5):
+        running.round(STOPPED, number)
+        running.operator.expect(200, "GET", f"/v1/runs/{STOPPED}/rounds/{number}/record")
 
 
 @pytest.mark.parametrize(

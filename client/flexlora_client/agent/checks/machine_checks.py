@@ -18,8 +18,11 @@ from flexlora_client.training.fitting.memory import free_memory
 from flexlora_client.training.models.precision import compute_dtype
 from flexlora_shared.layout import size_bounds
 
-SLICES_ON_DISK = 6  # one served, one on its way, the update, and a checkpoint of parameters with two moments
+SERVED_ON_DISK = 2  # slices: the last one served, and one on its way
+PARTS_ON_DISK = 2  # where a part of it is trained: the slice in its parts, and put together again
+TRAINED_ON_DISK = 4  # of what is trained: the update, and a checkpoint of parameters with two moments
 TRAINED_BYTES = 8  # of a trained number: itself and its gradient, in float32
+FROZEN_BYTES = 4  # of a number that is held beside it
 MOMENT_BYTES = {"adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit": 0}  # paged ones need not be on the device
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5}
 BLOCK = re.compile(r"\.\d+\.")  # quantized layers stand in numbered blocks, embeddings and the output head do not
@@ -30,7 +33,9 @@ def disk(subject: Subject) -> str:
     """Look for room for what a round writes. Raises: BadInput."""
     check_writable(subject.home)
     free = shutil.disk_usage(subject.home).free
-    needed = SLICES_ON_DISK * size_bounds(subject.request.shapes)[1]
+    served, trained = (size_bounds(request.shapes)[1] for request in (subject.request, subject.trained))
+    slices = SERVED_ON_DISK + (PARTS_ON_DISK if subject.holds_more else 0)
+    needed = slices * served + TRAINED_ON_DISK * trained
     if free < needed:
         raise BadInput(
             f"{subject.home} has {_size(free)} free, a round needs {_size(needed)}; free space, or give another --home"
@@ -47,8 +52,8 @@ def memory(subject: Subject) -> str | Doubt:
     base = _base_bytes(path, device, compute)
     if base is None:
         return "not known before the base model is here"
-    trained = sum(_elements(shape) for shape in subject.request.shapes.values())
-    needed = base + (TRAINED_BYTES + MOMENT_BYTES[compute.optimizer]) * trained
+    held, trained = (sum(map(_elements, r.shapes.values())) for r in (subject.request, subject.trained))
+    needed = base + (TRAINED_BYTES + MOMENT_BYTES[compute.optimizer]) * trained + FROZEN_BYTES * (held - trained)
     free, total = _memory(device)
     if compute.offload:  # layers that the device cannot hold lie in main memory
         free, total = (one + other for one, other in zip((free, total), _memory(torch.device("cpu")), strict=True))
@@ -59,7 +64,9 @@ def memory(subject: Subject) -> str | Doubt:
         )
     sizes = f"at least {_size(needed)} are needed beside the activations, {_size(free)} are free"
     if needed > free:
-        return Doubt(f"{sizes} on {device}; end what else uses it, declare a lower rank, or use --quantization nf4")
+        return Doubt(
+            f"{sizes} on {device}; end what else uses it, declare a lower rank (--rank, --hold-rank), or use --quantization nf4"
+        )
     return sizes
 
 

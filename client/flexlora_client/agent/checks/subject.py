@@ -58,6 +58,11 @@ class Subject:
         return request_for_round(self.spec, 0, *self.held)
 
     @property
+    def trained(self) -> SliceRequest:
+        """The slice of what it would train: that one, or its first directions."""
+        return request_for_round(self.spec, 0, self.rank, self.rank_pattern)
+
+    @property
     def trial(self) -> Path:
         """Where a slice of these ranks lies that no coordinator served."""
         return self.folder / f"slice-{self.held[0]}"

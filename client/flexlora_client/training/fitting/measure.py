@@ -56,7 +56,7 @@ def choose_rank(
     """The largest rank of the run whose round fits free memory and the round's time; with `holds_more` one to hold, too.
 
     `below`: the ranks trained and held for which memory was too small: less is held, or where no more than the trained rank
-    was held, less is trained.
+    was held, less is trained and no more is held.
 
     Loads the base model into `models`, where the first round finds it, and trains a trial adapter for some seconds.
 
@@ -68,7 +68,7 @@ def choose_rank(
     if below is not None and below[1] > below[0]:
         ranks, held = [r for r in ranks if r <= below[0]], [r for r in held if r < below[1]]
     elif below is not None:
-        ranks = [r for r in ranks if r < below[0]]
+        ranks, held = [r for r in ranks if r < below[0]], [r for r in held if r <= below[1]]
     if not ranks:
         assert below is not None, "a run has ranks"
         raise OutOfMemory(f"the run has no rank below {below[0]}; {REMEDY}.")

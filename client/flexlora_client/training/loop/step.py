@@ -133,5 +133,6 @@ class Stepper:
         where = " or ".join(str(replica.device) for replica in self._loaded.all_replicas)
         return OutOfMemory(
             f"{where} has too little memory for one example of up to {self._loaded.max_length} tokens; declare a "
-            "lower rank, load the base model smaller with --quantization nf4, or ask the operator for a lower max_length."
+            "lower rank (--rank, --hold-rank), load the base model smaller with --quantization nf4, or ask the operator for a "
+            "lower max_length."
         )

@@ -276,7 +276,7 @@ def declare(tx: Tx, run: Run, client: str, declaration: Declaration, instance: s
     changed = row.declaration != document
     row.declaration, row.declared_at, row.last_seen_at, row.instance = document, tx.now, tx.now, instance
     if changed:
-        holding = "" if declaration.hold_rank is None else f", holding {declaration.hold_rank}"
+        holding = "" if declaration.hold_rank in {None, declaration.rank} else f", holding {declaration.hold_rank}"
         events.record(tx, run, "declared", f"a participant declared rank {declaration.rank}{holding}")
     _give_again(tx, run, client, declaration)
     return replaced

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flexlora_client.agent.checks.findings import Doubt
-from flexlora_client.agent.checks.machine_checks import memory
+from flexlora_client.agent.checks.machine_checks import disk, memory
 from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.errors import OutOfMemory
@@ -51,6 +51,18 @@ def test_what_is_needed_by_how_it_is_computed(base: Path, tmp_path: Path, comput
     told = memory(subject(base, tmp_path, compute))
     assert isinstance(told, str)
     assert told.startswith(f"at least {needed / 1000:.0f} kB are needed")
+
+
+def test_what_is_held_beside_what_is_trained_takes_less(base: Path, tmp_path: Path) -> None:
+    made = subject(base, tmp_path, Compute())
+    made.hold_rank = 8
+    told = memory(made)
+    assert isinstance(told, str)
+    assert told.startswith(f"at least {(4 * BASE + (16 + 4) * TRAINED) / 1000:.0f} kB are needed")
+    needs = []
+    for made.asked_rank, made.hold_rank in ((4, None), (4, 8), (8, None)):
+        needs.append(float(disk(made).split("needs ")[1].split()[0]))
+    assert needs[1] == pytest.approx(4 / 6 * (needs[0] + needs[2]), rel=0.05), "4 slices of each"
 
 
 def test_of_several_devices_the_fullest_counts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
