@@ -146,7 +146,8 @@ class DeflatedLanczos:
         p, count = self._p, wanted.rank - self._p
         values, vectors = eigh(self._gram[p:, p:])
         values, weights = values.clamp(min=0), (self._to_vectors.mT @ vectors[: self._b]).square().sum(dim=0) / self._b
-        tail = tail_bounds(values, weights, self._n, self._b, self._steps, count, FAILURE_PROBABILITY / len(DEPTHS))
+        chance = FAILURE_PROBABILITY / len(DEPTHS)
+        tail = tail_bounds(values.cpu(), weights.cpu(), self._n, self._b, self._steps, count, chance)
         bound = self._bound(wanted, tail, float(values.sum()))
         seen = float(self._theta[:p].sum() + values[:count].sum())  # without what rotating both together gains
         if bound.ratio(seen) > wanted.bound:

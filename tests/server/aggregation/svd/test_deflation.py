@@ -63,7 +63,7 @@ def lanczos(W: Tensor, rank: int, bound: float, start: Tensor | None, seed: int)
     def back(V: Tensor) -> Tensor:
         return W.float() @ V.float()
 
-    V = torch.randn(W.shape[1], rank + 8, generator=generator, dtype=torch.float64)
+    V = torch.randn(W.shape[1], rank + 8, generator=generator, dtype=torch.float64).to(W.device)
     if start is not None:
         V[:, : start.shape[0]] = start.mT
     Q = orthonormal(back(orthonormal(V)[0]))[0]
@@ -106,6 +106,14 @@ def test_it_can_be_had(family: str) -> None:
     found = lanczos(W, 12, 1.4, Vt[:12], 1)
     assert found is not None
     assert found.ratio <= 1.4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_it_can_be_had_on_a_gpu() -> None:
+    stack, Vt = hostile("steps", "plain", 1.0, 3)
+    found = lanczos(torch.from_numpy(dense(stack)).cuda(), 12, 1.4, Vt[:12].cuda(), 1)
+    assert found is not None
+    assert found.Q.is_cuda
 
 
 def test_the_route_takes_it_where_the_spectrum_is_flat_at_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
