@@ -17,7 +17,7 @@ class StrategyOptions(Message):
         Field(
             ge=0,
             le=1,
-            description="flexlora-residual: share of what was served to nobody that is let go in each round; 1 is flexlora",
+            description="flexlora-residual: share of what nobody trained that is let go in each round; 1 is flexlora",
             exclude_if=omitted_if_default(0.0),
         ),
     ] = 0.0
@@ -26,7 +26,7 @@ class StrategyOptions(Message):
         Field(
             ge=0,
             le=1e6,
-            description="flexlora-residual: how much directions that few hold shrink where participants disagree; 0: not at all",
+            description="flexlora-residual: how much directions that few train shrink where participants disagree; 0: not at all",
             exclude_if=omitted_if_default(0.0),
         ),
     ] = 0.0

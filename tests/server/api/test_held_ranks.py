@@ -1,5 +1,6 @@
 """Participants that hold more than they train: what they are served, and what counts of their updates."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from flexlora_server.worker.replay import replay
+from flexlora_shared.messages.records import RoundRecord
 from tests.server.aggregation import oracle
 from tests.server.aggregation.oracle import Matrix
 from tests.support.databases import MOSTLY_ON_SQLITE, ON_SQLITE
@@ -168,6 +171,63 @@ def test_what_changed_is_what_counts(coordinator: Served, dtype: str) -> None:
         worst = max(worst, oracle.relative_error(after[module], oracle.truncated(W, LARGEST)))
     print(f"\nheld ranks, served in {dtype}: worst relative error {worst:.2e}")
     assert worst < (1e-5 if dtype == "float32" else 4e-3)  # what is served has the rounding of its dtype
+
+
+@ON_SQLITE
+def test_options_and_filters_go_by_what_is_trained(coordinator: Served) -> None:
+    """Leak and shrink of mixed held ranks, one far change clipped, against float64; and the round's record says all of it."""
+    people, leak, shrink, bound = PEOPLE[:5], 0.2, 0.5, 10.0
+    members = assemble(
+        coordinator,
+        people,
+        strategy_options={"leak": leak, "shrink": shrink},
+        robust=[{"kind": "norm-clip", "bound": bound}],
+    )
+    slices: list[dict[str, torch.Tensor]] = []
+    updates: list[dict[str, torch.Tensor]] = []
+    for number in (1, 2):
+        before = whole(coordinator, number - 1)
+        tasks = [member.task("run") for member in members]
+        slices = [load(member.download(task)) for member, task in zip(members, tasks, strict=True)]
+        updates = [
+            trained(p, slice_, 10 * number + i) for i, (p, slice_) in enumerate(zip(people, slices, strict=True))
+        ]
+        for name, tensor in updates[0].items():
+            updates[0][name] = 4 * tensor if "lora_B" in name else tensor
+        for those in zip(members, people, tasks, updates, strict=True):
+            those[0].commit(sent(*those))
+        assert coordinator.work() == 1
+    D = {m: [change(*those) for those in zip(people, [m] * 5, slices, updates, strict=True)] for m in MODULES}
+    lengths = np.sqrt(np.sum([[np.sum(one**2) for one in D[module]] for module in MODULES], axis=0))
+    left = np.minimum(1, bound / lengths)
+    assert (left < 1).any(), f"the filter has done something: {lengths}"
+    assert (left == 1).any()
+    shares = np.array([person.examples for person in people]) / sum(person.examples for person in people)
+    after = whole(coordinator, 2)
+    for module in MODULES:
+        served = [s - d for s, d in zip(_sent_products(people, module, updates), D[module], strict=True)]
+        changes = [c * one for c, one in zip(left, D[module], strict=True)]
+        W = (1 - leak) * before[module] + sum(
+            p * (one + leak * start) for p, one, start in zip(shares, changes, served, strict=True)
+        )
+        rank = min(LARGEST, *MODULES[module])
+        spread = sum(p * np.sum(one**2) for p, one in zip(shares, changes, strict=True))
+        spread -= np.sum(sum(p * one for p, one in zip(shares, changes, strict=True)) ** 2)
+        ranks = np.array([person.trains(module) for person in people])
+        absent = np.array([shares[ranks <= j].sum() for j in range(rank)])
+        U, sigma, Vt = np.linalg.svd(W, full_matrices=False)
+        shrunk = np.maximum(0, sigma[:rank] - shrink * (spread / rank) ** 0.5 * absent)
+        assert oracle.relative_error(after[module], (U[:, :rank] * shrunk) @ Vt[:rank]) < 1e-5
+    for number in (1, 2):
+        record = coordinator.operator.expect(200, "GET", f"/v1/runs/run/rounds/{number}/record")
+        assert sorted(one["update"].get("hold_rank") or 0 for one in record["inputs"]) == [0, 4, 8, 8, 16]
+        again = replay(RoundRecord.model_validate_json(json.dumps(record)), coordinator.settings.data_dir)
+        assert again.faults == ()
+
+
+def _sent_products(people: list[Person], module: str, updates: list[dict[str, torch.Tensor]]) -> list[Matrix]:
+    own = [factors(update, module) for update in updates]
+    return [ALPHA / person.holds(module) * np.asarray(B @ A) for person, (A, B) in zip(people, own, strict=True)]
 
 
 @ON_SQLITE

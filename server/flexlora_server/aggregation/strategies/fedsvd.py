@@ -3,11 +3,12 @@
 With every A_i a prefix of the A served, sum of p_i s_i B_i A_i = B A is linear in what is sent, whatever the mix of ranks:
 [B_i 0] A is B_i A_i. Its SVD gives B = U Sigma and A = V^T for the next round: an orthonormal A that follows what was learned,
 where `ffa` keeps round 0's, and averaging is as exact as there. The paper has one rank; a mix is this project's generalization.
+The authors' code may factor anew every few rounds only; here it is done in each.
 An update that comes late has the A that it was served, which makes a term of its own.
 
-Where it fails: A moves only into directions that some B was trained in, so round 0's span stays for ever: nothing outside the
-r_max rows drawn there is learned. With mixed ranks a direction is multiplied by the weight share of those who hold it, as in
-`flexlora`, and directions that nobody learns are drawn anew.
+Where it fails: rows of A are combined, never trained. Nothing outside the span of the r_max rows that round 0 drew is learned,
+but for directions of no energy, which are drawn anew. With mixed ranks a direction is multiplied by the weight share of those
+who hold it, as in `flexlora`.
 """
 
 from collections.abc import Sequence

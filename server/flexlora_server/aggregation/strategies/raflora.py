@@ -1,4 +1,4 @@
-"""raFLoRA: each band of directions is averaged over those who hold it (arXiv 2602.13486; RB-LoRA is the same rule).
+"""raFLoRA: each band of directions is averaged over those who hold it (Wu et al. 2026, arXiv 2602.13486).
 
 With r_1 < r_2 < ... the distinct ranks of a round's updates, r_0 = 0, and C_h the participants of rank r_h or more,
 
@@ -6,7 +6,8 @@ With r_1 < r_2 < ... the distinct ranks of a round's updates, r_0 = 0, and C_h t
 
 and W is factored anew, as in `flexlora`. The bands are columns and rows of the factors as they were uploaded, which are those
 of the served slice's singular directions before local training; the product of a band is averaged, never B and A apart. With
-one rank it is `flexlora`. What only few hold no longer shrinks by their share in every round.
+one rank it is `flexlora`. RB-LoRA (Findings of EACL 2026) weighs each direction by the same shares; its published code averages
+B and A apart before the SVD. What only few hold no longer shrinks by their share in every round.
 
 Where it fails: the weights no longer belong to the products. What a participant has put into its first columns in training
 counts less beside others than what it has put into its last, and a band of few is as noisy as they are few: with few noisy

@@ -6,13 +6,14 @@ served, rounding included. Column j of a slice is s * cast(B_j / s) and its rows
 D_old - sum of p_i served_i is one more block, (B_old - B_served) @ A_old, in the same stack. What comes late was served from
 an older update: its change is measured against that, and each such update is a block of its own, -B_served @ A_older.
 
-Three options make it forget. `leak` g in [0, 1] lets go a share of what was served to nobody:
+Three options make it forget. `leak` g in [0, 1] lets go a share of what nobody trained:
 
     W = sum of p_i s_i B_i A_i + (1 - g) (D_old - sum of p_i served_i)
 
-g = 1 is the paper's rule, g = 0 the residual one. Where participants send back what they want, a direction held by a share c
+g = 1 is the paper's rule, g = 0 the residual one. Where participants send back what they want, a direction trained by a share c
 of them settles at c / (c + g (1 - c)) of it: a Wiener filter whose ratio of noise to signal is g. Tensors beside LoRA do not
-leak. `shrink` takes from what few hold as much as participants disagree: see `shrinkage`. `energy` serves no more directions
+leak. What a participant holds frozen counts as not trained: served_i is what it trained of its slice.
+`shrink` takes from what few train as much as participants disagree: see `shrinkage`. `energy` serves no more directions
 than a share of W's energy needs: see `energy`.
 """
 

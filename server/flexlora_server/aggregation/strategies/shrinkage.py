@@ -1,11 +1,11 @@
 """Soft thresholding of singular values by how much participants disagree, for the residual rule's option `shrink`.
 
-After the residual step sigma_j becomes max(0, sigma_j - kappa (1 - c_j) tau), with c_j the weight share of participants whose
-rank is at least j, and D_i the change of participant i, as filters left it:
+After the residual step sigma_j becomes max(0, sigma_j - kappa (1 - c_j) tau), with c_j the weight share of participants who
+train rank j or more, and D_i the change of participant i, as filters left it:
 
     tau^2 = (sum of p_i |D_i|^2 - |sum of p_i D_i|^2) / r_max
 
-What everybody holds is not shrunk; what few hold is noise to the degree that their changes differ. Thresholds do not fall
+What everybody trains is not shrunk; what few train is noise to the degree that their changes differ. Thresholds do not fall
 with j, so singular values stay in order. It takes honest difference between participants for noise: where their data differ
 much, leave it at 0. It costs a Gram matrix of all factors, or the dense mean change where that is cheaper. A shortened change
 c D is an upload at the weight p c and one as served at p (1 - c): hence p |c D|^2 is its weight times `length` times |D|^2.
@@ -23,7 +23,7 @@ from flexlora_server.aggregation.svd.truncated_svd import TruncatedSVD
 
 
 def shrunk(svd: TruncatedSVD, updates: Sequence[Update], noise: float) -> Tensor:
-    """The singular values (r,) less `noise` times the share of the weight that does not hold each direction, at least 0."""
+    """The singular values (r,) less `noise` times the share of the weight that does not train each direction, at least 0."""
     absent = torch.ones_like(svd.S)
     for update in updates:
         absent[: update.rank] -= update.weight

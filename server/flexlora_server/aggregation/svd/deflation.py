@@ -16,8 +16,10 @@ together with probability 1 - `FAILURE_PROBABILITY`, at whichever of the `DEPTHS
 after Q was fixed. Their seed depends on all the data, so that nobody who sends a part of it can choose it to fit.
 
 Rounding is counted. Products with a block of columns X are assumed to be wrong by `PRODUCT_ROUNDING` size |X| at most, size the
-larger of W's norm and of its terms' if they were uncorrelated (a test measures a fifth of that; the worst case over all signs of
-rounding would be useless). Small matrices are in float64, whose rounding is far below. Then with unit = `PRODUCT_ROUNDING` size
+larger of W's norm and of its terms' if they were uncorrelated. This is measured, not proved: a test finds less than half of it,
+of a thousand equal uploads too; the worst case over all signs of rounding would be useless. And rounding, which depends on the
+Gaussian vectors, is taken not to conspire with them. Small matrices are in float64, whose rounding is far below. Then with
+unit = `PRODUCT_ROUNDING` size
 
 - the images of the l = p + m b basis vectors and the products with the p head images (orthogonal, as Q holds Ritz vectors) are
   exact for a matrix W' with |W' - W| <= delta = unit sqrt(l + p): a term of rank one, of the size of its error, corrects each;
@@ -144,7 +146,8 @@ class DeflatedLanczos:
         p, count = self._p, wanted.rank - self._p
         values, vectors = eigh(self._gram[p:, p:])
         values, weights = values.clamp(min=0), (self._to_vectors.mT @ vectors[: self._b]).square().sum(dim=0) / self._b
-        tail = tail_bounds(values, weights, self._n, self._b, self._steps, count, FAILURE_PROBABILITY / len(DEPTHS))
+        chance = FAILURE_PROBABILITY / len(DEPTHS)
+        tail = tail_bounds(values.cpu(), weights.cpu(), self._n, self._b, self._steps, count, chance)
         bound = self._bound(wanted, tail, float(values.sum()))
         seen = float(self._theta[:p].sum() + values[:count].sum())  # without what rotating both together gains
         if bound.ratio(seen) > wanted.bound:

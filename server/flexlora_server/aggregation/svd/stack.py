@@ -7,16 +7,21 @@ converts piece by piece, so what is in memory depends on the module's shape and 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 CHUNK_ELEMENTS = 1 << 18  # of a float64 piece that is multiplied at once: 2 MiB, a core's cache
 GRAM_STRIPES = 4  # in which a symmetric product is computed
 # Columns of a block from which on terms are copied side by side to be multiplied with it, so many of their columns at a time:
 # products with the few columns of one term would be bound by reading and writing the result
 WIDE, WIDE_COLUMNS, ALONE = 128, 256, 128
 GROUP_COLUMNS = 512  # columns of terms put side by side before they are multiplied into a dense matrix
+# Terms whose products are added up in their dtype before the sum is added to the others in float64: rounding of a running
+# float32 sum grows with the number of terms, and in proportion to it where many are alike
+SUMMED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -110,32 +115,45 @@ class Stack:
         """W @ V: (d, n) for V (k, n), multiplied in V's dtype."""
         if V.shape[1] >= WIDE:
             return self._wide(V, lambda B, A: (A.mT, B.mT))
-        result = torch.zeros(self.shape[0], V.shape[1], dtype=V.dtype, device=self.device)
-        for term in self.terms:
-            result.addmm_(term.B.to(V.dtype), term.A.to(V.dtype) @ V, alpha=term.scale)
-        return result
+
+        def product(terms: Sequence[Term]) -> Tensor:
+            part = torch.zeros(self.shape[0], V.shape[1], dtype=V.dtype, device=self.device)
+            for term in terms:
+                part.addmm_(term.B.to(V.dtype), term.A.to(V.dtype) @ V, alpha=term.scale)
+            return part
+
+        return _summed(product, self.terms)
 
     def transposed_times(self, Q: Tensor) -> Tensor:
         """W^T @ Q: (k, n) for Q (d, n), multiplied in Q's dtype."""
         if Q.shape[1] >= WIDE:
             return self._wide(Q, lambda B, A: (B, A))
         Qt = Q.mT.contiguous()
-        result = torch.zeros(Q.shape[1], self.shape[2], dtype=Q.dtype, device=self.device)
-        for term in self.terms:
-            result.addmm_(Qt @ term.B.to(Q.dtype), term.A.to(Q.dtype), alpha=term.scale)
-        return result.mT
+
+        def product(terms: Sequence[Term]) -> Tensor:
+            part = torch.zeros(Q.shape[1], self.shape[2], dtype=Q.dtype, device=self.device)
+            for term in terms:
+                part.addmm_(Qt @ term.B.to(Q.dtype), term.A.to(Q.dtype), alpha=term.scale)
+            return part
+
+        return _summed(product, self.terms).mT
 
     def _wide(self, X: Tensor, sides: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         """(X^T first second)^T over groups of terms; `sides` puts B (d, c) and A (c, k) in the order of the product."""
-        Xt, result = X.mT.contiguous(), None
-        for terms in _wide_first(self.terms):
-            first, second = sides(
-                _joined([t.B.to(X.dtype) for t in terms], 1), _joined([t.A.to(X.dtype) for t in terms], 0)
-            )
-            inner = (Xt @ first).mul_(Stack(terms).scales.to(X.dtype))
-            result = inner @ second if result is None else result.addmm_(inner, second)
-        assert result is not None
-        return result.mT
+        Xt = X.mT.contiguous()
+
+        def product(groups: Sequence[list[Term]]) -> Tensor:
+            part = None
+            for terms in groups:
+                first, second = sides(
+                    _joined([t.B.to(X.dtype) for t in terms], 1), _joined([t.A.to(X.dtype) for t in terms], 0)
+                )
+                inner = (Xt @ first).mul_(Stack(terms).scales.to(X.dtype))
+                part = inner @ second if part is None else part.addmm_(inner, second)
+            assert part is not None
+            return part
+
+        return _summed(product, list(_wide_first(self.terms))).mT
 
     def _rows_of_B(self) -> Iterator[tuple[slice, Tensor]]:
         """[B_1 B_2 ...] as float64 pieces of whole rows."""
@@ -190,6 +208,15 @@ def _fill(piece: Tensor, parts: Sequence[Tensor]) -> None:
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def _summed(product: Callable[[Sequence[T]], Tensor], terms: Sequence[T]) -> Tensor:
+    """The product of all terms, in its dtype: of `SUMMED_AT_ONCE` at a time, which are added up in float64."""
+    total = product(terms[:SUMMED_AT_ONCE])
+    dtype = total.dtype
+    for first in range(SUMMED_AT_ONCE, len(terms), SUMMED_AT_ONCE):
+        total = total.double().add_(product(terms[first : first + SUMMED_AT_ONCE]))
+    return total.to(dtype)
 
 
 def _grouped(terms: Sequence[Term], at_least: int) -> Iterator[list[Term]]:

@@ -63,7 +63,7 @@ def lanczos(W: Tensor, rank: int, bound: float, start: Tensor | None, seed: int)
     def back(V: Tensor) -> Tensor:
         return W.float() @ V.float()
 
-    V = torch.randn(W.shape[1], rank + 8, generator=generator, dtype=torch.float64)
+    V = torch.randn(W.shape[1], rank + 8, generator=generator, dtype=torch.float64).to(W.device)
     if start is not None:
         V[:, : start.shape[0]] = start.mT
     Q = orthonormal(back(orthonormal(V)[0]))[0]
@@ -106,6 +106,14 @@ def test_it_can_be_had(family: str) -> None:
     found = lanczos(W, 12, 1.4, Vt[:12], 1)
     assert found is not None
     assert found.ratio <= 1.4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_it_can_be_had_on_a_gpu() -> None:
+    stack, Vt = hostile("steps", "plain", 1.0, 3)
+    found = lanczos(torch.from_numpy(dense(stack)).cuda(), 12, 1.4, Vt[:12].cuda(), 1)
+    assert found is not None
+    assert found.Q.is_cuda
 
 
 def test_the_route_takes_it_where_the_spectrum_is_flat_at_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,11 +187,15 @@ def test_tail_bounds_hold(family: str) -> None:
             assert found.energy <= float(D_.sum()) * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("terms", ["plain", "duplicates", "aligned"])
-def test_the_products_round_by_less_than_is_assumed(terms: str) -> None:
-    stack, _ = hostile("slow", terms, 1.0, 2)
+@pytest.mark.parametrize("width", [40, 130])
+@pytest.mark.parametrize("terms", ["plain", "duplicates", "aligned", "a thousand"])
+def test_the_products_round_by_less_than_is_assumed(terms: str, width: int) -> None:
+    """However many terms there are: a float32 sum of a thousand equal ones would be wrong by 35 times as much."""
+    stack, _ = hostile("slow", "plain" if terms == "a thousand" else terms, 1.0, 2)
+    if terms == "a thousand":
+        stack = Stack([Term(part.B, part.A, 1e-3) for part in stack.terms for _ in range(1000)])
     size = max(stack.typical_norm, float(torch.from_numpy(dense(stack)).norm()))
-    V = orthonormal(torch.randn(K, 40, generator=torch.Generator().manual_seed(1)))[0]
+    V = orthonormal(torch.randn(K, width, generator=torch.Generator().manual_seed(1)))[0]
     for X, product in ((V, stack.times), (orthonormal(stack.times(V))[0], stack.transposed_times)):
         error = product(X.float()).double() - product(X.double())
-        assert float(error.norm()) < deflation.PRODUCT_ROUNDING[torch.float32] * size * math.sqrt(40) / 2
+        assert float(error.norm()) < deflation.PRODUCT_ROUNDING[torch.float32] * size * math.sqrt(width) / 2
