@@ -192,14 +192,15 @@ class _Measurement:
         measured = [
             Measured(self._sizes[lowest], self._probes(loaded, few, many, compute), self._answering(loaded, compute))
         ]
-        peak = Estimate(measured).peak(self._sizes[lowest], padded_tokens(many))
+        peak = Estimate(measured).peak(self._sizes[lowest], padded_tokens([few]))
         spare = (self._bounds.memory - peak) / BYTES_PER_PARAMETER
         further = [r for r, size in self._sizes.items() if lowest < r and size - self._sizes[lowest] <= spare]
         if further:
             highest = max(further)
             loaded = self._place(highest)
             probes = self._probes(loaded, few, many, compute)
-            measured.append(Measured(self._sizes[highest], probes, self._answering(loaded, compute)))
+            if len(probes) > 1:  # else memory did not suffice for what it was expected to
+                measured.append(Measured(self._sizes[highest], probes, self._answering(loaded, compute)))
         return Estimate(measured)
 
     def _probes(self, loaded: LoadedModel, few: Encoded, many: Sequence[Encoded], compute: Compute) -> list[Probe]:
