@@ -73,6 +73,7 @@ def test_a_poll_wakes_when_its_round_begins(coordinator: Served) -> None:
         assert waiting.result()["round"] == 1
 
 
+@MOSTLY_ON_SQLITE
 def test_a_sample_of_clients_per_round(coordinator: Served) -> None:
     coordinator.run(clients_per_round=2, min_clients=2, gather_timeout=50.0)
     with ExitStack() as stack:
@@ -89,6 +90,7 @@ def test_a_sample_of_clients_per_round(coordinator: Served) -> None:
     outsider.problem("not-assigned", "POST", "/v1/runs/run/rounds/1/uploads", json=announcement)
 
 
+@MOSTLY_ON_SQLITE
 def test_gathering_ends_with_fewer_after_its_time(coordinator: Served) -> None:
     coordinator.run(clients_per_round=3, min_clients=1, gather_timeout=50.0)
     (first,) = joined(coordinator, 1)
@@ -140,6 +142,7 @@ def test_a_missed_quorum_opens_the_round_again(coordinator: Served) -> None:
     assert [r["state"] for r in rounds[1:]] == ["PUBLISHED", "PUBLISHED"]
 
 
+@MOSTLY_ON_SQLITE
 def test_no_task_after_the_update_was_accepted(coordinator: Served) -> None:
     participant, task, data = coordinator.working()
     participant.upload(task, data)
@@ -215,6 +218,7 @@ def in_state(coordinator: Served, name: str, state: str) -> None:
         coordinator.work()
 
 
+@MOSTLY_ON_SQLITE
 def test_a_paused_run_finishes_its_round_and_begins_no_other(coordinator: Served) -> None:
     participant, task, data = coordinator.working(rounds=3)
     coordinator.operator.expect(200, "POST", "/v1/runs/run/pause")
@@ -251,6 +255,7 @@ def test_a_run_cancelled_while_it_aggregates_publishes_nothing(coordinator: Serv
     participant.problem("adapter-not-published", "GET", "/v1/runs/run/rounds/1/adapter?rank=2")
 
 
+@MOSTLY_ON_SQLITE
 def test_evaluations_are_weighted_and_the_latest_counts(coordinator: Served) -> None:
     coordinator.run()
     first, second = joined(coordinator, 2)
@@ -270,6 +275,7 @@ def test_evaluations_are_weighted_and_the_latest_counts(coordinator: Served) -> 
     first.problem("adapter-not-published", "POST", "/v1/runs/run/rounds/1/evaluations", json=body)
 
 
+@MOSTLY_ON_SQLITE
 def test_evaluators_are_told_apart_from_those_who_train(coordinator: Served) -> None:
     coordinator.run()
     [trainer] = joined(coordinator, 1)

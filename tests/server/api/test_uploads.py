@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from flexlora_server.api.receive_part import MAX_PART_BYTES
+from tests.support.databases import MOSTLY_ON_SQLITE
 from tests.support.kit import PART, Served, encode, part, tensors
 from tests.support.sending import BIG, offset, put
+
+pytestmark = MOSTLY_ON_SQLITE
 
 
 def test_parts_add_up(coordinator: Served) -> None:
