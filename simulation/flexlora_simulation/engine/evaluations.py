@@ -1,0 +1,71 @@
+"""The evaluations of published adapters: begun when a round is published, recorded as they end."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_simulation.engine.coordinator import Coordinator
+from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, Executor
+from flexlora_simulation.experiment import Evaluation
+from flexlora_simulation.population.participants import Participant
+from flexlora_simulation.results.tables import EvaluationRow, Tables
+
+
+@dataclass
+class Evaluations:
+    """What is measured in one experiment. `told`: called with each figure as it is recorded."""
+
+    evaluation: Evaluation
+    spec: RunSpec
+    coordinator: Coordinator
+    executor: Executor
+    participants: Mapping[str, Participant]
+    tables: Tables
+    on_row: Callable[[EvaluationRow], None] = lambda row: None
+    _running: "list[tuple[EvaluationJob, str, Future[Evaluated]]]" = field(default_factory=list)
+
+    def begin(self, number: int) -> None:
+        """Begin those of a round that was just published, if it is one that is measured."""
+        self._take_finished()
+        if number % self.evaluation.every and number != self.spec.rounds:
+            return
+        for rank, on, participant in self._wanted():
+            if not any(self.tables.has(EvaluationRow, number, on, participant, rank, name) for name in self._known()):
+                job = EvaluationJob(self.spec, number, rank, self.coordinator.slice(number, rank), participant or on)
+                self._running.append((job, on, self.executor.evaluate(job)))
+
+    def finish(self) -> None:
+        """Wait for all, and record them."""
+        for _, _, future in self._running:
+            future.exception()
+        self._take_finished()
+
+    def _known(self) -> tuple[str, ...]:
+        return ("loss",)  # every evaluation gives it
+
+    def _wanted(self) -> list[tuple[int, str, str]]:
+        ranks = self.evaluation.ranks
+        if ranks == "largest":
+            ranks = (self.spec.largest_rank,)
+        elif ranks == "all":
+            ranks = tuple(sorted(self.spec.ranks))
+        wanted: list[tuple[int, str, str]] = [
+            (rank, on, "") for on in self.evaluation.on if on != "heldout" for rank in ranks
+        ]
+        if "heldout" in self.evaluation.on:
+            for one in self.participants.values():
+                if one.part.heldout:
+                    wanted.append((one.resource.hold_rank or one.resource.rank, "heldout", one.name))
+        return wanted
+
+    def _take_finished(self) -> None:
+        ended = [each for each in self._running if each[2].done()]
+        self._running = [each for each in self._running if not each[2].done()]
+        for job, on, future in ended:
+            evaluated = future.result()
+            for metric, value in evaluated.metrics.items():
+                participant = job.on if on == "heldout" else ""
+                row = EvaluationRow(job.round, on, participant, job.rank, metric, value, evaluated.examples)  # type: ignore[arg-type]
+                self.tables.add(row)
+                self.on_row(row)

@@ -1,0 +1,64 @@
+"""What the engine asks of its processes: trainings and evaluations. Everything in a job can be sent to another machine."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.tasks import Task
+from flexlora_shared.messages.uploads import UploadCreate
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One participant's training of one task. `slice`: the safetensors file it is served."""
+
+    participant: str
+    task: Task
+    slice: Path
+
+
+@dataclass(frozen=True)
+class TrainedUpdate:
+    """What it uploads: the announcement and the file. `cpu_seconds`: of the process, for this training."""
+
+    upload: UploadCreate
+    file: Path
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """One evaluation of a slice of a published adapter.
+
+    on: "test", "unseen", or the name of a participant whose held-out examples are meant.
+    """
+
+    spec: RunSpec
+    round: int
+    rank: int
+    slice: Path
+    on: str
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Metrics by name, over so many examples."""
+
+    metrics: dict[str, float]
+    examples: int
+    cpu_seconds: float
+
+
+class Executor(Protocol):
+    """Runs jobs, several at a time; the results do not depend on how many."""
+
+    def train(self, job: TrainingJob) -> "Future[TrainedUpdate]":
+        """Begin a training."""
+
+    def evaluate(self, job: EvaluationJob) -> "Future[Evaluated]":
+        """Begin an evaluation."""
+
+    def close(self) -> None:
+        """Stop; jobs that have not begun are dropped."""

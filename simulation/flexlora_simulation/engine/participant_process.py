@@ -1,0 +1,156 @@
+"""What a process of the simulation does with a job: the agent's own training and evaluation, for any participant.
+
+A process loads data and base model once; between jobs only adapters change hands. Each participant keeps the agent's work folder,
+so what an agent keeps from round to round (optimizer state, own tensors) is kept here too.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from flexlora_client.agent.local_parts import EVERYTHING_SHARED
+from flexlora_client.agent.local_trainer import LocalTrainer
+from flexlora_client.agent.reporter import Reporter
+from flexlora_client.agent.round_time import RoundTime
+from flexlora_client.agent.slice_cache import CachedSlice, request_for_task
+from flexlora_client.agent.train_round import TrainRound
+from flexlora_client.agent.work_folder import WorkFolder
+from flexlora_client.files import make_folder
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
+from flexlora_client.training.data.examples import Example
+from flexlora_client.training.evaluation.own_metric import load_metric
+from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.load_model import Models
+from flexlora_server.adapter_files.peft_config import adapter_config
+from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.ranks import held_ranks
+from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.experiment import Experiment
+from flexlora_simulation.population.participants import Participant, draw_participants
+from flexlora_simulation.workloads.contract import Corpus, Item, Workload
+from flexlora_simulation.workloads.registry import open_workload
+
+
+class UnboundedTime(RoundTime):
+    """Training is never cut short by this machine's clock: deadlines are in virtual time."""
+
+    def training_deadline(self, deadline: str, clock_ahead: float, size: int) -> float:
+        """No end."""
+        return math.inf
+
+
+@dataclass(frozen=True)
+class ParticipantProcess:
+    """Everything a process keeps between jobs. `folder`: the experiment's, for work folders and slices."""
+
+    experiment: Experiment
+    folder: Path
+    device: str = "cpu"
+
+    def train(self, job: TrainingJob) -> TrainedUpdate:
+        """The participant's update of this task.
+
+        Raises:
+            TrainingError, BadInput: as the agent's training.
+        """
+        cpu = time.process_time()
+        participant, task = self._participants[job.participant], job.task
+        work = WorkFolder(self.folder / "participants" / participant.name, task.run)
+        served = self._served(job.slice, task.spec, *held_ranks(task.rank, task.rank_pattern, task.hold_rank))
+        trained = TrainRound(
+            task.spec,
+            work,
+            self._local_trainer(participant, task.spec),
+            Reporter(task.run, console=Console(quiet=True)),
+            EVERYTHING_SHARED,
+            UnboundedTime(),
+            clock_ahead=0.0,
+        ).train(task, request_for_task(task), served)
+        return TrainedUpdate(trained.upload, work.output / trained.file, time.process_time() - cpu)
+
+    def evaluate(self, job: EvaluationJob) -> Evaluated:
+        """Metrics of the slice on what the job names."""
+        cpu = time.process_time()
+        examples = self._examples(job.on)
+        served = self._served(job.slice, job.spec, job.rank, {})
+        trainer = LocalTrainer(
+            StandardTrainer(self._models),
+            self._models,
+            (),
+            examples,
+            self.experiment.evaluation.answers,
+            self.device,
+            None,
+            own_metric=None if self._workload.own_metric is None else load_metric(self._workload.own_metric),
+        )
+        measured = trainer.evaluate(job.spec, served.folder)
+        return Evaluated(measured.metrics, len(examples), time.process_time() - cpu)
+
+    def _local_trainer(self, participant: Participant, spec: RunSpec) -> LocalTrainer:
+        heldout = participant.part.heldout if spec.training.select == "best-epoch" else ()
+        return LocalTrainer(
+            StandardTrainer(self._models),
+            self._models,
+            self._of(participant.part.train),
+            self._of(heldout),
+            self.experiment.evaluation.answers,
+            self.device,
+            None,
+            participant.name,
+        )
+
+    def _served(self, adapter: Path, spec: RunSpec, rank: int, pattern: dict[str, int]) -> CachedSlice:
+        """The slice as an agent has it: in a folder with its configuration, shared by all who are served it."""
+        folder = make_folder(self.folder / "slices" / adapter.name)
+        if not (folder / CONFIG_FILE).exists():
+            config = folder / f".{os.getpid()}.json"
+            config.write_text(json.dumps(adapter_config(spec, rank, pattern)))
+            if not (folder / ADAPTER_FILE).exists():
+                link = folder / f".{os.getpid()}.safetensors"
+                link.symlink_to(adapter.resolve())
+                link.replace(folder / ADAPTER_FILE)
+            config.replace(folder / CONFIG_FILE)
+        return CachedSlice.at(folder, 0)
+
+    def _examples(self, on: str) -> tuple[Example, ...]:
+        if on == "test":
+            return tuple(item.example for item in self._sample(range(len(self._corpus.test)), self._corpus.test))
+        if on == "unseen":
+            indices = [i for one in self._participants.values() if not one.part.seen for i in one.part.train]
+            return tuple(item.example for item in self._sample(indices, self._corpus.train))
+        return self._of(self._participants[on].part.heldout)
+
+    def _sample(self, indices: Sequence[int], items: Sequence[Item]) -> list[Item]:
+        most = self.experiment.evaluation.examples
+        chosen = list(indices)
+        if most is not None and most < len(chosen):
+            generator = np.random.default_rng([self.experiment.seed, 2])
+            chosen = sorted(generator.choice(chosen, most, replace=False).tolist())
+        return [items[index] for index in chosen]
+
+    def _of(self, indices: tuple[int, ...]) -> tuple[Example, ...]:
+        return tuple(self._corpus.train[index].example for index in indices)
+
+    @cached_property
+    def _workload(self) -> Workload:
+        return open_workload(self.experiment.workload)
+
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return self._workload.corpus()
+
+    @cached_property
+    def _participants(self) -> dict[str, Participant]:
+        return {one.name: one for one in draw_participants(self.experiment, self._corpus.train)}
+
+    @cached_property
+    def _models(self) -> Models:
+        return Models()

@@ -1,0 +1,1 @@
+"""What an experiment gave: tables on disk, and a view of them for Python."""

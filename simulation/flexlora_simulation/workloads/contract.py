@@ -1,0 +1,65 @@
+"""The interface of a workload: a plug-in point (entry points of the group `flexlora.workloads`).
+
+A workload is a class made from its options (`WorkloadOptions`); it reads the data set's own files and says which base model
+learns them and what is measured. Reading must give the same items in the same order on every machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from flexlora_client.training.data.examples import Example
+from flexlora_shared.messages.runs import TaskType
+from flexlora_simulation.experiment import WorkloadOptions
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example, and what it may be dealt by.
+
+    label: its class, for partitions by label. group: its task, domain or writer, for partitions by group.
+    """
+
+    example: Example
+    label: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The data set's two parts: `train` is dealt to participants, `test` belongs to nobody and may be empty."""
+
+    train: Sequence[Item]
+    test: Sequence[Item] = ()
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that is adapted.
+
+    path: hub id or folder. target: PEFT's `target_modules`, or "all-linear". head: of a classifier, trained and averaged beside
+    LoRA, or frozen as it lies in the folder.
+    """
+
+    path: str
+    task_type: TaskType = "CAUSAL_LM"
+    labels: tuple[str, ...] = ()
+    target: str | tuple[str, ...] = "all-linear"
+    head: Literal["trained", "frozen"] = "trained"
+
+
+class Workload(Protocol):
+    """A data set with its base model and its metric."""
+
+    metric: str  # the name of the figure that experiments are compared by, of the agent's evaluation or of `own_metric`
+    higher_is_better: bool
+    own_metric: str | None = None  # package.module:function, see `flexlora_client.training.evaluation.own_metric`
+
+    def __init__(self, options: WorkloadOptions) -> None:
+        """Raises: ExperimentError, where an option is unknown or wrong."""
+
+    def corpus(self) -> Corpus:
+        """All items. Raises: DataError."""
+
+    def base_model(self) -> BaseModel:
+        """The model, made where it is one that the workload makes itself. Raises: DataError."""
