@@ -47,6 +47,7 @@ class Around(TypedDict, total=False):
     """What surrounds a round's training; see the fields of `Job`."""
 
     deadline: float | None
+    max_steps: int | None
     stop: Callable[[], bool]
     checkpoints: Path | None
     state: Path | None
