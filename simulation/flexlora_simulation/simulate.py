@@ -1,7 +1,9 @@
 """Runs one experiment: from its definition to its tables."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,9 +14,10 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_simulation.engine.coordinator import Coordinator
 from flexlora_simulation.engine.evaluations import Evaluations
 from flexlora_simulation.engine.experiment_folder import claimed
-from flexlora_simulation.engine.federation import START, Federation, VirtualClock
-from flexlora_simulation.engine.jobs import Executor
+from flexlora_simulation.engine.federation import Federation
+from flexlora_simulation.engine.jobs import UPDATES, Executor
 from flexlora_simulation.engine.processes import Processes
+from flexlora_simulation.engine.virtual_clock import START, VirtualClock
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
@@ -48,22 +51,25 @@ def simulate(
     spec = build_spec(experiment, workload.base_model(), participants)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder, experiment))
-        clock, tables = VirtualClock(), Tables(folder)
+        shutil.rmtree(folder / UPDATES, ignore_errors=True)
+        tables = Tables(folder)
 
         def record(row: Row) -> None:
             tables.add(row)
             on_row(row)
 
-        coordinator = Coordinator(folder / "coordinator", spec.name, clock)
+        clock = VirtualClock(START - timedelta(seconds=1))  # everybody has declared before the first round opens
+        coordinator = Coordinator(folder / "coordinator", spec, clock)
         stack.callback(coordinator.close)
-        clock.advance_to(coordinator.last_instant() or START)
-        coordinator.begin(spec, {one.name: _declaration(one, spec) for one in participants if one.part.seen})
+        clock.advance_to(coordinator.last_instant() or clock.now)
+        coordinator.begin({one.name: _declaration(one, spec) for one in participants if one.part.seen})
+        clock.advance_to(START)
         running = Processes(experiment, folder, processes, device) if executor is None else executor(experiment, folder)
         stack.callback(running.close)
         by_name = {one.name: one for one in participants}
         evaluations = Evaluations(experiment.evaluation, spec, coordinator, running, by_name, tables, record)
         timing = VirtualTime(experiment.timing, experiment.seed)
-        Federation(spec, coordinator, clock, by_name, timing, running, evaluations, record).run()
+        Federation(spec, coordinator, clock, by_name, timing, running, evaluations, tables, record).run()
         evaluations.finish()
         tables.write()
     return Results(folder)
