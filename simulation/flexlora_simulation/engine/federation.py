@@ -82,7 +82,9 @@ class Federation:
     def _moved(self) -> Snapshot:
         """The run, whose round has moved where that was due."""
         now = self.coordinator.snapshot()
-        if now.round is not None and (now.round.state == "OPEN" or (now.round.state == "COLLECTING" and not now.why)):
+        if now.round is not None and now.round.state == "COLLECTING" and not now.why:
+            now = self.coordinator.poll([])
+        if now.round is not None and now.round.state == "OPEN":
             now = self.coordinator.poll(self._present(now.round))
         return now
 

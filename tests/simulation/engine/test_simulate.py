@@ -10,11 +10,6 @@ from flexlora_simulation.results.tables import ParticipantRow, Row
 from tests.support.simulated import folder_with_database, here, tiny_experiment
 
 
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("materials")
-
-
 def test_every_row_is_told_as_it_is_recorded(materials: Path, tmp_path: Path) -> None:
     experiment, rows = tiny_experiment(materials, evaluation={"on": ["test"], "every": 2}), list[Row]()
     results = simulate(experiment, folder_with_database(tmp_path / "run"), executor=here, on_row=rows.append)
