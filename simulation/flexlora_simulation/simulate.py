@@ -1,7 +1,9 @@
 """Runs one experiment: from its definition to its tables."""
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,44 +13,65 @@ from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_simulation.engine.coordinator import Coordinator
 from flexlora_simulation.engine.evaluations import Evaluations
-from flexlora_simulation.engine.federation import START, Federation, VirtualClock
+from flexlora_simulation.engine.experiment_folder import claimed
+from flexlora_simulation.engine.federation import Federation
+from flexlora_simulation.engine.jobs import UPDATES, Executor
 from flexlora_simulation.engine.processes import Processes
+from flexlora_simulation.engine.virtual_clock import START, VirtualClock
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.population.virtual_time import VirtualTime
 from flexlora_simulation.results.results import Results
-from flexlora_simulation.results.tables import Tables
+from flexlora_simulation.results.tables import Row, Tables
 from flexlora_simulation.workloads.contract import BaseModel
 from flexlora_simulation.workloads.registry import open_workload
 
 
-def simulate(experiment: Experiment, folder: Path, *, processes: int = 1, device: str = "cpu") -> Results:
+def simulate(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    processes: int = 1,
+    device: str = "cpu",
+    executor: Callable[[Experiment, Path], Executor] | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> Results:
     """Run the experiment in `folder`, or what is left of it there; its tables.
 
     processes: of one thread each. The adapters and the figures do not depend on how many.
+    executor: makes what trains and evaluates instead of those processes; it is closed at the end.
+    on_row: called with every row of the tables as it is recorded, in this thread.
 
     Raises:
         SimulationError: the experiment cannot be run as it is, or something that it needs failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     workload = open_workload(experiment.workload)
     participants = draw_participants(experiment, workload.corpus().train)
     spec = build_spec(experiment, workload.base_model(), participants)
-    clock, tables = VirtualClock(), Tables(folder)
     with ExitStack() as stack:
-        coordinator = Coordinator(folder / "coordinator", spec.name, clock)
+        stack.enter_context(claimed(folder, experiment))
+        shutil.rmtree(folder / UPDATES, ignore_errors=True)
+        tables = Tables(folder)
+
+        def record(row: Row) -> None:
+            tables.add(row)
+            on_row(row)
+
+        clock = VirtualClock(START - timedelta(seconds=1))  # everybody has declared before the first round opens
+        coordinator = Coordinator(folder / "coordinator", spec, clock)
         stack.callback(coordinator.close)
-        clock.advance_to(coordinator.last_instant() or START)
-        coordinator.begin(spec, {one.name: _declaration(one, spec) for one in participants if one.part.seen})
-        executor = Processes(experiment, folder, processes, device)
-        stack.callback(executor.close)
+        clock.advance_to(coordinator.last_instant() or clock.now)
+        coordinator.begin({one.name: _declaration(one, spec) for one in participants if one.part.seen})
+        clock.advance_to(START)
+        running = Processes(experiment, folder, processes, device) if executor is None else executor(experiment, folder)
+        stack.callback(running.close)
         by_name = {one.name: one for one in participants}
-        evaluations = Evaluations(experiment.evaluation, spec, coordinator, executor, by_name, tables)
+        evaluations = Evaluations(experiment.evaluation, spec, coordinator, running, by_name, tables, record)
         timing = VirtualTime(experiment.timing, experiment.seed)
-        Federation(spec, coordinator, clock, by_name, timing, executor, evaluations, tables).run()
+        Federation(spec, coordinator, clock, by_name, timing, running, evaluations, tables, record).run()
         evaluations.finish()
-    tables.write()
+        tables.write()
     return Results(folder)
 
 

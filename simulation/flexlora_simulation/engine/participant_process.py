@@ -7,6 +7,7 @@ so what an agent keeps from round to round (optimizer state, own tensors) is kep
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from flexlora_client.training.models.load_model import Models
 from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import held_ranks
-from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.jobs import UPDATES, Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.workloads.contract import Corpus, Item, Workload
@@ -73,8 +74,21 @@ class ParticipantProcess:
             EVERYTHING_SHARED,
             UnboundedTime(),
             clock_ahead=0.0,
+            max_steps=job.max_steps,
         ).train(task, request_for_task(task), served)
-        return TrainedUpdate(trained.upload, work.output / trained.file, time.process_time() - cpu)
+        file = make_folder(self.folder / UPDATES) / f"{participant.name}.{task.round}.{task.attempt}"
+        (work.output / trained.file).replace(file)
+        self._tidy(participant.name, task.run)
+        return TrainedUpdate(trained.upload, file, time.process_time() - cpu)
+
+    def _tidy(self, participant: str, run: str) -> None:
+        """Keep of a participant's folder what counts in later rounds alone: thousands of them would fill the disk."""
+        home = self.folder / "participants" / participant
+        for path in (home / "runs" / run).iterdir():
+            if path.name != "optimizer":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not (home / "runs" / run / "optimizer").exists():
+            shutil.rmtree(home)
 
     def evaluate(self, job: EvaluationJob) -> Evaluated:
         """Metrics of the slice on what the job names."""

@@ -43,7 +43,7 @@ class ParticipantRow:
     participant: str
     rank: int
     hold_rank: int
-    outcome: Literal["accepted", "late", "discarded", "vanished"]
+    outcome: Literal["accepted", "late", "discarded", "vanished", "failed"]
     virtual_seconds: float | None  # from its assignment to its update's arrival; None: it never came
     examples: int
     train_loss: float | None
@@ -51,6 +51,7 @@ class ParticipantRow:
     bytes_up: int
     bytes_down: int
     cpu_seconds: float
+    reason: str = ""  # of a failure
 
 
 @dataclass(frozen=True)
