@@ -8,7 +8,12 @@ if TYPE_CHECKING:
     from flexlora_simulation.results.results import Results
     from flexlora_simulation.simulation import simulate
 else:
-    _MODULES = {"Experiment": "experiment", "load": "experiment", "Results": "results.results", "simulate": "simulation"}
+    _MODULES = {
+        "Experiment": "experiment",
+        "load": "experiment",
+        "Results": "results.results",
+        "simulate": "simulation",
+    }
 
     def __getattr__(name: str) -> object:
         """Import what is asked for only then: the help of `flexlora-sim` needs none of the libraries."""
