@@ -143,7 +143,13 @@ class Tables:
         own = self._of_round[row.round].values()
         return replace(
             row,
-            train_loss=_mean_loss([one for one in own if (one.attempt, one.outcome) == (row.attempt, "accepted")]),
+            train_loss=weighted_mean(
+                [
+                    (one.train_loss, one.examples)
+                    for one in own
+                    if (one.attempt, one.outcome) == (row.attempt, "accepted") and one.train_loss is not None
+                ]
+            ),
             bytes_up=sum(one.bytes_up for one in own),
             bytes_down=sum(one.bytes_down for one in own),
             cpu_seconds=sum(one.cpu_seconds for one in own),
@@ -167,7 +173,7 @@ def _key(row: Row) -> tuple[Any, ...]:
     return (row.table, *(getattr(row, name) for name in row.key))
 
 
-def _mean_loss(rows: Sequence[ParticipantRow]) -> float | None:
-    losses = [(one.train_loss, one.examples) for one in rows if one.train_loss is not None]
-    examples = sum(count for _, count in losses)
-    return math.fsum(loss * count for loss, count in losses) / examples if examples else None
+def weighted_mean(weighted: Sequence[tuple[float, int]]) -> float | None:
+    """The mean of values with their weights; None where there is nothing."""
+    total = sum(weight for _, weight in weighted)
+    return math.fsum(value * weight for value, weight in weighted) / total if total else None
