@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from flexlora_shared.messages.base import Message, Rank, RankPattern, RunName, Tuple
 from flexlora_simulation.errors import ExperimentError
+from flexlora_simulation.yaml_text import parse_yaml
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -133,7 +134,7 @@ def load(path: Path) -> Experiment:
         ExperimentError: it cannot be read, or a field of it is wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} is no readable YAML file: {error}") from error
     if not isinstance(content, dict):

@@ -25,14 +25,22 @@ def open_workload(options: WorkloadOptions) -> Workload:
     Raises:
         ExperimentError: there is none of this name, it cannot be loaded, or its options are wrong.
     """
-    built_in = BUILT_IN.get(options.name)
-    if built_in is not None:
-        return built_in(options)
+    return find_workload(options.name)(options)
+
+
+def find_workload(name: str) -> type[Workload]:
+    """The class of a workload.
+
+    Raises:
+        ExperimentError: there is none of this name, or it cannot be loaded.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
     try:
-        offered: type[Workload] = load_plugin(WORKLOAD_GROUP, options.name, type)
+        offered: type[Workload] = load_plugin(WORKLOAD_GROUP, name, type)
     except LookupError:
         known = ", ".join(workload_names())
-        raise ExperimentError(f"workload.name: there is no workload {options.name!r}; there are {known}") from None
+        raise ExperimentError(f"workload.name: there is no workload {name!r}; there are {known}") from None
     except PluginFault as fault:
         raise ExperimentError(f"workload.name: {fault}") from fault
-    return offered(options)
+    return offered

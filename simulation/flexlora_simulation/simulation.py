@@ -22,8 +22,9 @@ from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.population.virtual_time import VirtualTime
+from flexlora_simulation.results.energy import energy_rows
 from flexlora_simulation.results.results import Results
-from flexlora_simulation.results.tables import Row, Tables
+from flexlora_simulation.results.tables import RoundRow, Row, Tables
 from flexlora_simulation.workloads.contract import BaseModel
 from flexlora_simulation.workloads.registry import open_workload
 
@@ -53,10 +54,13 @@ def simulate(
         stack.enter_context(claimed(folder, experiment))
         shutil.rmtree(folder / UPDATES, ignore_errors=True)
         tables = Tables(folder)
+        stack.callback(tables.close)
 
         def record(row: Row) -> None:
-            tables.add(row)
-            on_row(row)
+            if isinstance(row, RoundRow):  # a round that is recorded has its energy recorded before
+                for each in energy_rows(coordinator.round_detail(row.round)):
+                    on_row(tables.add(each))
+            on_row(tables.add(row))
 
         clock = VirtualClock(START - timedelta(seconds=1))  # everybody has declared before the first round opens
         coordinator = Coordinator(folder / "coordinator", spec, clock)
