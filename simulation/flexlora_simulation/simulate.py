@@ -16,6 +16,8 @@ from flexlora_simulation.engine.processes import Processes
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
+from flexlora_simulation.population.population_file import write_population
+from flexlora_simulation.population.resources import rank_pattern, ranks_of
 from flexlora_simulation.population.virtual_time import VirtualTime
 from flexlora_simulation.results.results import Results
 from flexlora_simulation.results.tables import Tables
@@ -33,7 +35,9 @@ def simulate(experiment: Experiment, folder: Path, *, processes: int = 1, device
     """
     folder.mkdir(parents=True, exist_ok=True)
     workload = open_workload(experiment.workload)
-    participants = draw_participants(experiment, workload.corpus().train)
+    items = workload.corpus().train
+    participants = draw_participants(experiment, items)
+    write_population(folder, experiment, participants, items)
     spec = build_spec(experiment, workload.base_model(), participants)
     clock, tables = VirtualClock(), Tables(folder)
     with ExitStack() as stack:
@@ -54,8 +58,7 @@ def simulate(experiment: Experiment, folder: Path, *, processes: int = 1, device
 
 def build_spec(experiment: Experiment, base: BaseModel, participants: Iterable[Participant]) -> RunSpec:
     """The run's definition, as an operator would write it. Raises: ExperimentError."""
-    resources = [one.resource for one in participants]
-    ranks = {rank for one in resources for rank in (one.rank, one.hold_rank or one.rank, *one.rank_pattern.values())}
+    ranks = {rank for one in participants if one.part.seen for rank in ranks_of(one.resource)}
     described = describe(base.path, base.task_type, base.target, base.labels, smallest_rank=min(ranks))
     definition = {
         "seed": experiment.seed,
@@ -78,7 +81,7 @@ def _declaration(participant: Participant, spec: RunSpec) -> Declaration:
     return Declaration(
         rank=resource.rank,
         hold_rank=resource.hold_rank,
-        rank_pattern=resource.rank_pattern,
+        rank_pattern=rank_pattern(resource, spec.modules),
         examples=len(participant.part.train),
         fingerprint=spec.model.fingerprint,  # of the one base model that all of them load
     )
