@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flexlora_client.training.models.describe_model import describe
+from flexlora_client.training.models.describe_model import Description, describe
 from flexlora_shared.messages.clients import Declaration
-from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.runs import ModelSpec, RunSpec
 from flexlora_simulation.engine.coordinator import Coordinator
 from flexlora_simulation.engine.evaluations import Evaluations
 from flexlora_simulation.engine.federation import START, Federation, VirtualClock
@@ -59,7 +59,7 @@ def simulate(experiment: Experiment, folder: Path, *, processes: int = 1, device
 def build_spec(experiment: Experiment, base: BaseModel, participants: Iterable[Participant]) -> RunSpec:
     """The run's definition, as an operator would write it. Raises: ExperimentError."""
     ranks = {rank for one in participants if one.part.seen for rank in ranks_of(one.resource)}
-    described = describe(base.path, base.task_type, base.target, base.labels, smallest_rank=min(ranks))
+    described = _describe(base, min(ranks))
     definition = {
         "seed": experiment.seed,
         "ranks": sorted(ranks),
@@ -74,6 +74,12 @@ def build_spec(experiment: Experiment, base: BaseModel, participants: Iterable[P
     except ValidationError as error:
         first = error.errors()[0]
         raise ExperimentError(f"run.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _describe(base: BaseModel, smallest_rank: int) -> Description:
+    if base.modules:
+        return Description(ModelSpec(id=base.path, task_type=base.task_type, labels=base.labels), base.modules, ())
+    return describe(base.path, base.task_type, base.target, base.labels, smallest_rank=smallest_rank)
 
 
 def _declaration(participant: Participant, spec: RunSpec) -> Declaration:
