@@ -5,6 +5,7 @@ It is written as YAML or JSON (`load`) or built in Python; every field of the ru
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -242,6 +243,19 @@ class Experiment(Message):
     evaluation: Annotated[Evaluation, Field(description="What is measured")] = Evaluation()
 
 
+class _PlainValues(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types here
+    """Booleans and numbers as in YAML 1.2 and JSON: PyYAML reads 1.1, where the key `on` is true and 1e-3 a text."""
+
+
+_CHANGED = {"bool": r"^(?:true|false)$", "float": r"^[-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"}
+_PlainValues.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] not in _CHANGED]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, _pattern in _CHANGED.items():
+    _PlainValues.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), list("tf-+.0123456789"))
+
+
 def load(path: Path) -> Experiment:
     """The experiment in a YAML or JSON file; relative paths in it are relative to the file.
 
@@ -249,7 +263,7 @@ def load(path: Path) -> Experiment:
         ExperimentError: it cannot be read, or fields of it are wrong.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+        content = yaml.load(path.read_text(encoding="utf-8"), _PlainValues)  # JSON is YAML
     except OSError as error:
         raise ExperimentError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:

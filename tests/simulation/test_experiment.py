@@ -31,6 +31,18 @@ def test_yaml_json_and_what_it_says_itself_are_one_experiment(content: dict[str,
     assert parse(json.loads(expected.model_dump_json())) == expected
 
 
+def test_yaml_means_what_it_looks_like(tmp_path: Path) -> None:
+    """PyYAML reads YAML 1.1, where `on` is true, `no` is false and 1e-3 a text."""
+    (tmp_path / "one.yaml").write_text(
+        "name: x\nworkload: {name: no}\nrun: {rounds: 3, training: {learning_rate: 1e-3, weight_decay: .5, packing: true}}\n"
+        "evaluation: {on: [unseen], every: 10}\ntiming: {jitter: 1., step_seconds: 2}\n"
+    )
+    found = load(tmp_path / "one.yaml")
+    assert (found.workload.name, found.evaluation.on, found.evaluation.every) == ("no", ("unseen",), 10)
+    assert found.run["training"] == {"learning_rate": 0.001, "weight_decay": 0.5, "packing": True}
+    assert (found.timing.jitter, found.timing.step_seconds) == (1, 2)
+
+
 def test_paths_are_relative_to_the_file_where_something_lies_there(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "p.parquet").touch()
