@@ -25,11 +25,12 @@ from flexlora_client.agent.slice_cache import CachedSlice, request_for_task
 from flexlora_client.agent.train_round import TrainRound
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.files import make_folder
-from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Trainer
 from flexlora_client.training.data.examples import Example
 from flexlora_client.training.evaluation.own_metric import load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.plugin import load_trainer
 from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import held_ranks
@@ -95,8 +96,11 @@ class ParticipantProcess:
         cpu = time.process_time()
         examples = self._examples(job.on)
         served = self._served(job.slice, job.spec, job.rank, {})
+        own = self._workload.measure(job.spec, served.folder, examples)
+        if own is not None:
+            return Evaluated(own, len(examples), time.process_time() - cpu)
         trainer = LocalTrainer(
-            StandardTrainer(self._models),
+            self._trainer,
             self._models,
             (),
             examples,
@@ -111,7 +115,7 @@ class ParticipantProcess:
     def _local_trainer(self, participant: Participant, spec: RunSpec) -> LocalTrainer:
         heldout = participant.part.heldout if spec.training.select == "best-epoch" else ()
         return LocalTrainer(
-            StandardTrainer(self._models),
+            self._trainer,
             self._models,
             self._of(participant.part.train),
             self._of(heldout),
@@ -164,6 +168,11 @@ class ParticipantProcess:
     @cached_property
     def _participants(self) -> dict[str, Participant]:
         return {one.name: one for one in draw_participants(self.experiment, self._corpus.train)}
+
+    @cached_property
+    def _trainer(self) -> Trainer:
+        own = self._workload.trainer
+        return StandardTrainer(self._models) if own is None else load_trainer(own)
 
     @cached_property
     def _models(self) -> Models:

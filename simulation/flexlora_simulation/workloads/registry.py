@@ -7,10 +7,12 @@ from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.banking77 import Banking77
 from flexlora_simulation.workloads.contract import Workload
+from flexlora_simulation.workloads.teacher import TeacherStudent
 
 WORKLOAD_GROUP = "flexlora.workloads"
 BUILT_IN: Mapping[str, type[Workload]] = {
     "banking77": Banking77,
+    "teacher-student": TeacherStudent,
 }
 
 
