@@ -180,6 +180,20 @@ class TrainingSpec(Message):
     ] = False
 
 
+class StartFrom(Message):
+    """The published adapter of an earlier run on the same coordinator, with which a run begins."""
+
+    run: Annotated[RunName, Field(description="Name of the earlier run")]
+    round: Annotated[
+        Annotated[int, Field(ge=0, le=100_000)] | None,
+        Field(description="Which of its rounds; null: the last one published when the new run is created"),
+    ] = None
+    sha256: Annotated[
+        Sha256 | None,
+        Field(description="SHA-256 of the global update it published; the coordinator fills it in, or compares it"),
+    ] = None
+
+
 class RunSpec(Message):
     """A run as its operator defines it; fixed for the run's life."""
 
@@ -255,6 +269,13 @@ class RunSpec(Message):
         float, Field(gt=0, le=1e15, description="Largest Frobenius norm of an update of a module or extra tensor")
     ] = 1e4
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of round 0 and of the sampling of participants")] = 0
+    start_from: Annotated[
+        StartFrom | None,
+        Field(
+            description="The adapter that round 0 publishes; null: a random lora_A and lora_B = 0",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
 
     @property
     def largest_rank(self) -> int:
