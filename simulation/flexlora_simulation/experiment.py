@@ -17,7 +17,7 @@ from flexlora_simulation.errors import ExperimentError
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
-OF_THE_RUN = frozenset({"name", "model", "modules", "extra"})  # what the experiment itself decides
+OF_THE_RUN = frozenset({"name", "model", "modules", "extra", "start_from"})  # what the experiment itself decides
 
 
 class WorkloadOptions(Message):
@@ -122,6 +122,25 @@ class Experiment(Message):
             description="Fields of the run's definition, but for what the experiment decides: name, model, modules, extra"
         ),
     ] = {}
+    start_from: Annotated[
+        str | None,
+        Field(description="Folder of an experiment that ended: the run begins with its last adapter, not a random one"),
+    ] = None
+    only: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Field(description="Name of the one participant that takes part; null: all of them"),
+    ] = None
+    pooled: Annotated[
+        bool,
+        Field(description="Whether one participant trains, on the examples of all that are seen: central training"),
+    ] = False
+    sparse_density: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Field(
+            description="Share of each adapted matrix that is trained in full, at places drawn from the run's seed (SLoRA's "
+            "first stage); null: LoRA. The rank must be as large as the matrices"
+        ),
+    ] = None
     timing: Timing = Timing()
     evaluation: Evaluation = Evaluation()
 
@@ -162,7 +181,10 @@ def _with_paths(experiment: Experiment, folder: Path) -> Experiment:
         given = getattr(experiment.workload, name)
         if given is not None and (folder / given).exists():
             paths[name] = str((folder / given).resolve())
-    return experiment.model_copy(update={"workload": experiment.workload.model_copy(update=paths)})
+    changes: dict[str, Any] = {"workload": experiment.workload.model_copy(update=paths)}
+    if experiment.start_from is not None:
+        changes["start_from"] = str((folder / experiment.start_from).resolve())
+    return experiment.model_copy(update=changes)
 
 
 def _first_fault(error: Exception) -> str:

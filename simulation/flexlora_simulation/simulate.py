@@ -10,6 +10,7 @@ from flexlora_client.training.models.describe_model import describe
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_simulation.engine.coordinator import Coordinator
+from flexlora_simulation.engine.earlier import starting_from
 from flexlora_simulation.engine.evaluations import Evaluations
 from flexlora_simulation.engine.federation import START, Federation, VirtualClock
 from flexlora_simulation.engine.processes import Processes
@@ -37,6 +38,8 @@ def simulate(experiment: Experiment, folder: Path, *, processes: int = 1, device
     spec = build_spec(experiment, workload.base_model(), participants)
     clock, tables = VirtualClock(), Tables(folder)
     with ExitStack() as stack:
+        if experiment.start_from is not None:
+            spec = starting_from(Path(experiment.start_from), folder / "coordinator", spec, clock)
         coordinator = Coordinator(folder / "coordinator", spec.name, clock)
         stack.callback(coordinator.close)
         clock.advance_to(coordinator.last_instant() or START)

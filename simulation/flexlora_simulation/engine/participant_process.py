@@ -33,6 +33,7 @@ from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import held_ranks
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.sparse_trainer import SparseTrainer
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.workloads.contract import Corpus, Item, Workload
@@ -97,7 +98,7 @@ class ParticipantProcess:
     def _local_trainer(self, participant: Participant, spec: RunSpec) -> LocalTrainer:
         heldout = participant.part.heldout if spec.training.select == "best-epoch" else ()
         return LocalTrainer(
-            StandardTrainer(self._models),
+            self._trainer(),
             self._models,
             self._of(participant.part.train),
             self._of(heldout),
@@ -106,6 +107,10 @@ class ParticipantProcess:
             None,
             participant.name,
         )
+
+    def _trainer(self) -> StandardTrainer:
+        density = self.experiment.sparse_density
+        return StandardTrainer(self._models) if density is None else SparseTrainer(self._models, density)
 
     def _served(self, adapter: Path, spec: RunSpec, rank: int, pattern: dict[str, int]) -> CachedSlice:
         """The slice as an agent has it: in a folder with its configuration, shared by all who are served it."""

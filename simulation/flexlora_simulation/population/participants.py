@@ -8,6 +8,7 @@ import numpy as np
 
 from flexlora_simulation.experiment import Experiment, Resource
 from flexlora_simulation.population.partition import Part, deal
+from flexlora_simulation.population.who_trains import who_trains
 from flexlora_simulation.workloads.contract import Item
 
 
@@ -30,7 +31,8 @@ def draw_participants(experiment: Experiment, items: Sequence[Item]) -> tuple[Pa
     parts = deal(items, experiment.partition, seed)
     resources = _shared_out(experiment.resources, len(parts))
     order = np.random.default_rng([experiment.seed, 1]).permutation(len(parts))
-    return tuple(Participant(part, resources[place]) for part, place in zip(parts, order, strict=True))
+    dealt = [(part, resources[place]) for part, place in zip(parts, order, strict=True)]
+    return tuple(Participant(part, resource) for part, resource in who_trains(dealt, experiment))
 
 
 def _shared_out(resources: Sequence[Resource], count: int) -> list[Resource]:
