@@ -7,7 +7,15 @@ from pydantic import JsonValue
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.methods.baselines import central, local
-from flexlora_simulation.methods.changes import Change, largest_rank, own_ranks, smallest_rank, whole_view, with_run
+from flexlora_simulation.methods.changes import (
+    Change,
+    largest_rank,
+    own_ranks,
+    smallest_rank,
+    whole_view,
+    with_run,
+    with_training,
+)
 from flexlora_simulation.methods.plan import Method, Plan
 from flexlora_simulation.methods.slora import slora
 
@@ -38,6 +46,15 @@ def _rule(strategy: str, ranks: Change = own_ranks, **options: JsonValue) -> Met
     return apply
 
 
+def _host(optimizer: str, strategy: str, ranks: Change) -> Method:
+    """A federation whose participants train with this optimizer."""
+
+    def apply(experiment: Experiment) -> Plan:
+        return _rule(strategy, ranks)(with_training(experiment, optimizer=optimizer))
+
+    return apply
+
+
 _RESIDUAL = "flexlora-residual"
 _METHODS: Mapping[str, Method] = {
     "local": local,
@@ -57,6 +74,10 @@ _METHODS: Mapping[str, Method] = {
     "hetlora, by norm": _rule("hetlora", weighting="norm"),
     "ffa": _rule("ffa", smallest_rank),
     "rolora": _rule("rolora", smallest_rank),
+    "fedavg": _host("sgd", "fedavg", smallest_rank),
+    "fedavg, flexlora": _host("sgd", "flexlora", own_ranks),
+    "fedit": _host("adamw", "fedavg", smallest_rank),
+    "fedit, flexlora": _host("adamw", "flexlora", own_ranks),
     "slora": slora("fedavg", smallest_rank),
     "slora, flexlora": slora("flexlora", own_ranks),
     "oracle": _rule("flexlora", largest_rank),

@@ -62,6 +62,15 @@ def test_options_of_the_experiment_give_way_to_those_of_the_method(experiment: E
     assert "strategy_options" not in method("flexlora")(leaking).stages[0].run
 
 
+@pytest.mark.parametrize("host", ["fedavg", "fedit", "slora"])
+def test_hosts_have_one_rank_or_with_flexlora_everybodys_own(experiment: Experiment, host: str) -> None:
+    alone, mixed = (method(name)(experiment).stages[-1] for name in (host, f"{host}, flexlora"))
+    assert [one.rank for one in alone.resources] == [1, 1]
+    assert [one.rank for one in mixed.resources] == [1, 4]
+    assert (alone.run["strategy"], mixed.run["strategy"]) == ("fedavg", "flexlora")
+    assert spec_of(alone).training.optimizer == spec_of(mixed).training.optimizer == ("adamw", "sgd")[host == "fedavg"]
+
+
 def test_an_unknown_method_is_told_with_those_there_are() -> None:
     with pytest.raises(ExperimentError, match=r"no method 'flexlore'; there are .*'flexlora'"):
         method("flexlore")
