@@ -16,7 +16,7 @@ DEALT = [
 
 
 def asking(**fields: object) -> Experiment:
-    return parse({"name": "some", "workload": {"name": "banking77"}, **fields})
+    return parse({"name": "some", "workload": {"name": "banking77"}, "run": {"rounds": 1}, **fields})
 
 
 def test_everybody_trains_unless_something_else_is_asked_for() -> None:
