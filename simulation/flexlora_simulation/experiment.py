@@ -20,7 +20,7 @@ from flexlora_simulation.yaml_text import parse_yaml
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0, le=1)]
-OF_THE_RUN = frozenset({"name", "model", "modules", "extra"})  # what the experiment itself decides
+OF_THE_RUN = frozenset({"name", "model", "modules", "extra", "start_from"})  # what the experiment itself decides
 
 # FlexLoRA's four kinds of participants: the rank in attention layers, and in MLPs (Bai et al. 2024, arXiv 2402.11505, table 5)
 TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))
@@ -239,6 +239,25 @@ class Experiment(Message):
             description="Fields of the run's definition, but for what the experiment decides: name, model, modules, extra"
         ),
     ] = {}
+    start_from: Annotated[
+        str | None,
+        Field(description="Folder of an experiment that ended: the run begins with its last adapter, not a random one"),
+    ] = None
+    only: Annotated[
+        Annotated[str, Field(min_length=1)] | None,
+        Field(description="Name of the one participant that takes part; null: all of them"),
+    ] = None
+    pooled: Annotated[
+        bool,
+        Field(description="Whether one participant trains, on the examples of all that are seen: central training"),
+    ] = False
+    sparse_density: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Field(
+            description="Share of each adapted matrix that is trained in full, at places drawn from the run's seed (SLoRA's "
+            "first stage); null: LoRA. The rank must be as large as the matrices"
+        ),
+    ] = None
     timing: Annotated[Timing, Field(description="How long participants take in virtual time")] = Timing()
     evaluation: Annotated[Evaluation, Field(description="What is measured")] = Evaluation()
 
@@ -301,6 +320,7 @@ def _with_paths(experiment: Experiment, folder: Path) -> Experiment:
                 update={"data": _resolved(workload.data, folder), "model": _resolved(workload.model, folder)}
             ),
             "partition": partition.model_copy(update={"path": _resolved(partition.path, folder)}),
+            "start_from": _resolved(experiment.start_from, folder),
         }
     )
 

@@ -12,6 +12,7 @@ from flexlora_client.training.models.describe_model import Description, describe
 from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import ModelSpec, RunSpec
 from flexlora_simulation.engine.coordinator import Coordinator
+from flexlora_simulation.engine.earlier import starting_from
 from flexlora_simulation.engine.evaluations import Evaluations
 from flexlora_simulation.engine.experiment_folder import claimed
 from flexlora_simulation.engine.federation import Federation
@@ -67,6 +68,8 @@ def simulate(
             on_row(tables.add(row))
 
         clock = VirtualClock(START - timedelta(seconds=1))  # everybody has declared before the first round opens
+        if experiment.start_from is not None:
+            spec = starting_from(Path(experiment.start_from), folder / "coordinator", spec, clock)
         coordinator = Coordinator(folder / "coordinator", spec, clock)
         stack.callback(coordinator.close)
         clock.advance_to(coordinator.last_instant() or clock.now)

@@ -33,5 +33,5 @@ class InProcess:
 
 def simulate_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `simulate` run its jobs here."""
-    module = import_module("flexlora_simulation.simulate")  # whose name in the package is that of its function
+    module = import_module("flexlora_simulation.simulation")  # whose name in the package is that of its function
     monkeypatch.setattr(module, "Processes", InProcess)

@@ -35,6 +35,7 @@ from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import held_ranks
 from flexlora_simulation.engine.jobs import UPDATES, Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.sparse_trainer import SparseTrainer
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.workloads.contract import Corpus, Item, Workload
@@ -171,7 +172,9 @@ class ParticipantProcess:
 
     @cached_property
     def _trainer(self) -> Trainer:
-        own = self._workload.trainer
+        own, density = self._workload.trainer, self.experiment.sparse_density
+        if density is not None:
+            return SparseTrainer(self._models, density)
         return StandardTrainer(self._models) if own is None else load_trainer(own)
 
     @cached_property

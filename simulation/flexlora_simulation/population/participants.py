@@ -10,6 +10,7 @@ from flexlora_simulation.experiment import Experiment, Resource
 from flexlora_simulation.population.part_file import read_parts
 from flexlora_simulation.population.partition import Part, deal
 from flexlora_simulation.population.resources import shared_out
+from flexlora_simulation.population.who_trains import who_trains
 from flexlora_simulation.workloads.contract import Item
 
 
@@ -47,4 +48,5 @@ def draw_participants(experiment: Experiment, items: Sequence[Item]) -> tuple[Pa
     resources = [experiment.resources[dealt[place]] for place in places] + [experiment.resources[0]] * (
         len(parts) - seen
     )
-    return tuple(Participant(part, resource) for part, resource in zip(parts, resources, strict=True))
+    dealt_parts = list(zip(parts, resources, strict=True))
+    return tuple(Participant(part, resource) for part, resource in who_trains(dealt_parts, experiment))
