@@ -23,12 +23,12 @@ def markdown(evidence: Evidence) -> str:
             parts.append(result_table(evidence, found))
             if len(found[0].by_rank) > 1:
                 parts.append(rank_table(evidence, found))
-            level, each = costs(evidence, cell, on)
-            if each:
-                parts.append(
-                    f"Until participants' mean is {_number(evidence, level)}, which every method reaches on average:"
-                )
-                parts.append(cost_table(each))
+        on = next(iter(measured_on(evidence, cell)), "")
+        level, each = costs(evidence, cell, on)
+        if each:
+            reached = f"participants' mean {ON[on]} is {_number(evidence, level)}"
+            parts.append(f"Until {reached}, which every method reaches on average:")
+            parts.append(cost_table(each))
     return "\n\n".join(parts)
 
 

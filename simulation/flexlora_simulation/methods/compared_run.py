@@ -5,10 +5,12 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from flexlora_simulation import simulate
 from flexlora_simulation.engine.same_process import SameProcess
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.evidence.resumable import Done, Job
@@ -17,9 +19,9 @@ from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.methods.catalogue import method
 from flexlora_simulation.methods.comparison_file import Comparison
 from flexlora_simulation.methods.plan import Plan
+from flexlora_simulation.methods.run_plan import run_plan
 from flexlora_simulation.population.participants import draw_participants
 from flexlora_simulation.results.results import Results
-from flexlora_simulation.simulate import simulate
 from flexlora_simulation.workloads.contract import Corpus
 from flexlora_simulation.workloads.registry import open_workload
 
@@ -49,7 +51,7 @@ def compared_run(comparison: Comparison, folder: Path, job: Job) -> Done:
 
 
 def _run(experiment: Experiment, plan: Plan, place: Path, job: Job) -> Run:
-    results = [simulate(stage, place / f"{number}", executor=SameProcess) for number, stage in enumerate(plan.stages)]
+    results = run_plan(plan, place, partial(simulate, executor=SameProcess))
     workload = open_workload(experiment.workload)
     judged = results if plan.alone else results[-1:]
     figures = [_figures(one, workload.metric) for one in judged]
@@ -82,12 +84,13 @@ def _figures(results: Results, metric: str) -> Figures:
 
 
 def _mean(stages: Sequence[Figures]) -> Figures:
-    """Of participants that are each alone: the mean of those of a rank."""
+    """Of participants that are each alone: the mean of those of a rank; of what they held out, the mean of all."""
+    largest = max(rank for figures in stages for ranks in figures.values() for rank in ranks)
     gathered = defaultdict[tuple[str, int], list[tuple[float, ...]]](list)
     for figures in stages:
         for on, ranks in figures.items():
             for rank, values in ranks.items():
-                gathered[on, rank].append(values)
+                gathered[on, largest if on == "heldout" else rank].append(values)
     found = defaultdict[str, dict[int, tuple[float, ...]]](dict)
     for (on, rank), each in sorted(gathered.items()):
         found[on][rank] = tuple(map(fmean, zip(*each, strict=True)))
@@ -118,7 +121,7 @@ def _costs(results: Sequence[Results], rounds: Sequence[int], alone: bool) -> di
 
 def _keep_tables(place: Path) -> None:
     """Adapters, uploads and work folders go; they are many times as large as the tables."""
-    for folder in (
-        folder for stage in place.iterdir() if stage.is_dir() for folder in stage.iterdir() if folder.is_dir()
-    ):
-        shutil.rmtree(folder)
+    stages = {table.parent for table in place.rglob("rounds.parquet")}
+    for folder in (folder for stage in stages for folder in stage.iterdir() if folder.is_dir()):
+        if folder not in stages:
+            shutil.rmtree(folder)

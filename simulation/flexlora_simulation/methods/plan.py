@@ -8,10 +8,10 @@ from flexlora_simulation.experiment import Experiment
 
 @dataclass(frozen=True)
 class Plan:
-    """The experiments of one method.
+    """The experiments of one method, each of another name.
 
-    stages: in the order in which they are run; usually one. A later stage starts from the last adapter of the one before it:
-        `run` fills in its `start_from`. What a method is judged by is its last stage.
+    stages: in the order in which they are run; usually one. Each later stage starts from the last adapter of the one before it:
+        `run_plan` says so to it. What a method is judged by is its last stage.
     alone: the stages have nothing to do with each other: each is one participant, which trains by itself. What the method is
         judged by is the mean over the stages.
     """
