@@ -19,10 +19,10 @@ import torch
 from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.lib.progress import Tell, clock
 from benchmarks.lib.rules.banking77 import federation, frozen_head
-from benchmarks.lib.rules.jobs import runner
 from benchmarks.lib.rules.rule import chosen
 from benchmarks.lib.rules.teacher import comparing, rounds, tables
 from benchmarks.lib.rules.teacher.comparing import POPULATIONS
+from flexlora_simulation.evidence.resumable import runner
 from flexlora_simulation.workloads.teacher_problem import KINDS
 
 RATES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)

@@ -6,10 +6,10 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
-from benchmarks.lib.rules.jobs import Done, Job, Run
 from benchmarks.lib.rules.rule import Rule, chosen
 from benchmarks.lib.rules.teacher.rounds import Outcome, run
-from benchmarks.lib.rules.tuning import tuned
+from flexlora_simulation.evidence.resumable import Done, Job, Run
+from flexlora_simulation.evidence.tuning import tuned
 from flexlora_simulation.workloads.teacher_problem import KINDS, Problem, Split, problem
 
 POPULATIONS: Mapping[str, tuple[int, ...]] = {
