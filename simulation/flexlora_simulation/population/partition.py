@@ -24,9 +24,17 @@ class Part:
 
 
 def deal(items: Sequence[Item], partition: Partition, seed: int) -> tuple[Part, ...]:
-    """The parts of all participants, the unseen ones last. Raises: ExperimentError, where they cannot be dealt so."""
+    """The parts of all participants, the unseen ones last; groups that the data set keeps apart are a participant each.
+
+    Raises:
+        ExperimentError: they cannot be dealt so.
+    """
     generator = np.random.default_rng(seed)
-    dealt = _BY[partition.by](items, partition, generator)
+    own = [index for index, item in enumerate(items) if not item.unseen]
+    dealt = [
+        (name, [own[n] for n in places])
+        for name, places in _BY[partition.by]([items[index] for index in own], partition, generator)
+    ]
     if partition.unseen >= len(dealt):
         raise ExperimentError(f"partition.unseen: {partition.unseen} of {len(dealt)} participants; some must train")
     unseen = frozenset(generator.permutation(len(dealt))[: partition.unseen].tolist())
@@ -34,7 +42,15 @@ def deal(items: Sequence[Item], partition: Partition, seed: int) -> tuple[Part, 
         _part(name, indices, 0.0 if number in unseen else partition.heldout, number not in unseen, generator)
         for number, (name, indices) in enumerate(dealt)
     ]
-    return tuple(sorted(parts, key=lambda part: not part.seen))
+    return (*sorted(parts, key=lambda part: not part.seen), *_kept_apart(items))
+
+
+def _kept_apart(items: Sequence[Item]) -> list[Part]:
+    by_group = defaultdict[str, list[int]](list)
+    for index, item in enumerate(items):
+        if item.unseen:
+            by_group[item.group or "unseen"].append(index)
+    return [Part(_client_name(group), tuple(by_group[group]), (), seen=False) for group in sorted(by_group)]
 
 
 Dealt = list[tuple[str, list[int]]]  # name and indices of each participant
