@@ -15,6 +15,7 @@ from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
 from flexlora_client.training.evaluation.evaluate import evaluate, measure
 from flexlora_client.training.evaluation.greedy_answers import SPARE_TOKENS, figures, generate, most_tokens
 from flexlora_client.training.evaluation.metrics import macro_f1
+from flexlora_client.training.evaluation.multiple_choice import picked
 from flexlora_client.training.evaluation.own_metric import OwnMetric, load_metric
 from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_client.training.loop.standard import StandardTrainer
@@ -221,6 +222,11 @@ def test_multiple_choice_by_likelihood(llama: Path, tmp_path: Path) -> None:
         one = evaluate(spec, served, [example], device="cpu", answers=0)
         assert one["choice_accuracy"] == (example.answer == plain)
         assert one["choice_accuracy_norm"] == (example.answer == norm)
+
+
+def test_the_space_that_parts_a_choice_from_its_prompt_is_none_of_its_length() -> None:
+    sums = torch.tensor([-3.0, -8.0])
+    assert picked(sums, ("a", "bcd")) == picked(sums, (" a", " bcd")) == (0, 1)
 
 
 def test_of_several_right_answers_the_nearest_counts(llama: Path, tmp_path: Path) -> None:
