@@ -1,7 +1,7 @@
 """Answers found in a text, in the format of SQuAD 2 (Rajpurkar et al. 2018, arXiv 1806.03822), as TeleQuAD's are.
 
-Files: `train` and `dev`, `test` or `validation`: SQuAD's JSON (data, paragraphs, qas), or rows with context, question, answers
-and title. Answers are measured by BERTScore: see `bertscore`.
+Files: `train` and `test`, `dev` or `validation` (or SQuAD's own names): SQuAD's JSON (data, paragraphs, qas), or rows with
+context, question, answers and title. Answers are measured by BERTScore: see `bertscore`.
 """
 
 import json
@@ -20,6 +20,9 @@ from flexlora_simulation.workloads.bertscore import BertScore
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
 from flexlora_simulation.workloads.options import read_options
 from flexlora_simulation.workloads.rows import files_of, read
+
+TRAIN = ("train", "train-v2.0", "train-v1.1")
+TEST = ("test", "dev", "dev-v2.0", "dev-v1.1", "validation")
 
 
 class ExtractiveOptions(Message):
@@ -48,7 +51,7 @@ class Extractive(Workload):
 
     def corpus(self) -> Corpus:
         """All questions that have an answer, or are given one by the options."""
-        return Corpus(*(self._items(*names) for names in (("train",), ("test", "dev", "validation"))))
+        return Corpus(*(self._items(*names) for names in (TRAIN, TEST)))
 
     def base_model(self) -> BaseModel:
         """The language model named in the options."""
