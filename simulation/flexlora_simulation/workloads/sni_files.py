@@ -100,12 +100,15 @@ def _task_of_line(fields: Mapping[str, Any], most: int | None) -> Task:
 
 
 def _instances(listed: Any, most: int | None) -> tuple[Instance, ...]:
-    return tuple(Instance(one["input"], _answers(one["output"])) for one in listed[:most])
+    """The first ones; one without an answer of letters teaches nothing and is left out."""
+    made = (Instance(one["input"], _answers(one["output"])) for one in listed[:most])
+    return tuple(instance for instance in made if instance.outputs)
 
 
 def _answers(output: str | list[str]) -> tuple[str, ...]:
+    """Each answer once, in their order."""
     answers = [output] if isinstance(output, str) else output
-    return (answers[0], *dict.fromkeys(other for other in answers[1:] if other != answers[0]))
+    return tuple(dict.fromkeys(answer for answer in answers if answer.strip()))
 
 
 def _first(categories: Any) -> str:
@@ -113,4 +116,4 @@ def _first(categories: Any) -> str:
 
 
 def _worked(examples: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((one["input"], _answers(one["output"])[0]) for one in examples)
+    return tuple((one["input"], answers[0]) for one in examples if (answers := _answers(one["output"])))

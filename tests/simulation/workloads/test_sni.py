@@ -49,6 +49,13 @@ def test_the_repositorys_folders(tmp_path: Path) -> None:
     assert seen.positive == (("now", "0"),)
 
 
+def test_an_instance_without_an_answer_is_left_out(tmp_path: Path) -> None:
+    fields = line(1)
+    fields["train"] = [{"input": "x", "output": [" "]}, {"input": "y", "output": ["", "z"]}]
+    (task,) = read_file(one_file(tmp_path, fields) / ONE_FILE)
+    assert task.train == (Instance("y", ("z",)),)
+
+
 def test_the_one_file(tmp_path: Path) -> None:
     corpus = opened(one_file(tmp_path, line(1), line(2, "unseen"))).corpus()
     assert [(item.group, item.unseen) for item in corpus.train] == [("task1", False)] * 3 + [("task2", True)] * 2
