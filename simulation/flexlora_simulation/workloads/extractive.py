@@ -28,7 +28,9 @@ TEST = ("test", "dev", "dev-v2.0", "dev-v1.1", "validation")
 class ExtractiveOptions(Message):
     """What an experiment may choose."""
 
-    scorer: Annotated[str, Field(description="Encoder that BERTScore is of: a hub id or a folder")]
+    scorer: Annotated[
+        str, Field(description="Encoder that BERTScore is of: a folder, as seen from the data, or a hub id")
+    ]
     scorer_layer: Annotated[int | None, Field(ge=1, description="Which of its layers; null: the last")] = None
     unanswerable: Annotated[
         str | None, Field(min_length=1, description="Answer to questions without one; null: they are left out")
@@ -46,8 +48,9 @@ class Extractive(Workload):
             raise ExperimentError("workload: extractive needs data, a folder with train and dev or test, and model")
         self._folder, self._model = Path(options.data), options.model
         self._options = read_options(ExtractiveOptions, options)
-        scorer = BertScore(self._options.scorer, self._options.scorer_layer)
-        self.own_metric = OwnMetric("bertscore_f1", scorer)
+        beside = self._folder / self._options.scorer
+        scorer = str(beside) if beside.is_dir() else self._options.scorer
+        self.own_metric = OwnMetric("bertscore_f1", BertScore(scorer, self._options.scorer_layer))
 
     def corpus(self) -> Corpus:
         """All questions that have an answer, or are given one by the options."""

@@ -19,11 +19,14 @@ def files_of(folder: Path, *names: str) -> list[Path]:
     or the pieces train-00000-of-00002.parquet and so on.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or a file beside another of the same rows.
     """
     there = [path for path in sorted(folder.iterdir()) if ending(path) in READERS] if folder.is_dir() else []
     for name in names:
-        if found := [path for path in there if SHARD.sub("", path.name.removesuffix(_whole_ending(path))) == name]:
+        found = [path for path in there if SHARD.sub("", _stem(path)) == name]
+        if len(found) > 1 and (whole := [path for path in found if _stem(path) == name]):
+            raise DataError(f"{folder} has {name} more than once, as {whole[0].name} too; keep one copy")
+        if found:
             return found
     kinds = ", ".join(READERS)
     raise DataError(f"{folder} has no file {' or '.join(names)} ({kinds}); put the data set's own files there")
@@ -43,5 +46,5 @@ def read(files: list[Path], make: Callable[[Mapping[str, Any]], T]) -> list[T]:
     return made
 
 
-def _whole_ending(path: Path) -> str:
-    return path.name[-len(ending(path)) :]  # as it is written: .JSON, too
+def _stem(path: Path) -> str:
+    return path.name[: -len(ending(path))]

@@ -33,6 +33,12 @@ def test_the_hubs_files_are_read_in_the_order_of_their_numbers(tmp_path: Path) -
     assert [str(item.example)[27:38] for item in train] == ["train-00000", "train-00001"]
 
 
+def test_two_copies_of_a_file_are_refused(tmp_path: Path) -> None:
+    as_parquet(write_gsm8k(tmp_path) / "train-00000-of-00001", [{"question": "a", "answer": "1"}])
+    with pytest.raises(DataError, match=r"has train more than once, as train\.jsonl too"):
+        opened(tmp_path).corpus()
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
