@@ -27,7 +27,7 @@ from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.files import make_folder
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Trainer
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.evaluation.own_metric import load_metric
+from flexlora_client.training.evaluation.own_metric import OwnMetric, load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import Models
 from flexlora_client.training.plugin import load_trainer
@@ -108,7 +108,7 @@ class ParticipantProcess:
             self.experiment.evaluation.answers,
             self.device,
             None,
-            own_metric=None if self._workload.own_metric is None else load_metric(self._workload.own_metric),
+            own_metric=self._own_metric,
         )
         measured = trainer.evaluate(job.spec, served.folder)
         return Evaluated(measured.metrics, len(examples), time.process_time() - cpu)
@@ -161,6 +161,11 @@ class ParticipantProcess:
     @cached_property
     def _workload(self) -> Workload:
         return open_workload(self.experiment.workload)
+
+    @cached_property
+    def _own_metric(self) -> OwnMetric | None:
+        metric = self._workload.own_metric
+        return load_metric(metric) if isinstance(metric, str) else metric
 
     @cached_property
     def _corpus(self) -> Corpus:

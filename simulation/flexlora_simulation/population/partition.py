@@ -33,9 +33,17 @@ class Dealt:
 
 
 def deal(items: Sequence[Item], partition: Partition, seed: int) -> tuple[Part, ...]:
-    """The parts of all participants, the unseen ones last. Raises: ExperimentError, where they cannot be dealt so."""
+    """The parts of all participants, the unseen ones last; groups that the data set keeps apart are a participant each.
+
+    Raises:
+        ExperimentError: they cannot be dealt so.
+    """
     generator = np.random.default_rng(seed)
-    dealt = _BY[partition.by](items, partition, generator)
+    own = [index for index, item in enumerate(items) if not item.unseen]
+    dealt = [
+        replace(one, indices=[own[place] for place in one.indices])
+        for one in _BY[partition.by]([items[index] for index in own], partition, generator)
+    ]
     if fewest := [one for one in dealt if len(one.indices) < partition.smallest]:
         raise ExperimentError(
             f"partition: {fewest[0].name} has {len(fewest[0].indices)} examples, fewer than {partition.smallest}; "
@@ -45,7 +53,18 @@ def deal(items: Sequence[Item], partition: Partition, seed: int) -> tuple[Part, 
     parts = [
         _part(one, 0.0 if one.unit in unseen else partition.heldout, one.unit not in unseen, generator) for one in dealt
     ]
-    return tuple(sorted(parts, key=lambda part: not part.seen))
+    return (*sorted(parts, key=lambda part: not part.seen), *_kept_apart(items, [part.name for part in parts]))
+
+
+def _kept_apart(items: Sequence[Item], taken: Sequence[str]) -> list[Part]:
+    by_group = defaultdict[str, list[int]](list)
+    for index, item in enumerate(items):
+        if item.unseen:
+            by_group[item.group or "unseen"].append(index)
+    names = client_names([*taken, *sorted(by_group)])[len(taken) :]
+    return [
+        Part(name, tuple(by_group[group]), (), seen=False) for name, group in zip(names, sorted(by_group), strict=True)
+    ]
 
 
 def _unseen(dealt: Sequence[Dealt], partition: Partition, generator: np.random.Generator) -> frozenset[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from flexlora_client.training.data.examples import Example
+from flexlora_client.training.evaluation.own_metric import OwnMetric
 from flexlora_shared.messages.runs import ModuleSpec, RunSpec, TaskType
 from flexlora_simulation.experiment import WorkloadOptions
 
@@ -18,12 +19,14 @@ from flexlora_simulation.experiment import WorkloadOptions
 class Item:
     """One example, and what it may be dealt by.
 
-    label: its class, for partitions by label. group: its task, domain or writer, for partitions by group.
+    label: its class, for partitions by label. group: its task, domain or writer, for partitions by group. unseen: the data set
+    keeps its group apart, so that it belongs to a participant that never trains, however the others are dealt.
     """
 
     example: Example
     label: str | None = None
     group: str | None = None
+    unseen: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Workload(Protocol):
 
     metric: str  # the name of the figure that experiments are compared by, of the agent's evaluation or of `own_metric`
     higher_is_better: bool
-    own_metric: str | None = None  # package.module:function, see `flexlora_client.training.evaluation.own_metric`
+    # package.module:function, or one that the workload made, of a model perhaps
+    own_metric: str | OwnMetric | None = None
     trainer: str | None = None  # a training loop of its own, package.module:Class: `flexlora_client.training.contract`
 
     def __init__(self, options: WorkloadOptions) -> None:
