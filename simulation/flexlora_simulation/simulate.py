@@ -1,6 +1,6 @@
 """Runs one experiment: from its definition to its tables."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,44 +11,61 @@ from flexlora_shared.messages.clients import Declaration
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_simulation.engine.coordinator import Coordinator
 from flexlora_simulation.engine.evaluations import Evaluations
+from flexlora_simulation.engine.experiment_folder import claimed
 from flexlora_simulation.engine.federation import START, Federation, VirtualClock
+from flexlora_simulation.engine.jobs import Executor
 from flexlora_simulation.engine.processes import Processes
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.population.virtual_time import VirtualTime
 from flexlora_simulation.results.results import Results
-from flexlora_simulation.results.tables import Tables
+from flexlora_simulation.results.tables import Row, Tables
 from flexlora_simulation.workloads.contract import BaseModel
 from flexlora_simulation.workloads.registry import open_workload
 
 
-def simulate(experiment: Experiment, folder: Path, *, processes: int = 1, device: str = "cpu") -> Results:
+def simulate(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    processes: int = 1,
+    device: str = "cpu",
+    executor: Callable[[Experiment, Path], Executor] | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> Results:
     """Run the experiment in `folder`, or what is left of it there; its tables.
 
     processes: of one thread each. The adapters and the figures do not depend on how many.
+    executor: makes what trains and evaluates instead of those processes; it is closed at the end.
+    on_row: called with every row of the tables as it is recorded, in this thread.
 
     Raises:
         SimulationError: the experiment cannot be run as it is, or something that it needs failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     workload = open_workload(experiment.workload)
     participants = draw_participants(experiment, workload.corpus().train)
     spec = build_spec(experiment, workload.base_model(), participants)
-    clock, tables = VirtualClock(), Tables(folder)
     with ExitStack() as stack:
+        stack.enter_context(claimed(folder, experiment))
+        clock, tables = VirtualClock(), Tables(folder)
+
+        def record(row: Row) -> None:
+            tables.add(row)
+            on_row(row)
+
         coordinator = Coordinator(folder / "coordinator", spec.name, clock)
         stack.callback(coordinator.close)
         clock.advance_to(coordinator.last_instant() or START)
         coordinator.begin(spec, {one.name: _declaration(one, spec) for one in participants if one.part.seen})
-        executor = Processes(experiment, folder, processes, device)
-        stack.callback(executor.close)
+        running = Processes(experiment, folder, processes, device) if executor is None else executor(experiment, folder)
+        stack.callback(running.close)
         by_name = {one.name: one for one in participants}
-        evaluations = Evaluations(experiment.evaluation, spec, coordinator, executor, by_name, tables)
+        evaluations = Evaluations(experiment.evaluation, spec, coordinator, running, by_name, tables, record)
         timing = VirtualTime(experiment.timing, experiment.seed)
-        Federation(spec, coordinator, clock, by_name, timing, executor, evaluations, tables).run()
+        Federation(spec, coordinator, clock, by_name, timing, running, evaluations, record).run()
         evaluations.finish()
-    tables.write()
+        tables.write()
     return Results(folder)
 
 

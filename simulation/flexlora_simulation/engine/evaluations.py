@@ -9,12 +9,12 @@ from flexlora_simulation.engine.coordinator import Coordinator
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, Executor
 from flexlora_simulation.experiment import Evaluation
 from flexlora_simulation.population.participants import Participant
-from flexlora_simulation.results.tables import EvaluationRow, Tables
+from flexlora_simulation.results.tables import EvaluationRow, Row, Tables
 
 
 @dataclass
 class Evaluations:
-    """What is measured in one experiment. `told`: called with each figure as it is recorded."""
+    """What is measured in one experiment. `record` takes each figure; `tables` says which there are already."""
 
     evaluation: Evaluation
     spec: RunSpec
@@ -22,7 +22,7 @@ class Evaluations:
     executor: Executor
     participants: Mapping[str, Participant]
     tables: Tables
-    on_row: Callable[[EvaluationRow], None] = lambda row: None
+    record: Callable[[Row], None]
     _running: "list[tuple[EvaluationJob, str, Future[Evaluated]]]" = field(default_factory=list)
 
     def begin(self, number: int) -> None:
@@ -67,5 +67,4 @@ class Evaluations:
             for metric, value in evaluated.metrics.items():
                 participant = job.on if on == "heldout" else ""
                 row = EvaluationRow(job.round, on, participant, job.rank, metric, value, evaluated.examples)  # type: ignore[arg-type]
-                self.tables.add(row)
-                self.on_row(row)
+                self.record(row)

@@ -10,7 +10,7 @@ the same.
 
 import heapq
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ from flexlora_simulation.engine.jobs import Executor, TrainedUpdate, TrainingJob
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.population.participants import Participant
 from flexlora_simulation.population.virtual_time import VirtualTime
-from flexlora_simulation.results.tables import ParticipantRow, RoundRow, Tables
+from flexlora_simulation.results.tables import ParticipantRow, RoundRow, Row
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -67,7 +67,7 @@ class Federation:
     timing: VirtualTime
     executor: Executor
     evaluations: Evaluations
-    tables: Tables
+    record: Callable[[Row], None]
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class Federation:
         if task is None or any(arrival.participant == name for arrival in self._arrivals):
             return
         if self.timing.vanishes(participant, task.round, task.attempt):
-            self._record(task, name, "vanished", None, None)
+            self._record_part(task, name, "vanished", None, None)
             return
         seconds = self.timing.seconds(participant, task)
         begun = datetime.fromisoformat(task.deadline) - timedelta(seconds=self.spec.round_timeout)
@@ -167,7 +167,7 @@ class Federation:
             self._clients[arrival.participant], arrival.round, trained.upload, trained.file
         )
         outcome = "discarded" if receipt is None else "accepted" if receipt.counts_in == arrival.round else "late"
-        self._record(arrival.task, arrival.participant, outcome, arrival.seconds, trained)
+        self._record_part(arrival.task, arrival.participant, outcome, arrival.seconds, trained)
 
     def _aggregate(self, view: RoundView) -> None:
         began = time.monotonic()
@@ -175,7 +175,7 @@ class Federation:
         after = self.coordinator.snapshot().round
         if after is not None and after.number == view.number:
             return  # it failed, and is tried again or the run is FAILED
-        self.tables.add(
+        self.record(
             RoundRow(
                 round=view.number,
                 attempt=view.attempt,
@@ -189,12 +189,12 @@ class Federation:
         )
         self.evaluations.begin(view.number)
 
-    def _record(
+    def _record_part(
         self, task: Task, name: str, outcome: str, seconds: float | None, trained: TrainedUpdate | None
     ) -> None:
         metrics = {} if trained is None else trained.upload.metrics
         steps = metrics.get("train_steps")
-        self.tables.add(
+        self.record(
             ParticipantRow(
                 round=task.round,
                 attempt=task.attempt,

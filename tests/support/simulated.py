@@ -1,0 +1,84 @@
+"""Small simulated federations: a data set of the format of BANKING77 for a tiny Bert, and an executor in this process."""
+
+import csv
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.participant_process import ParticipantProcess
+from flexlora_simulation.experiment import Experiment, parse
+from tests.support.databases import migrated_sqlite
+from tests.support.tiny_models import LABELS, make_bert
+
+WORDS = {"bird": "sings flies", "fish": "swims dives", "tree": "grows rustles"}
+
+
+@cache
+def _materials(folder: Path) -> tuple[Path, Path]:
+    """The data set and the model, in `folder`."""
+    for part, count in (("train", 20), ("test", 4)):
+        with (folder / f"{part}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("text", "category"))
+            writer.writerows((f"it {WORDS[label]} {n}", label) for n in range(count) for label in LABELS)
+    return folder, make_bert(folder / "bert")
+
+
+def tiny_experiment(folder: Path, **changes: Any) -> Experiment:
+    """Four participants of ranks 2 and 4, two rounds of one step each; `run` and others are merged into their fields.
+
+    folder: of the data and the model, made once.
+    """
+    data, model = _materials(folder)
+    run = {"rounds": 2, "clients_per_round": 3, "training": {"max_steps": 1, "batch_size": 4, "max_length": 16}}
+    content: dict[str, Any] = {
+        "name": "tiny",
+        "workload": {"name": "banking77", "data": str(data), "model": str(model)},
+        "partition": {"participants": 4},
+        "resources": [{"rank": 2}, {"rank": 4}],
+        "evaluation": {"on": []},
+        "run": run | changes.pop("run", {}),
+    }
+    return parse(content | changes)
+
+
+class Here:
+    """An executor that does each job at once, in this process; `before` is told of it first."""
+
+    def __init__(self, process: ParticipantProcess, before: Callable[[object], None] = lambda job: None) -> None:
+        self._process, self._before = process, before
+        self.trained: list[TrainingJob] = []
+
+    def train(self, job: TrainingJob) -> "Future[TrainedUpdate]":
+        self.trained.append(job)
+        return self._do(self._process.train, job)
+
+    def evaluate(self, job: EvaluationJob) -> "Future[Evaluated]":
+        return self._do(self._process.evaluate, job)
+
+    def _do(self, work: Callable[[Any], Any], job: object) -> "Future[Any]":
+        future = Future[Any]()
+        try:
+            self._before(job)
+            future.set_result(work(job))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+def here(experiment: Experiment, folder: Path) -> Here:
+    """For `simulate(executor=...)`."""
+    return Here(ParticipantProcess(experiment, folder))
+
+
+def folder_with_database(folder: Path) -> Path:
+    """The folder of an experiment whose coordinator has its empty database already, which takes long to make."""
+    (folder / "coordinator").mkdir(parents=True)
+    migrated_sqlite(folder / "coordinator")
+    return folder
