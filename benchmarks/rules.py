@@ -23,6 +23,7 @@ from benchmarks.lib.rules.jobs import runner
 from benchmarks.lib.rules.rule import chosen
 from benchmarks.lib.rules.teacher import comparing, rounds, tables
 from benchmarks.lib.rules.teacher.problem import KINDS, POPULATIONS
+from flexlora_simulation.errors import SimulationError
 
 RATES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 CELLS = tuple((population, kind) for population in POPULATIONS for kind in KINDS)
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         text, told = (frozen_head.compare if asked.banking77 else teacher)(asked, clock())
-    except (BenchmarkError, ValueError) as error:
+    except (BenchmarkError, SimulationError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     if not asked.json:
         print(text)
