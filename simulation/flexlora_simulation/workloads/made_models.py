@@ -8,9 +8,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from flexlora_simulation.errors import DataError
 
@@ -30,7 +33,8 @@ def made_model(name: str, made_of: Mapping[str, Any], make: Callable[[Path], Non
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         unfinished.mkdir(parents=True)
-        make(unfinished)
+        with _without_notes():
+            make(unfinished)
         try:
             unfinished.rename(target)
         except OSError:
@@ -48,3 +52,17 @@ def made_model(name: str, made_of: Mapping[str, Any], make: Callable[[Path], Non
 def cache_folder() -> Path:
     """Where made base models lie: `flexlora-sim` in XDG_CACHE_HOME, or in `.cache` of the home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flexlora-sim"
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Without transformers' bars, and its notes of a head that is new."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -6,11 +6,17 @@ from flexlora_shared.plugins import PluginFault, load_plugin, plugin_names
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.banking77 import Banking77
+from flexlora_simulation.workloads.cifar100 import Cifar100
 from flexlora_simulation.workloads.contract import Workload
+from flexlora_simulation.workloads.digits import Digits
+from flexlora_simulation.workloads.domainnet import DomainNet
 
 WORKLOAD_GROUP = "flexlora.workloads"
 BUILT_IN: Mapping[str, type[Workload]] = {
     "banking77": Banking77,
+    "cifar100": Cifar100,
+    "digits": Digits,
+    "domainnet": DomainNet,
 }
 
 
