@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import held_ranks
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.workloads.contract import Corpus, Item, Workload
@@ -77,22 +79,28 @@ class ParticipantProcess:
         return TrainedUpdate(trained.upload, work.output / trained.file, time.process_time() - cpu)
 
     def evaluate(self, job: EvaluationJob) -> Evaluated:
-        """Metrics of the slice on what the job names."""
+        """Metrics of the slice on what the job names, and where it is asked for, the workload's metric on each group of it."""
         cpu = time.process_time()
-        examples = self._examples(job.on)
+        items = self._items(job.on)
         served = self._served(job.slice, job.spec, job.rank, {})
+        figures = self._measured(job, served, items)
+        if self.experiment.evaluation.groups:
+            for group, own in _by_group(items).items():
+                figures[f"{self._workload.metric}.{group}"] = self._measured(job, served, own)[self._workload.metric]
+        return Evaluated(figures, len(items), time.process_time() - cpu)
+
+    def _measured(self, job: EvaluationJob, served: CachedSlice, items: Sequence[Item]) -> dict[str, float]:
         trainer = LocalTrainer(
             StandardTrainer(self._models),
             self._models,
             (),
-            examples,
+            tuple(item.example for item in items),
             self.experiment.evaluation.answers,
             self.device,
             None,
             own_metric=None if self._workload.own_metric is None else load_metric(self._workload.own_metric),
         )
-        measured = trainer.evaluate(job.spec, served.folder)
-        return Evaluated(measured.metrics, len(examples), time.process_time() - cpu)
+        return trainer.evaluate(job.spec, served.folder).metrics
 
     def _local_trainer(self, participant: Participant, spec: RunSpec) -> LocalTrainer:
         heldout = participant.part.heldout if spec.training.select == "best-epoch" else ()
@@ -120,13 +128,13 @@ class ParticipantProcess:
             config.replace(folder / CONFIG_FILE)
         return CachedSlice.at(folder, 0)
 
-    def _examples(self, on: str) -> tuple[Example, ...]:
+    def _items(self, on: str) -> list[Item]:
         if on == "test":
-            return tuple(item.example for item in self._sample(range(len(self._corpus.test)), self._corpus.test))
+            return self._sample(range(len(self._corpus.test)), self._corpus.test)
         if on == "unseen":
             indices = [i for one in self._participants.values() if not one.part.seen for i in one.part.train]
-            return tuple(item.example for item in self._sample(indices, self._corpus.train))
-        return self._of(self._participants[on].part.heldout)
+            return self._sample(indices, self._corpus.train)
+        return [self._corpus.train[index] for index in self._participants[on].part.heldout]
 
     def _sample(self, indices: Sequence[int], items: Sequence[Item]) -> list[Item]:
         most = self.experiment.evaluation.examples
@@ -154,3 +162,13 @@ class ParticipantProcess:
     @cached_property
     def _models(self) -> Models:
         return Models()
+
+
+def _by_group(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """The items of each group, in the order of the groups' names. Raises: ExperimentError, where one has none."""
+    found = defaultdict[str, list[Item]](list)
+    for item in items:
+        if item.group is None:
+            raise ExperimentError("evaluation.groups: the workload has no groups; leave it out")
+        found[item.group].append(item)
+    return dict(sorted(found.items()))

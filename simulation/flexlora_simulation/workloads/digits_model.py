@@ -17,7 +17,15 @@ from flexlora_client.training.encoding.images import pixels
 from flexlora_simulation.workloads.images import png
 from flexlora_simulation.workloads.made_models import made_model
 
-VIT: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+VIT: dict[str, Any] = {
+    "image_size": 8,
+    "patch_size": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_labels": 20,
+}
 BATCH, RATE, SEED = 64, 2e-3, 0
 
 
@@ -34,7 +42,7 @@ def _train(images: Any, digits: Any, steps: int, folder: Path) -> None:
     classes = torch.from_numpy(np.concatenate([digits + 5 * quarter for quarter in range(4)]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = ViTForImageClassification(ViTConfig(**VIT, image_size=8, patch_size=2, num_labels=20))
+        model = ViTForImageClassification(ViTConfig(**VIT))
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(steps, 1))
         for _ in range(steps):

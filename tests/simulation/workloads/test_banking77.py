@@ -122,3 +122,9 @@ def test_a_model_too_narrow_for_the_classes_is_refused(tmp_path: Path, materials
     )
     with pytest.raises(DataError, match="32 features have no 40 orthogonal directions"):
         Banking77(given).base_model()
+
+
+def test_figures_of_groups_need_groups(materials: Path, tmp_path: Path) -> None:
+    experiment = tiny_experiment(materials, evaluation={"groups": True, "ranks": "largest"})
+    with pytest.raises(ExperimentError, match=r"evaluation\.groups: the workload has no groups"):
+        simulate(experiment, folder_with_database(tmp_path / "run"), executor=here)

@@ -74,7 +74,6 @@ def test_what_is_missing_is_named(data: Path, tmp_path: Path) -> None:
         domainnet(tmp_path).base_model()
 
 
-@pytest.mark.slow
 def test_two_rounds_with_an_unseen_domain(data: Path, tmp_path: Path) -> None:
     model = make_vit(tmp_path / "vit")
     experiment = parse(
@@ -84,9 +83,14 @@ def test_two_rounds_with_an_unseen_domain(data: Path, tmp_path: Path) -> None:
             "partition": {"by": "group", "unseen": 1},
             "resources": [{"rank": 1}, {"rank": 2}],
             "run": {"rounds": 2, "min_updates": 2, "min_clients": 2, "training": {"max_steps": 1, "batch_size": 4}},
-            "evaluation": {"on": ["test", "unseen"], "ranks": "largest", "every": 2},
+            "evaluation": {"on": ["test", "unseen"], "ranks": "largest", "every": 2, "groups": True},
         }
     )
     figures = simulate(experiment, folder_with_database(tmp_path / "run"), executor=here).evaluations
-    accuracy = figures[(figures.metric == "accuracy") & (figures["round"] == 2)]
-    assert dict(zip(accuracy.on, accuracy.examples, strict=True)) == {"test": 18, "unseen": 12}
+    last = figures[figures["round"] == 2].set_index(["on", "metric"])
+    assert last.examples["test", "accuracy"] == 18
+    assert last.examples["unseen", "accuracy"] == 12
+    of_domains = [last.value["test", f"accuracy.{domain}"] for domain in DOMAINS]
+    assert last.value["test", "accuracy"] == pytest.approx(sum(of_domains) / 3)  # each has a third of the pictures
+    (unseen,) = {metric for on, metric in last.index if on == "unseen" and "." in metric}
+    assert last.value["unseen", "accuracy"] == last.value["unseen", unseen]
