@@ -83,11 +83,13 @@ class ParticipantProcess:
         cpu = time.process_time()
         items = self._items(job.on)
         served = self._served(job.slice, job.spec, job.rank, {})
-        figures = self._measured(job, served, items)
+        figures, examples_of = self._measured(job, served, items), dict[str, int]()
         if self.experiment.evaluation.groups:
             for group, own in _by_group(items).items():
-                figures[f"{self._workload.metric}.{group}"] = self._measured(job, served, own)[self._workload.metric]
-        return Evaluated(figures, len(items), time.process_time() - cpu)
+                name = f"{self._workload.metric}.{group}"
+                figures[name] = self._measured(job, served, own)[self._workload.metric]
+                examples_of[name] = len(own)
+        return Evaluated(figures, len(items), time.process_time() - cpu, examples_of)
 
     def _measured(self, job: EvaluationJob, served: CachedSlice, items: Sequence[Item]) -> dict[str, float]:
         trainer = LocalTrainer(

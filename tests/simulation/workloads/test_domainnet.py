@@ -90,6 +90,7 @@ def test_two_rounds_with_an_unseen_domain(data: Path, tmp_path: Path) -> None:
     last = figures[figures["round"] == 2].set_index(["on", "metric"])
     assert last.examples["test", "accuracy"] == 18
     assert last.examples["unseen", "accuracy"] == 12
+    assert [last.examples["test", f"accuracy.{domain}"] for domain in DOMAINS] == [6, 6, 6]
     of_domains = [last.value["test", f"accuracy.{domain}"] for domain in DOMAINS]
     assert last.value["test", "accuracy"] == pytest.approx(sum(of_domains) / 3)  # each has a third of the pictures
     (unseen,) = {metric for on, metric in last.index if on == "unseen" and "." in metric}
