@@ -22,6 +22,7 @@ from benchmarks.lib.rules.banking77 import federation, frozen_head
 from benchmarks.lib.rules.rule import chosen
 from benchmarks.lib.rules.teacher import comparing, rounds, tables
 from benchmarks.lib.rules.teacher.comparing import POPULATIONS
+from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.evidence.resumable import runner
 from flexlora_simulation.workloads.teacher_problem import KINDS
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         text, told = (frozen_head.compare if asked.banking77 else teacher)(asked, clock())
-    except (BenchmarkError, ValueError) as error:
+    except (BenchmarkError, SimulationError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     if not asked.json:
         print(text)

@@ -206,6 +206,9 @@ class Evaluation(Message):
         Annotated[int, Field(ge=1)] | None, Field(description="Most of test and of unseen, drawn once; null: all")
     ] = None
     answers: Annotated[int, Field(ge=0, description="Most answers that are generated in one evaluation")] = 100
+    groups: Annotated[
+        bool, Field(description="Whether each group of the examples is measured alone, too: METRIC.GROUP")
+    ] = False
 
 
 class Experiment(Message):

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,7 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import held_ranks
 from flexlora_simulation.engine.jobs import UPDATES, Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
 from flexlora_simulation.engine.sparse_trainer import SparseTrainer
+from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.workloads.contract import Corpus, Item, Workload
@@ -93,13 +95,23 @@ class ParticipantProcess:
             shutil.rmtree(home)
 
     def evaluate(self, job: EvaluationJob) -> Evaluated:
-        """Metrics of the slice on what the job names."""
+        """Metrics of the slice on what the job names, and where it is asked for, the workload's metric on each group of it."""
         cpu = time.process_time()
-        examples = self._examples(job.on)
+        items = self._items(job.on)
         served = self._served(job.slice, job.spec, job.rank, {})
+        figures, examples_of = self._measured(job, served, items), dict[str, int]()
+        if self.experiment.evaluation.groups:
+            for group, own in _by_group(items).items():
+                name = f"{self._workload.metric}.{group}"
+                figures[name] = self._measured(job, served, own)[self._workload.metric]
+                examples_of[name] = len(own)
+        return Evaluated(figures, len(items), time.process_time() - cpu, examples_of)
+
+    def _measured(self, job: EvaluationJob, served: CachedSlice, items: Sequence[Item]) -> dict[str, float]:
+        examples = tuple(item.example for item in items)
         own = self._workload.measure(job.spec, served.folder, examples)
         if own is not None:
-            return Evaluated(own, len(examples), time.process_time() - cpu)
+            return own
         trainer = LocalTrainer(
             self._trainer,
             self._models,
@@ -110,8 +122,7 @@ class ParticipantProcess:
             None,
             own_metric=self._own_metric,
         )
-        measured = trainer.evaluate(job.spec, served.folder)
-        return Evaluated(measured.metrics, len(examples), time.process_time() - cpu)
+        return trainer.evaluate(job.spec, served.folder).metrics
 
     def _local_trainer(self, participant: Participant, spec: RunSpec) -> LocalTrainer:
         heldout = participant.part.heldout if spec.training.select == "best-epoch" else ()
@@ -139,13 +150,13 @@ class ParticipantProcess:
             config.replace(folder / CONFIG_FILE)
         return CachedSlice.at(folder, 0)
 
-    def _examples(self, on: str) -> tuple[Example, ...]:
+    def _items(self, on: str) -> list[Item]:
         if on == "test":
-            return tuple(item.example for item in self._sample(range(len(self._corpus.test)), self._corpus.test))
+            return self._sample(range(len(self._corpus.test)), self._corpus.test)
         if on == "unseen":
             indices = [i for one in self._participants.values() if not one.part.seen for i in one.part.train]
-            return tuple(item.example for item in self._sample(indices, self._corpus.train))
-        return self._of(self._participants[on].part.heldout)
+            return self._sample(indices, self._corpus.train)
+        return [self._corpus.train[index] for index in self._participants[on].part.heldout]
 
     def _sample(self, indices: Sequence[int], items: Sequence[Item]) -> list[Item]:
         most = self.experiment.evaluation.examples
@@ -185,3 +196,13 @@ class ParticipantProcess:
     @cached_property
     def _models(self) -> Models:
         return Models()
+
+
+def _by_group(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """The items of each group, in the order of the groups' names. Raises: ExperimentError, where one has none."""
+    found = defaultdict[str, list[Item]](list)
+    for item in items:
+        if item.group is None:
+            raise ExperimentError("evaluation.groups: the workload has no groups; leave it out")
+        found[item.group].append(item)
+    return dict(sorted(found.items()))

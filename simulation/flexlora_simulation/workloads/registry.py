@@ -6,8 +6,11 @@ from flexlora_shared.plugins import PluginFault, load_plugin, plugin_names
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.banking77 import Banking77
+from flexlora_simulation.workloads.cifar100 import Cifar100
 from flexlora_simulation.workloads.commonsense import Commonsense
 from flexlora_simulation.workloads.contract import Workload
+from flexlora_simulation.workloads.digits import Digits
+from flexlora_simulation.workloads.domainnet import DomainNet
 from flexlora_simulation.workloads.extractive import Extractive
 from flexlora_simulation.workloads.gsm8k import Gsm8k
 from flexlora_simulation.workloads.sni import Sni
@@ -21,6 +24,9 @@ BUILT_IN: Mapping[str, type[Workload]] = {
     "extractive": Extractive,
     "gsm8k": Gsm8k,
     "sni": Sni,
+    "cifar100": Cifar100,
+    "digits": Digits,
+    "domainnet": DomainNet,
 }
 
 
