@@ -51,10 +51,10 @@ def _answer(process: ParticipantProcess, job: Job) -> Result | Exception:
         return process.train(job) if isinstance(job, TrainingJob) else process.evaluate(job)
     except Exception as error:
         error.add_note(traceback.format_exc())
-        return _sendable(error)
+        return sendable(error)
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """The exception, or one that says the same where it does not survive the way."""
     try:
         if type(pickle.loads(pickle.dumps(error))) is type(error):
