@@ -12,19 +12,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import psutil
 import pytest
 
 from flexlora_client.errors import DivergedError, Refused
+from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.problems import Code, Problem
 from flexlora_simulation import simulate
+from flexlora_simulation.engine.jobs import EvaluationJob
 from flexlora_simulation.engine.process_main import sendable
 from flexlora_simulation.engine.processes import Processes
 from flexlora_simulation.engine.worker_pool import ATTEMPTS
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.results.results import Results
+from tests.support.kit import spec
 from tests.support.simulated import folder_with_database, here, tiny_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +44,7 @@ from tests.simulation.engine.test_processes import hold
 def executor(experiment, folder):
     if "hold" in sys.argv:
         hold(experiment)
+        print("held", flush=True)
     return Processes(experiment, folder, 2)
 
 simulate(parse(__import__("json").loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), executor=executor)
@@ -150,7 +155,9 @@ def test_processes_end_with_the_simulation_and_the_next_one_goes_on(
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, *(str(tmp_path / name) for name in ("driver.py", "experiment.json", "run"))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen([*command, "hold"], stderr=subprocess.PIPE, text=True, env=environment)
+    driver = subprocess.Popen([*command, "hold"], stdout=PIPE, stderr=PIPE, text=True, env=environment)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "held\n"
     with held(experiment):
         processes = processes_of(driver.pid)
         assert processes
@@ -167,15 +174,15 @@ def test_processes_end_with_the_simulation_and_the_next_one_goes_on(
 
 @pytest.mark.slow
 def test_what_a_job_raises_is_raised_here(experiment: Experiment, tmp_path: Path) -> None:
-    wrong = experiment.model_copy(
-        update={"run": {**experiment.run, "training": {"max_steps": 2, "learning_rate": 1e30}}}
-    )
-    with pytest.raises(DivergedError):
-        simulate(wrong, tmp_path / "run", processes=1)
+    processes = Processes(experiment, tmp_path / "run", 1)
+    with pytest.raises(KeyError, match="nobody") as raised:
+        processes.evaluate(EvaluationJob(RunSpec.model_validate(spec()), 0, 2, tmp_path, "nobody")).result(DEADLINE)
+    assert "participant_process.py" in raised.value.__notes__[0]
+    processes.close()
 
 
 def test_an_exception_that_cannot_travel_says_the_same_by_another() -> None:
     diverged = DivergedError("the loss is inf")
     assert sendable(diverged) is diverged
-    refused = Refused(Problem(title="no", status=409, detail="Too late", code=Code.ROUND_CLOSED))
+    refused = Refused(Problem(type="about:blank", title="no", status=409, detail="Too late", code=Code.ROUND_CLOSED))
     assert str(sendable(refused)) == f"Refused: {refused}"
