@@ -2,6 +2,6 @@
 
 from flexlora_simulation.experiment import Experiment, load
 from flexlora_simulation.results.results import Results
-from flexlora_simulation.simulate import simulate
+from flexlora_simulation.simulate import run_definition, simulate
 
-__all__ = ["Experiment", "Results", "load", "simulate"]
+__all__ = ["Experiment", "Results", "load", "run_definition", "simulate"]

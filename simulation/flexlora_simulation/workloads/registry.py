@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-from flexlora_shared.plugins import PluginFault, load_plugin, plugin_names
+from flexlora_shared.plugins import WORKLOAD_GROUP, PluginFault, load_plugin, plugin_names
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.banking77 import Banking77
 from flexlora_simulation.workloads.contract import Workload
 from flexlora_simulation.workloads.teacher import TeacherStudent
 
-WORKLOAD_GROUP = "flexlora.workloads"
 BUILT_IN: Mapping[str, type[Workload]] = {
     "banking77": Banking77,
     "teacher-student": TeacherStudent,
