@@ -77,7 +77,11 @@ def test_the_examples_are_experiments(tmp_path: Path) -> None:
     whole, resources = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "one.yaml").write_text(whole)
     found = load(tmp_path / "one.yaml")
-    assert (found.partition.alpha, found.run["round_timeout"], found.evaluation.on) == (0.1, 600, ("test", "unseen", "heldout"))
+    assert (found.partition.alpha, found.run["round_timeout"], found.evaluation.on) == (
+        0.1,
+        600,
+        ("test", "unseen", "heldout"),
+    )
     (tmp_path / "two.yaml").write_text(
         yaml.safe_dump({**yaml.safe_load(whole), **yaml.safe_load(resources), "evaluation": {}}).replace("true", "on")
     )
