@@ -3,6 +3,7 @@
     flexlora.strategies   aggregation strategies   flexlora_server.aggregation.strategies.registry.Strategy
     flexlora.filters      robust filters           flexlora_server.aggregation.filters.plugin.FilterPlugin
     flexlora.trainers     training loops           a class as flexlora_client.training.contract tells
+    flexlora.workloads    workloads                a class as flexlora_simulation.workloads.contract tells
 
 A package names them in its pyproject.toml, `[project.entry-points."flexlora.strategies"]`, and is installed where they are used.
 """
@@ -15,6 +16,7 @@ T = TypeVar("T")
 STRATEGY_GROUP = "flexlora.strategies"
 FILTER_GROUP = "flexlora.filters"
 TRAINER_GROUP = "flexlora.trainers"
+WORKLOAD_GROUP = "flexlora.workloads"
 
 
 class PluginFault(Exception):

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flexlora_simulation.experiment import Experiment, load
     from flexlora_simulation.results.results import Results
-    from flexlora_simulation.simulation import simulate
+    from flexlora_simulation.simulation import run_definition, simulate
 else:
     _MODULES = {
         "Experiment": "experiment",
         "load": "experiment",
         "Results": "results.results",
+        "run_definition": "simulation",
         "simulate": "simulation",
     }
 
@@ -22,4 +23,4 @@ else:
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
-__all__ = ["Experiment", "Results", "load", "simulate"]
+__all__ = ["Experiment", "Results", "load", "run_definition", "simulate"]

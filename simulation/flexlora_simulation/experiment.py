@@ -67,7 +67,7 @@ class Partition(Message):
     ] = None
     alpha: Annotated[float, Field(gt=0, le=1e6, description="Concentration of the Dirichlet distribution")] = 0.5
     smallest: Annotated[
-        int, Field(ge=1, description="Fewest examples of a participant; a draw with fewer is drawn again")
+        int, Field(ge=1, description="Fewest examples of a participant; by label, a draw with fewer is drawn again")
     ] = 1
     unseen: Annotated[
         int,

@@ -21,7 +21,7 @@ from flexlora_simulation.engine.processes import Processes
 from flexlora_simulation.engine.virtual_clock import START, VirtualClock
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
-from flexlora_simulation.population.participants import Participant, draw_participants
+from flexlora_simulation.population.participants import Participant, check_measured, draw_participants
 from flexlora_simulation.population.population_file import write_population
 from flexlora_simulation.population.resources import rank_pattern, ranks_of
 from flexlora_simulation.population.virtual_time import VirtualTime
@@ -51,8 +51,10 @@ def simulate(
         SimulationError: the experiment cannot be run as it is, or something that it needs failed.
     """
     workload = open_workload(experiment.workload)
-    items = workload.corpus().train
+    corpus = workload.corpus()
+    items = corpus.train
     participants = draw_participants(experiment, items)
+    check_measured(experiment, participants, len(corpus.test))
     spec = build_spec(experiment, workload.base_model(), participants)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder, experiment))
@@ -84,6 +86,12 @@ def simulate(
         evaluations.finish()
         tables.write()
     return Results(folder)
+
+
+def run_definition(experiment: Experiment) -> RunSpec:
+    """The run that the experiment holds, as an operator gives it to a coordinator. Raises: SimulationError."""
+    workload = open_workload(experiment.workload)
+    return build_spec(experiment, workload.base_model(), draw_participants(experiment, workload.corpus().train))
 
 
 def build_spec(experiment: Experiment, base: BaseModel, participants: Iterable[Participant]) -> RunSpec:

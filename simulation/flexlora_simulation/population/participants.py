@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment, Resource
 from flexlora_simulation.population.part_file import read_parts
 from flexlora_simulation.population.partition import Part, deal
@@ -50,3 +51,23 @@ def draw_participants(experiment: Experiment, items: Sequence[Item]) -> tuple[Pa
     )
     dealt_parts = list(zip(parts, resources, strict=True))
     return tuple(Participant(part, resource) for part, resource in who_trains(dealt_parts, experiment))
+
+
+def check_measured(experiment: Experiment, participants: Sequence[Participant], tests: int) -> None:
+    """Check that there are examples for all that the evaluation is on. tests: items of the data set's own test part.
+
+    Raises:
+        ExperimentError: there are none.
+    """
+    without = {
+        "test": (tests == 0, "the workload has no test part"),
+        "unseen": (all(one.part.seen for one in participants), "all participants train; give partition.unseen"),
+        "heldout": (
+            not any(one.part.heldout for one in participants),
+            "nobody holds examples out; give partition.heldout",
+        ),
+    }
+    for on in experiment.evaluation.on:
+        missing, reason = without[on]
+        if missing:
+            raise ExperimentError(f"evaluation.on: {on} cannot be measured: {reason}, or leave {on} out")

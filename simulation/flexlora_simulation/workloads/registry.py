@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from flexlora_shared.plugins import PluginFault, load_plugin, plugin_names
+from flexlora_shared.plugins import WORKLOAD_GROUP, PluginFault, load_plugin, plugin_names
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.banking77 import Banking77
@@ -16,7 +16,6 @@ from flexlora_simulation.workloads.gsm8k import Gsm8k
 from flexlora_simulation.workloads.sni import Sni
 from flexlora_simulation.workloads.teacher import TeacherStudent
 
-WORKLOAD_GROUP = "flexlora.workloads"
 BUILT_IN: Mapping[str, type[Workload]] = {
     "banking77": Banking77,
     "teacher-student": TeacherStudent,

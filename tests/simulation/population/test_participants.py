@@ -12,7 +12,7 @@ from flexlora_shared.messages.runs import ModuleSpec
 from flexlora_shared.ranks import module_ranks
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment, Resource, parse
-from flexlora_simulation.population.participants import draw_participants
+from flexlora_simulation.population.participants import check_measured, draw_participants
 from flexlora_simulation.population.resources import rank_pattern, ranks_of, shared_out
 from flexlora_simulation.workloads.contract import Item
 
@@ -75,6 +75,21 @@ def test_the_largest_rank_may_go_with_the_most_examples() -> None:
         by_chance = draw_participants(experiment(**fields), ITEMS)
         assert [one.part for one in by_chance] == [one.part for one in found]
         assert [one.resource.rank for one in by_chance] != [one.resource.rank for one in found]
+
+
+def test_what_is_measured_must_be_there() -> None:
+    everything = {"on": ["test", "unseen", "heldout"]}
+    whole = experiment(partition={"participants": 5, "unseen": 1, "heldout": 0.5}, evaluation=everything)
+    found = draw_participants(whole, ITEMS)
+    check_measured(whole, found, 1)
+    with pytest.raises(
+        ExperimentError, match="test cannot be measured: the workload has no test part, or leave test out"
+    ):
+        check_measured(whole, found, 0)
+    bare = draw_participants(experiment(partition={"participants": 5}), ITEMS)
+    for on in ("unseen", "heldout"):
+        with pytest.raises(ExperimentError, match=f"{on} cannot be measured: .* give partition.{on}"):
+            check_measured(experiment(evaluation={"on": [on]}), bare, 1)
 
 
 def test_ranks_by_module_are_the_papers_types() -> None:
