@@ -3,8 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from flexlora_simulation import simulate
 from flexlora_simulation.results.tables import ParticipantRow, Row
 from tests.support.simulated import folder_with_database, here, tiny_experiment
