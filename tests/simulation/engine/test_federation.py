@@ -79,6 +79,7 @@ def test_slow_transfers_make_updates_late(run: Run) -> None:
     assert results.rounds.virtual_seconds[1] == 18.0
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_announced_in_time_is_waited_for(run: Run) -> None:
     results, _ = run(
         resources=[{"rank": 4, "share": 3}, {"rank": 8, "share": 1}],
@@ -132,6 +133,7 @@ def test_where_everybody_fails_the_error_says_why(run: Run) -> None:
         run(AllFail, run={"clients_per_round": 4, "training": QUICK})
 
 
+@pytest.mark.slow
 def test_a_round_that_misses_its_quorum_is_held_again(run: Run) -> None:
     results, _ = run(
         timing={"dropout": 0.5, "jitter": 0.3},
