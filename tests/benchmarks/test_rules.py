@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.lib.rules.bootstrap import paired
-from benchmarks.lib.rules.jobs import Done, Job, runner
 from benchmarks.lib.rules.rule import Rule, Start, chosen, rules, tail_energy
 from benchmarks.lib.rules.teacher.learners import BATCH, Layer, layer, train
-from benchmarks.lib.rules.teacher.problem import KINDS, Kind, forward, problem
 from benchmarks.lib.rules.teacher.rounds import run
-from benchmarks.lib.rules.tuning import tuned
 from benchmarks.rules import main
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.aggregation.strategies.registry import strategies, strategy
+from flexlora_simulation.workloads.teacher_problem import KINDS, Kind, forward, problem
 
 TINY = Kind(examples=8, temperature=0.1)
 
@@ -104,36 +101,6 @@ def test_the_tail_is_what_lies_beyond_the_rank() -> None:
     even = GlobalFactors(torch.eye(4), torch.eye(4))
     assert tail_energy([even, even], 1) == pytest.approx(0.75)
     assert tail_energy([GlobalFactors(torch.zeros(4, 2), torch.ones(2, 4))], 1) == 0
-
-
-@pytest.mark.parametrize(("peak", "chosen_rate", "tried"), [(0, 1.0, 5), (3, 8.0, 3), (5, 32.0, 4)])
-def test_rates_are_tried_until_the_best_lies_between_two_others(peak: int, chosen_rate: float, tried: int) -> None:
-    asked: list[float] = []
-
-    def measure(pairs: Sequence[tuple[str, float]]) -> list[float]:
-        asked.extend(rate for _, rate in pairs)
-        return [-abs(rate - 2.0**peak) for _, rate in pairs]
-
-    assert tuned(["flexlora"], [2.0**n for n in range(6)], measure) == {"flexlora": chosen_rate}
-    assert len(asked) == len(set(asked)) == tried
-
-
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
-    told: list[str] = []
-
-    def work(job: Job) -> Done:
-        return {"twice": 2 * job["n"]}
-
-    for wanted in ([1, 2], [2, 3]):
-        with runner(work, 1, tmp_path / "results.jsonl", told.append) as run_them:
-            assert run_them([{"n": n} for n in wanted]) == [{"n": n, "twice": 2 * n} for n in wanted]
-    assert told == ["1/2 1", "2/2 2", "1/1 3"]
-
-
-def test_an_interval_of_paired_differences() -> None:
-    found = paired([1.0, 3.0, 2.0, 4.0], [0.0, 0.0, 0.0, 0.0])
-    assert (found.mean, 1.0 <= found.low < 2.0, 3.0 < found.high <= 4.0) == (2.5, True, True)
-    assert str(paired([2.0], [1.0])) == "+1.0 [+1.0, +1.0]"
 
 
 def test_tables_and_the_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

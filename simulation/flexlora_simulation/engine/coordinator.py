@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server import state_machine as machine
+from flexlora_server.api.status_views import round_detail
 from flexlora_server.database.queries import adapters, clients, rounds, runs, uploads
 from flexlora_server.database.queries.presence import mark_seen
 from flexlora_server.database.schema import Client, Event, Round
@@ -27,6 +28,7 @@ from flexlora_server.worker.leases import Lease
 from flexlora_server.worker.worker import Worker
 from flexlora_shared.messages.clients import Declaration, Enrollment, TokenRequest
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.status import RoundDetail
 from flexlora_simulation.engine.places import Place, Places
 from flexlora_simulation.engine.sending import Sending
 from flexlora_simulation.errors import SimulationError
@@ -183,6 +185,12 @@ class Coordinator:
         """A published round."""
         with self._store.reading() as tx:
             return self._published(tx, rounds.latest(tx, self._run, number))
+
+    def round_detail(self, round: int) -> RoundDetail:
+        """A round with the figures of its modules, as the coordinator tells them."""
+        with self._store.reading() as tx:
+            found = rounds.latest(tx, self._run, round)
+            return round_detail(tx, runs.get(tx, self._run), found, self._settings.presence_window, operator=False)
 
     def _published(self, tx: Tx, round_: Round) -> Published:
         assert round_.published_at is not None, "it is published"

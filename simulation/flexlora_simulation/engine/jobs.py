@@ -1,7 +1,8 @@
 """What the engine asks of its processes: trainings and evaluations. Everything in a job can be sent to another machine."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -53,11 +54,12 @@ class EvaluationJob:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Metrics by name, over so many examples."""
+    """Metrics by name, over so many examples; `examples_of`: of those that are over fewer."""
 
     metrics: dict[str, float]
     examples: int
     cpu_seconds: float
+    examples_of: Mapping[str, int] = field(default_factory=dict)
 
 
 class Executor(Protocol):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Literal
 
-from benchmarks.lib.rules.bootstrap import paired
 from benchmarks.lib.rules.rule import PAPER
 from benchmarks.lib.rules.teacher.comparing import Cells, Row
+from flexlora_simulation.evidence.bootstrap import paired
 
 
 def markdown(cells: Cells) -> str:

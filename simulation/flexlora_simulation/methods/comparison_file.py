@@ -1,0 +1,125 @@
+"""The definition of a comparison: an experiment, its variants, and what is run of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, JsonValue, ValidationError
+
+from flexlora_shared.messages.base import Message, RunName, Tuple
+from flexlora_simulation.errors import ExperimentError
+from flexlora_simulation.experiment import Experiment, Seed, parse
+from flexlora_simulation.methods.catalogue import method
+
+HELDOUT = {"evaluation": {"on": ["heldout"], "every": 1_000_000}}  # what rates are chosen by, after the last round
+
+
+class Comparison(Message):
+    """One experiment under several methods."""
+
+    name: Annotated[RunName, Field(description="Of the comparison and of its result's file")]
+    title: Annotated[str, Field(description="A heading for its section in the evidence; empty: the name")] = ""
+    about: Annotated[str, Field(description="A paragraph for that section, in Markdown")] = ""
+    experiment: Annotated[
+        dict[str, JsonValue], Field(description="The experiment, or the path of its file, relative to this one")
+    ]
+    cells: Annotated[
+        dict[str, dict[str, JsonValue]],
+        Field(min_length=1, description="Variants of the experiment by name: what each changes in it"),
+    ] = {"": {}}
+    methods: Annotated[Tuple[str], Field(min_length=1, description="What is compared, by the names of the catalogue")]
+    rates: Annotated[
+        Tuple[Annotated[float, Field(gt=0)]],
+        Field(
+            min_length=1, description="Learning rates that each method chooses from, ascending; one: nothing is tuned"
+        ),
+    ]
+    seeds: Annotated[Tuple[Seed], Field(min_length=1, description="Of the runs that are measured, for every method")]
+    tuning_seeds: Annotated[Tuple[Seed], Field(min_length=1, description="Of the runs that choose the rate")] = (1000,)
+    baseline: Annotated[str, Field(description="The method that the others are told beside")] = "flexlora"
+
+    def experiment_of(
+        self, cell: str, rate: float | None = None, seed: int | None = None, tuning: bool = False
+    ) -> Experiment:
+        """The experiment of one run, before a method makes its own of it. Raises: ExperimentError."""
+        content = merged(self.experiment, self.cells[cell])
+        if rate is not None:
+            content = merged(content, {"run": {"training": {"learning_rate": rate}}})
+        if seed is not None:
+            content = merged(content, {"seed": seed})
+        return parse(merged(content, HELDOUT) if tuning else content)
+
+    def told(self) -> dict[str, Any]:
+        """For the evidence: data and models by their names alone, wherever they lay."""
+        told: dict[str, Any] = json.loads(self.model_dump_json(exclude={"name", "title", "about"}))
+        for place in (told["experiment"], *told["cells"].values()):
+            workload = place.get("workload", {})
+            workload.update({name: Path(workload[name]).name for name in ("data", "model") if workload.get(name)})
+        return told
+
+
+def load_comparison(path: Path, data: str | None = None, model: str | None = None) -> Comparison:
+    """The comparison in a YAML file; `data` and `model`: of the workload, in the place of what the experiment says.
+
+    Raises:
+        ExperimentError: it cannot be read, a field of it is wrong, or a cell or a method makes no experiment.
+    """
+    content = _yaml(path)
+    experiment, folder = content.get("experiment"), path.parent
+    if isinstance(experiment, str):
+        file = folder / experiment
+        content["experiment"], folder = _yaml(file), file.parent
+    try:
+        comparison = Comparison.model_validate_json(json.dumps(content))
+    except (ValidationError, TypeError, ValueError) as error:
+        raise ExperimentError(_first_fault(error)) from error
+    given = {name: value for name, value in (("data", data), ("model", model)) if value is not None}
+    whole = merged(comparison.experiment, {"workload": given})
+    placed = parse(whole, folder).workload  # relative paths become absolute ones
+    whole = merged(whole, {"workload": {"data": placed.data, "model": placed.model}})
+    comparison = comparison.model_copy(update={"experiment": whole})
+    _check(comparison)
+    return comparison
+
+
+def merged(content: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with what `change` says in its place; maps are merged, all else is replaced."""
+    both = dict(content)
+    for name, value in change.items():
+        before = both.get(name)
+        both[name] = merged(before, value) if isinstance(value, Mapping) and isinstance(before, Mapping) else value
+    return both
+
+
+def _check(comparison: Comparison) -> None:
+    if list(comparison.rates) != sorted(set(comparison.rates)):
+        raise ExperimentError("rates: give them in ascending order, each once")
+    if set(comparison.seeds) & set(comparison.tuning_seeds):
+        raise ExperimentError("tuning_seeds: no seed both chooses a rate and is measured at it; give other ones")
+    for cell in comparison.cells:
+        experiment = comparison.experiment_of(cell)
+        if len(comparison.rates) > 1 and experiment.partition.heldout == 0:
+            raise ExperimentError(
+                "partition.heldout: rates are chosen by what participants hold out; give a share, such as 0.1, or one rate only"
+            )
+        for name in comparison.methods:
+            method(name)(experiment)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ExperimentError(f"{path} is no readable YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ExperimentError(f"{path} holds no map of fields")
+    return content
+
+
+def _first_fault(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return f"the comparison is not made of YAML's plain types: {error}"
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
