@@ -153,7 +153,7 @@ class Federation:
             self.clock.advance_to(arrives)
             if view.state == "OPEN":  # the others still ask for work when it comes
                 self.coordinator.poll(self._present(view))
-            self._send(self._deliveries.take())
+            self._send(self._deliveries.take(), view)
         elif until is not None:
             self.clock.advance_to(until)
         else:
@@ -176,10 +176,11 @@ class Federation:
             "timing.available, or mend what fails"
         )
 
-    def _send(self, delivery: Delivery) -> None:
-        """An update is announced, or arrives; or it is too late, or its training fails."""
+    def _send(self, delivery: Delivery, view: RoundView) -> None:
+        """An update is announced, or arrives; or it is too late, or its training fails. `view` is the run's round now."""
         client, number, sending = delivery.place.client, delivery.round, self.coordinator.sending
-        if delivery.upload is None and not sending.is_taken(number):
+        in_time = number == view.number and view.deadline is not None and self.clock.now < view.deadline
+        if delivery.upload is None and not in_time and not sending.is_taken(number):
             self._discard(delivery)
             return
         if delivery.at < delivery.arrives and self._is_hopeless(delivery):

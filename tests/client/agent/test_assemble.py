@@ -36,6 +36,8 @@ def test_the_model_that_was_checked_is_gone_before_a_rank_is_measured(
     def remember(subject: Subject, reporter: Reporter) -> None:
         check_before_declaring(subject, reporter)
         assert subject.loaded is not None
+        assert subject.local_trainer is not None
+        assert subject.local_trainer.participant == "participant"  # the name: ids are drawn by the coordinator
         checked.append(weakref.ref(subject.loaded.model))
 
     def measure(self: RankChoice) -> int:

@@ -32,6 +32,7 @@ def test_updates_that_come_after_their_round_are_not_trained(run: Run) -> None:
     assert len(executor.trained) == 6
 
 
+@pytest.mark.slow
 def test_late_updates_count_in_the_round_that_runs_when_they_come(run: Run) -> None:
     results, executor = run(
         resources=SLOW_ONE, run={"over_selection": 1, "rounds": 4, "late_updates": "next-round", "training": QUICK}
@@ -57,6 +58,7 @@ def test_agents_train_the_steps_that_fit_before_the_deadline(run: Run) -> None:
     assert by_rank == {2: 12.0, 4: 5.0}
 
 
+@pytest.mark.slow
 def test_slow_transfers_make_updates_late(run: Run) -> None:
     """The slice takes 5 seconds down, 5 up: half of what is left when it arrives is for training, and the upload is late."""
     training = QUICK | {"max_steps": 10}
@@ -77,6 +79,7 @@ def test_slow_transfers_make_updates_late(run: Run) -> None:
     assert results.rounds.virtual_seconds[1] == 18.0
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_announced_in_time_is_waited_for(run: Run) -> None:
     results, _ = run(
         resources=[{"rank": 4, "share": 3}, {"rank": 8, "share": 1}],
@@ -122,6 +125,7 @@ def test_a_participant_that_fails_is_told_with_its_reason_and_the_run_goes_on(ru
     assert list(results.rounds.virtual_seconds) == [0.0, 1.0, 2.0], "the round does not wait for it"
 
 
+@pytest.mark.slow
 def test_where_everybody_fails_the_error_says_why(run: Run) -> None:
     with pytest.raises(
         SimulationError, match=r"round 1 does not go on.*participant-0000\d failed: no example has a token"
@@ -129,6 +133,7 @@ def test_where_everybody_fails_the_error_says_why(run: Run) -> None:
         run(AllFail, run={"clients_per_round": 4, "training": QUICK})
 
 
+@pytest.mark.slow
 def test_a_round_that_misses_its_quorum_is_held_again(run: Run) -> None:
     results, _ = run(
         timing={"dropout": 0.5, "jitter": 0.3},
@@ -140,6 +145,7 @@ def test_a_round_that_misses_its_quorum_is_held_again(run: Run) -> None:
     assert all(found.count("accepted") <= 1 for found in places), "what was accepted is carried over, not trained again"
 
 
+@pytest.mark.slow
 def test_a_round_waits_until_enough_participants_are_available(run: Run) -> None:
     results, _ = run(
         timing={"available": 0.4}, run={"clients_per_round": 4, "min_clients": 4, "rounds": 1, "training": QUICK}
@@ -153,6 +159,7 @@ def test_participants_that_never_come_end_the_run_with_a_sentence(run: Run) -> N
         run(run={"clients_per_round": 5, "min_clients": 5, "training": QUICK})
 
 
+@pytest.mark.slow
 def test_a_failing_aggregation_is_tried_again_in_virtual_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     failing, write = iter([True, True, False]), aggregate_round.write_aggregate
 
