@@ -7,8 +7,10 @@ import pytest
 import typer
 
 from flexlora_simulation.cli.commands import app
+from flexlora_simulation.experiment import load
 from flexlora_simulation.results.columns import columns_of
 from flexlora_simulation.results.tables import TABLES
+from flexlora_simulation.workloads.registry import open_workload
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
 TYPES = {int: "integer", float: "number", str: "text"}
@@ -39,3 +41,11 @@ def test_every_option_of_run_is_described() -> None:
     options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
     table = re.findall(r"^\| (`--[^|]*) \|", DOCUMENT, re.MULTILINE)
     assert {option for cell in table for option in re.findall(r"`(--[a-z]+)`", cell)} == options - {"--help"}
+
+
+def test_the_first_experiment_is_one(tmp_path: Path) -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
+    (tmp_path / "first.yaml").write_text(text)
+    experiment = load(tmp_path / "first.yaml")
+    assert f"runs/{experiment.name}/seed-{experiment.seed}" in section("## Two commands")
+    assert f'metric == "{open_workload(experiment.workload).metric}"' in DOCUMENT

@@ -22,6 +22,7 @@ from flexlora_simulation.cli.options import (
 
 if TYPE_CHECKING:
     from flexlora_simulation.cli.progress import Progress
+    from flexlora_simulation.engine.jobs import Executor
     from flexlora_simulation.experiment import Experiment
     from flexlora_simulation.results.tables import Row
 
@@ -38,6 +39,13 @@ def run(
         int | None, typer.Option("--processes", min=1, help="Processes that train, a thread each. \\[one a CPU]")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where they train: cpu, cuda, cuda:1 or mps.")] = "cpu",
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT."),
+    ] = None,
+    gpus: Annotated[
+        float, typer.Option("--gpus", min=0, help="Share of a GPU that each process on the Ray cluster takes.")
+    ] = 0.0,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write figures for TensorBoard into the folder, too.")
     ] = False,
@@ -49,6 +57,10 @@ def run(
     require_simulation_extra()
     if tensorboard:
         require_extra("tensorboard", ("tensorboard",))
+    if ray is None and gpus:
+        raise typer.BadParameter("it is for --ray; without, --device says where to train", param_hint="--gpus")
+    if ray is not None and device != "cpu":
+        raise typer.BadParameter("on a Ray cluster --gpus says where to train", param_hint="--device")
     experiment = load_changed(path, changes)
     place = folder or default_folder(experiment)
     from flexlora_simulation.cli.show import show_folder
@@ -70,7 +82,8 @@ def run(
             for listener in listeners:
                 listener(row)
 
-        simulate(experiment, place, processes=processes or _cpus(), device=device, on_row=tell)
+        executor = None if ray is None else _cluster(ray, gpus, processes)
+        simulate(experiment, place, processes=processes or _cpus(), device=device, executor=executor, on_row=tell)
         if tensorboard:
             board.open()  # where nothing was left to be done, too
     if not as_json:
@@ -89,6 +102,13 @@ def _progress(experiment: "Experiment", folder: Path, metric: str) -> "Progress"
     rounds, updates = (experiment.run.get(name) for name in ("rounds", "clients_per_round"))
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     return Progress(rounds, done, updates, metric, console)  # type: ignore[arg-type]  # checked when the run begins
+
+
+def _cluster(address: str, gpus: float, processes: int | None) -> "Callable[[Experiment, Path], Executor]":
+    """What trains on a Ray cluster. Raises: SimulationError, where Ray is not installed."""
+    from flexlora_simulation.engine.ray_cluster import RayCluster  # an extra of its own
+
+    return lambda experiment, folder: RayCluster(experiment, folder, address, gpus=gpus, actors=processes)
 
 
 def _print(row: "Row") -> None:

@@ -77,6 +77,29 @@ def test_a_wrong_change_is_named(file: Path, change: str, code: Exit, said: str)
     assert said in " ".join(done.err.replace("│", "").split())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--gpus", "0.5"], "it is for --ray; without, --device says where to train"),
+        (["--ray", "auto", "--device", "cuda"], "on a Ray cluster --gpus says where to train"),
+    ],
+)
+def test_where_to_train_is_said_once(file: Path, options: list[str], said: str) -> None:
+    done = call("run", file, *options, program=main)
+    assert (done.code, done.out) == (Exit.USAGE, "")
+    assert said in " ".join(done.err.replace("│", "").split())
+
+
+def test_ray_and_tensorboard_are_extras(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing in ("ray", "tensorboard"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "flexlora_simulation.engine.ray_cluster", raising=False)
+    for options, extras in ((["--ray", "auto"], "simulation,ray"), (["--tensorboard"], "tensorboard")):
+        done = call("run", file, *options, program=main)
+        assert (done.code, done.out) == (Exit.BAD_INPUT, "")
+        assert done.err.endswith(f": pip install 'flexlora[{extras}]'\n")
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     done = call("run", tmp_path / "none.yaml", program=main)
     assert (done.code, done.out) == (Exit.BAD_INPUT, "")
@@ -114,14 +137,14 @@ def test_an_interrupt_while_importing() -> None:
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     """With processes of its own, as at a terminal."""
-    experiment = tiny_experiment(tmp_path, run={"rounds": 30})
+    experiment = tiny_experiment(tmp_path, run={"rounds": 12})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
     command = [str(Path(sys.executable).parent / "flexlora-sim"), "run", "tiny.yaml", "--processes", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         for line in running.stderr:
-            if line.startswith("round 2 of 30: "):
+            if line.startswith("round 2 of 12: "):
                 running.send_signal(signal.SIGINT)
                 break
         rest = running.stderr.read()
@@ -131,7 +154,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True
     )
-    assert "round 2 of 30: " not in done.stderr
-    assert "\nround 30 of 30: " in done.stderr
+    assert "round 2 of 12: " not in done.stderr
+    assert "\nround 12 of 12: " in done.stderr
     rounds = [row.round for row in read_rows(tmp_path / "runs" / "tiny" / "seed-0") if row.table == "rounds"]
-    assert rounds == list(range(31))
+    assert rounds == list(range(13))
