@@ -22,7 +22,8 @@ from benchmarks.lib.progress import clock
 from benchmarks.lib.svd.comparing import Comparison
 from benchmarks.lib.svd.lines import Line, heading
 from benchmarks.lib.svd.measuring import one_thread
-from benchmarks.lib.svd.synthetic_rounds import DATA, MIXED, SHARES
+from benchmarks.lib.svd.synthetic_rounds import DATA, MIXED
+from flexlora_simulation.experiment import SHARES
 
 SHAPES = ("4096x4096", "4096x11008", "14336x4096")
 PARTICIPANTS = (10, 100, 1000)

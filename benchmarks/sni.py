@@ -5,10 +5,9 @@ adapter is measured on the unseen tasks: response loss and ROUGE-L, each task we
 """
 
 import argparse
-import gzip
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,69 +15,32 @@ from typing import Any
 from benchmarks.lib.federation.federation import BenchmarkError, Federation, Participant
 from benchmarks.lib.federation.figures import Metrics, printer, show_people
 from benchmarks.lib.federation.options import definition, parser, run
-from flexlora_client.training.data.examples import Instructed, Prompted
 from flexlora_client.training.data.formats import example_of
-from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.evaluation.evaluate import evaluate
-from flexlora_client.training.evaluation.greedy_answers import generate
-from flexlora_client.training.evaluation.rouge import rouge_l
 from flexlora_client.training.models.describe_model import describe, skeleton
-from flexlora_client.training.models.load_model import LoadedModel, Models
-from flexlora_client.training.models.slice_files import read_slice
+from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_simulation.errors import DataError
+from flexlora_simulation.workloads.sni_files import ONE_FILE, Instance, Task, read_file, shortened
 
-FILE = "sni_tasks.jsonl.gz"
 RANKS = tuple(rank for rank in (1, 2, 4, 8, 16) for _ in range(4))
-PARALLEL = 16  # answers generated at a time
 
 
-@dataclass(frozen=True)
-class Instance:
-    """One input of a task and every answer that counts as right, the first of which is learned."""
-
-    input: str
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of the data set."""
-
-    name: str
-    definition: str
-    seen: bool
-    train: tuple[Instance, ...]
-    test: tuple[Instance, ...]
-
-
-def read_tasks(path: Path) -> list[Task]:
+def tasks_of(path: Path) -> list[Task]:
     """Every task of the file, in its order. Raises: BenchmarkError."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [_task(json.loads(line)) for line in file]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise BenchmarkError(f"{path} is not the gzipped JSONL of tasks: {error!r}") from error
+        return read_file(path)
+    except DataError as error:
+        raise BenchmarkError(str(error)) from error
 
 
-def _task(fields: Mapping[str, Any]) -> Task:
-    train, test = (
-        tuple(Instance(one["input"], tuple(one["output"])) for one in fields[part]) for part in ("train", "test")
-    )
-    return Task(fields["task"], fields["definition"], fields["role"] == "seen", train, test)
-
-
-def shortened(definition: str, characters: int) -> str:
-    """The definition's first words, at most so many characters: a context of 512 tokens holds few whole ones."""
-    text = " ".join(definition.split())
-    return text if len(text) <= characters else text[: characters + 1].rpartition(" ")[0]
-
-
-def row(task: Task, instance: Instance, characters: int) -> dict[str, str]:
+def row(task: Task, instance: Instance, characters: int) -> dict[str, Any]:
     """The instance as a row of an agent's data file."""
     return {
         "instruction": shortened(task.definition, characters),
         "input": instance.input,
         "output": instance.outputs[0],
+        "references": list(instance.outputs[1:]),
     }
 
 
@@ -97,11 +59,6 @@ def deal(tasks: Sequence[Task], characters: int, seed: int, folder: Path) -> lis
             files[part].write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         people.append(Participant(task.name[:60].rstrip("._-"), rank, files["train"], files["heldout"]))
     return people
-
-
-def best_rouge(text: str, references: Sequence[str]) -> float:
-    """ROUGE-L against the reference that is nearest, as the data set's own evaluation takes it."""
-    return max(rouge_l(text, reference) for reference in references)
 
 
 def weighted(values: Sequence[Metrics], sizes: Sequence[int]) -> Metrics:
@@ -125,31 +82,14 @@ class Unseen:
         return weighted([self._task(adapter, task) for task in self.tasks], [len(task.test) for task in self.tasks])
 
     def _task(self, adapter: Path, task: Task) -> Metrics:
-        chosen = task.test[: self.instances]
-        examples = [self._example(task, instance) for instance in chosen]
-        loss = evaluate(self.spec, adapter, examples, device="cpu", models=self.models, answers=0)["loss"]
-        loaded = self.models.with_slice(read_slice(adapter, self.spec), self.spec, "cpu")
-        texts = answers(loaded, examples)
-        scores = [best_rouge(text, instance.outputs) for text, instance in zip(texts, chosen, strict=True)]
-        return {"loss": loss, "rouge_l": sum(scores) / len(scores)}
-
-    def _example(self, task: Task, instance: Instance) -> Prompted:
-        example = example_of(row(task, instance, self.characters), self.spec.model)
-        assert isinstance(example, Instructed)  # by the row's fields
-        return Prompted(example.prompt, example.output)
-
-
-def answers(loaded: LoadedModel, examples: Sequence[Prompted]) -> list[str]:
-    """The model's greedy answers, in the examples' order."""
-    encoder = Encoder(loaded.tokenizer, loaded.max_length)
-    questions = [encoder.question(example) for example in examples]
-    parts = (questions[start : start + PARALLEL] for start in range(0, len(questions), PARALLEL))
-    return [text for part in parts for text in generate(loaded, part)]
+        examples = [example_of(row(task, one, self.characters), self.spec.model) for one in task.test[: self.instances]]
+        found = evaluate(self.spec, adapter, examples, device="cpu", models=self.models)
+        return {name: found[name] for name in ("loss", "rouge_l")}
 
 
 def federate(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The federation; its figures."""
-    tasks = read_tasks(asked.data / FILE)
+    tasks = tasks_of(asked.data / ONE_FILE)
     people = deal(tasks, asked.definition, asked.seed, folder / "data")
     defined = definition("sni", asked, skeleton(describe(str(asked.model))), people, asked.max_length)
     spec = RunSpec.model_validate_json(json.dumps(defined))

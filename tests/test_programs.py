@@ -1,4 +1,4 @@
-"""What both programs have in common on the command line: help, and completion in a shell."""
+"""What all programs have in common on the command line: help, and completion in a shell."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import typer
 
 from flexlora_client.cli.commands import app as client
 from flexlora_server.cli import app as server
+from flexlora_simulation.cli.commands import app as simulation
 
 PROGRAMS = Path(sys.executable).parent
 COMPLETE = """
@@ -30,7 +31,9 @@ def paths(command: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
         yield from paths(below, (*above, name))
 
 
-@pytest.mark.parametrize(("app", "known"), [(server, ("worker",)), (client, ("runs", "create"))])
+@pytest.mark.parametrize(
+    ("app", "known"), [(server, ("worker",)), (client, ("runs", "create")), (simulation, ("show",))]
+)
 def test_h_helps_with_every_command(
     app: typer.Typer, known: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,7 +45,7 @@ def test_h_helps_with_every_command(
         assert f"Usage: {' '.join(['program', *words])}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("program", ["flexlora-server", "flexlora-client"])
+@pytest.mark.parametrize("program", ["flexlora-server", "flexlora-client", "flexlora-sim"])
 def test_help_needs_no_pytorch(program: str) -> None:
     """Which would take seconds to load."""
     command = [sys.executable, "-X", "importtime", str(PROGRAMS / program), "--help"]
@@ -56,6 +59,7 @@ def test_help_needs_no_pytorch(program: str) -> None:
     [
         pytest.param("flexlora-server", "mi", ["migrate"], marks=pytest.mark.slow),
         ("flexlora-client", "ru", ["run", "runs"]),
+        pytest.param("flexlora-sim", "s", ["show"], marks=pytest.mark.slow),
     ],
 )
 def test_bash_completes_commands(program: str, word: str, offered: list[str]) -> None:

@@ -6,7 +6,7 @@ PEFT conventions: `lora_A` is (r, in_features), `lora_B` is (out_features, r); t
 import math
 from collections.abc import Iterable, Mapping
 
-from flexlora_shared.messages.runs import ExtraTensor, ModuleSpec, TaskType
+from flexlora_shared.messages.runs import ExtraTensor, ModuleSpec, RunSpec, TaskType
 
 KEY_PREFIX = "base_model.model."
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -34,9 +34,11 @@ def saved_modules(extra: Iterable[ExtraTensor]) -> list[str]:
     return sorted({h if h in {"classifier", "score"} else name.rpartition(".")[0] for name, h in heads.items()})
 
 
-def peft_task_type(task_type: TaskType) -> TaskType | None:
-    """PEFT's name of the task; it has none for images."""
-    return None if task_type == "IMAGE_CLASSIFICATION" else task_type
+def peft_task_type(spec: RunSpec) -> TaskType | None:
+    """PEFT's name of the task. It has none for images, and would train a classifier's head where the run has it frozen."""
+    task = spec.model.task_type
+    frozen = task in {"SEQ_CLS", "TOKEN_CLS"} and not spec.extra
+    return None if frozen or task == "IMAGE_CLASSIFICATION" else task
 
 
 def adapter_shapes(

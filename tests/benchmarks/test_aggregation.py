@@ -12,7 +12,8 @@ from benchmarks.lib.svd import comparing, measuring, memory
 from benchmarks.lib.svd.lines import KEYS, REUSED, WHOLE, floor_operations
 from benchmarks.lib.svd.reference_svd import Optimum
 from benchmarks.lib.svd.svd_baselines import Dense, by_torch, ours, torch_sum
-from benchmarks.lib.svd.synthetic_rounds import CYCLE, SHARES, make, ranks_of
+from benchmarks.lib.svd.synthetic_rounds import CYCLE, make, ranks_of
+from flexlora_simulation.experiment import SHARES
 
 ROUND = make(96, 80, [4, 8, 16, 8], 16, "federation")
 AGAIN = Dense("again", by_torch, for_any_rank=False)

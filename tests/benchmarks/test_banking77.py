@@ -1,6 +1,5 @@
-"""BANKING77's questions as read, sampled, dealt out unevenly and written for the agents."""
+"""BANKING77's questions as sampled, dealt out unevenly and written for the agents."""
 
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.banking77 import RANKS, SMALLEST, Question, deal, dirichlet_split, read_questions, sample
+from benchmarks.banking77 import RANKS, SMALLEST, deal, dirichlet_split, sample
 from benchmarks.lib.federation.federation import BenchmarkError
 from flexlora_client.training.data.examples import Labelled
 from flexlora_shared.messages.runs import ModelSpec
+from flexlora_simulation.workloads.banking77 import Question
 from tests.support.data_files import load
 
 LABELS = [f"intent-{n % 40}" for n in range(2000)]
@@ -77,18 +77,3 @@ def test_the_agents_read_what_they_are_dealt(tmp_path: Path) -> None:
 def test_a_sample_is_the_same_for_the_same_seed() -> None:
     assert sample(QUESTIONS, 50, 1) == sample(QUESTIONS, 50, 1) != sample(QUESTIONS, 50, 2)
     assert sorted(map(str, sample(QUESTIONS, 10_000, 0))) == sorted(map(str, QUESTIONS))
-
-
-def test_questions_are_read_as_they_stand(tmp_path: Path) -> None:
-    path = tmp_path / "test.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["text", "category"], ["Where is it,\nmy card?", "card_arrival"]])
-    assert read_questions(path) == [Question("Where is it,\nmy card?", "card_arrival")]
-
-
-@pytest.mark.parametrize("contents", [None, "question,intent\na,b\n", "text,category\n"])
-def test_another_file_is_refused(tmp_path: Path, contents: str | None) -> None:
-    if contents is not None:
-        (tmp_path / "train.csv").write_text(contents)
-    with pytest.raises(BenchmarkError, match=r"train\.csv"):
-        read_questions(tmp_path / "train.csv")

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.lib.rules.rule import Rule, Start, chosen, rules, tail_energy
 from benchmarks.lib.rules.teacher.learners import BATCH, Layer, layer, train
-from benchmarks.lib.rules.teacher.problem import KINDS, Kind, forward, problem
 from benchmarks.lib.rules.teacher.rounds import run
 from benchmarks.rules import main
 from flexlora_server.aggregation.factors import GlobalFactors
 from flexlora_server.aggregation.strategies.registry import strategies, strategy
+from flexlora_simulation.workloads.teacher_problem import KINDS, Kind, forward, problem
 
 TINY = Kind(examples=8, temperature=0.1)
 

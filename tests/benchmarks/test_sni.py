@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from benchmarks.lib.federation.federation import BenchmarkError
-from benchmarks.sni import FILE, RANKS, Instance, Task, best_rouge, deal, read_tasks, row, shortened, weighted
+from benchmarks.sni import RANKS, deal, row, tasks_of, weighted
 from flexlora_client.training.data.examples import Instructed
 from flexlora_shared.messages.runs import ModelSpec
+from flexlora_simulation.workloads.sni_files import ONE_FILE, Instance, Task
 from tests.support.data_files import load
 
 MODEL = ModelSpec(id="none")
@@ -31,43 +32,32 @@ def fields(number: int, role: str = "seen") -> dict[str, Any]:
 
 def written(folder: Path, tasks: list[dict[str, Any]]) -> Path:
     """The data set's file with these tasks."""
-    with gzip.open(folder / FILE, "wt") as file:
+    with gzip.open(folder / ONE_FILE, "wt") as file:
         file.writelines(json.dumps(task) + "\n" for task in tasks)
-    return folder / FILE
+    return folder / ONE_FILE
 
 
-def test_tasks_are_read_with_their_parts(tmp_path: Path) -> None:
-    seen, unseen = read_tasks(written(tmp_path, [fields(1), fields(2, "unseen")]))
-    assert (seen.seen, len(seen.train), len(seen.test)) == (True, 3, 2)
-    assert (unseen.seen, len(unseen.train), len(unseen.test)) == (False, 0, 2)
-    assert seen.train[0] == Instance("input 0", ("answer 0", "another"))
-
-
-@pytest.mark.parametrize(
-    "contents", [None, b"no gzip", gzip.compress(b'{"task": 1}\n', mtime=0), gzip.compress(b"x", mtime=0)[:-4]]
-)
-def test_another_file_is_refused(tmp_path: Path, contents: bytes | None) -> None:
-    if contents is not None:
-        (tmp_path / FILE).write_bytes(contents)
-    with pytest.raises(BenchmarkError, match=FILE):
-        read_tasks(tmp_path / FILE)
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ONE_FILE).write_bytes(b"no gzip")
+    with pytest.raises(BenchmarkError, match=ONE_FILE):
+        tasks_of(tmp_path / ONE_FILE)
 
 
 def test_every_participant_gets_a_task_of_its_own(tmp_path: Path) -> None:
-    tasks = read_tasks(written(tmp_path, [fields(n, "seen" if n < 25 else "unseen") for n in range(30)]))
+    tasks = tasks_of(written(tmp_path, [fields(n, "seen" if n < 25 else "unseen") for n in range(30)]))
     people = deal(tasks, 20, 0, tmp_path / "data")
     assert [person.rank for person in people] == list(RANKS)
     assert len({person.name for person in people}) == len({person.train for person in people}) == 20
     for person in people:
         number = person.name.removeprefix("task").split("_")[0]
         assert int(number) < 25  # a seen one
-        assert load(person.train, MODEL)[1] == Instructed("Do the thing number", "input 1", "answer 1")
+        assert load(person.train, MODEL)[1] == Instructed("Do the thing number", "input 1", "answer 1", ("another",))
         assert person.heldout is not None
         assert len(load(person.heldout, MODEL)) == 2
 
 
 def test_another_seed_draws_other_tasks(tmp_path: Path) -> None:
-    tasks = read_tasks(written(tmp_path, [fields(n) for n in range(60)]))
+    tasks = tasks_of(written(tmp_path, [fields(n) for n in range(60)]))
     drawn = [
         [one.name for one in deal(tasks, 20, seed, tmp_path / name)] for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     ]
@@ -76,24 +66,13 @@ def test_another_seed_draws_other_tasks(tmp_path: Path) -> None:
 
 def test_too_few_seen_tasks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="3 seen tasks for 20"):
-        deal(read_tasks(written(tmp_path, [fields(n) for n in range(3)])), 20, 0, tmp_path / "data")
-
-
-@pytest.mark.parametrize(
-    ("characters", "expected"),
-    [(100, "Sort these words."), (17, "Sort these words."), (16, "Sort these"), (10, "Sort these"), (9, "Sort")],
-)
-def test_a_definition_is_cut_between_words(characters: int, expected: str) -> None:
-    assert shortened("Sort these\n\nwords.", characters) == expected
+        deal(tasks_of(written(tmp_path, [fields(n) for n in range(3)])), 20, 0, tmp_path / "data")
 
 
 def test_the_first_answer_is_learned() -> None:
     task = Task("name", "Say it.", True, (), ())
-    assert row(task, Instance("Now", ("yes", "no")), 80) == {"instruction": "Say it.", "input": "Now", "output": "yes"}
-
-
-def test_rouge_takes_the_nearest_reference() -> None:
-    assert best_rouge("a black cat", ["the dog barks", "a cat"]) == pytest.approx(0.8)  # 2 of 3 and 2 of 2
+    made = row(task, Instance("Now", ("yes", "no")), 80)
+    assert made == {"instruction": "Say it.", "input": "Now", "output": "yes", "references": ["no"]}
 
 
 def test_tasks_weigh_by_their_size() -> None:

@@ -1,4 +1,4 @@
-"""Running `flexlora-client`: in this process, or as a process of its own that can be killed."""
+"""Running `flexlora-client`, or another program: in this process, or as a process of its own that can be killed."""
 
 import contextlib
 import io
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Result:
         return json.loads(self.out)
 
 
-def call(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Result:
+def call(*arguments: str | Path, env: Mapping[str, str] | None = None, program: Callable[[], None] = main) -> Result:
     """Run the command here; its exit code and output, and a proof that nothing else came out."""
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -39,7 +39,7 @@ def call(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Result
         contextlib.redirect_stderr(err),
     ):
         try:
-            main()
+            program()
         except SystemExit as ended:
             code = ended.code
     assert isinstance(code, int), code

@@ -1,15 +1,24 @@
 """Small simulated federations: a data set of the format of BANKING77 for a tiny Bert, and an executor in this process."""
 
 import csv
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
+from flexlora_client.agent.local_trainer import LocalTrainer
+from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
+from flexlora_client.training.models.load_model import Models
+from flexlora_shared.messages.runs import RunSpec
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
 from flexlora_simulation.engine.participant_process import ParticipantProcess
 from flexlora_simulation.experiment import Experiment, parse
+from flexlora_simulation.population.participants import Participant
 from tests.support.databases import migrated_sqlite
 from tests.support.tiny_models import LABELS, make_bert
 
@@ -28,12 +37,13 @@ def _materials(folder: Path) -> tuple[Path, Path]:
 
 
 def tiny_experiment(folder: Path, **changes: Any) -> Experiment:
-    """Four participants of ranks 2 and 4, two rounds of one step each; `run` and others are merged into their fields.
+    """Four participants of ranks 2 and 4, two rounds of one step each, which take a second; `run` is merged into its fields.
 
     folder: of the data and the model, made once.
     """
     data, model = _materials(folder)
-    run = {"rounds": 2, "clients_per_round": 3, "training": {"max_steps": 1, "batch_size": 4, "max_length": 16}}
+    training = {"max_steps": 1, "batch_size": 4, "max_length": 16}
+    run = {"rounds": 2, "clients_per_round": 3, "gather_timeout": 0.0, "training": training}
     content: dict[str, Any] = {
         "name": "tiny",
         "workload": {"name": "banking77", "data": str(data), "model": str(model)},
@@ -82,3 +92,31 @@ def folder_with_database(folder: Path) -> Path:
     (folder / "coordinator").mkdir(parents=True)
     migrated_sqlite(folder / "coordinator")
     return folder
+
+
+class Nudging(ParticipantProcess):
+    """Trains without a model: each participant adds to every tensor what is its own in that round."""
+
+    def _local_trainer(self, participant: Participant, spec: RunSpec) -> LocalTrainer:
+        trainer = Nudges(participant.name)
+        return LocalTrainer(trainer, Models(), self._of(participant.part.train), (), 0, "cpu", None, participant.name)
+
+
+@dataclass(frozen=True)
+class Nudges:
+    """The training loop of `Nudging`."""
+
+    participant: str
+
+    def train(self, job: Job) -> Outcome:
+        digest = hashlib.sha256(f"{self.participant} {job.round}".encode()).digest()
+        step = int.from_bytes(digest[:2]) / 2**20
+        trained = {key: tensor + step for key, tensor in load_file(job.adapter / ADAPTER_FILE).items()}
+        save_file(trained, job.output / ADAPTER_FILE)
+        metrics = {"train_loss": step, "train_steps": float(job.max_steps or 1)}
+        return Outcome(job.output / ADAPTER_FILE, len(job.train), metrics)
+
+
+def nudging(experiment: Experiment, folder: Path) -> Here:
+    """For `simulate(executor=...)`."""
+    return Here(Nudging(experiment, folder))

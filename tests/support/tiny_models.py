@@ -22,7 +22,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
 )
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from flexlora_client.training.contract import Job
 from flexlora_client.training.data.examples import Example
@@ -106,6 +109,20 @@ def make_bert(directory: Path) -> Path:
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+def make_vit(directory: Path) -> Path:
+    """A ViT of 2 layers for images of 8 x 8 pixels, with its image processor; its head is made for other classes."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ViTForImageClassification(ViTConfig(**size, image_size=8, patch_size=4)).save_pretrained(directory)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(directory)
     return directory
 
 

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.lib.federation.federation import BenchmarkError, Participant
 from flexlora_client.errors import TrainingError
+from flexlora_simulation.errors import SimulationError
 
 
 def parser(name: str, about: str, *, rounds: int, learning_rate: float, scaling: float) -> argparse.ArgumentParser:
@@ -69,7 +70,7 @@ def run(hold: Callable[[Path], Sequence[Mapping[str, Any]]]) -> None:
     try:
         with TemporaryDirectory(prefix="flexlora-bench-") as folder:
             found = hold(Path(folder))
-    except (BenchmarkError, TrainingError) as error:
+    except (BenchmarkError, SimulationError, TrainingError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("interrupted; every process is ended")

@@ -9,34 +9,22 @@ from torch import Tensor
 
 from benchmarks.lib.svd.matrices import geometric, orthonormal
 from flexlora_server.aggregation.svd.stack import Stack, Term
+from flexlora_simulation.experiment import SHARES, TYPES, Resource
+from flexlora_simulation.population.resources import shared_out
 
 MIXED = "mixed"
 CYCLE = (4, 8, 16, 32, 64)
-# FlexLoRA's four kinds of participants: the rank in attention layers, and in MLPs (Bai et al. 2024, arXiv 2402.11505)
-TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))
-# Its resource distributions, with the shares of its authors' code as far as we could read it; `normal` is our reading of what
-# the paper says of its figure 3, with the code's mean and standard deviation
-SHARES = {
-    "uniform": (0.25, 0.25, 0.25, 0.25),
-    "heavy-tail-light": (0.80, 0.05, 0.05, 0.10),
-    "heavy-tail-strong": (0.05, 0.05, 0.10, 0.80),
-    "normal": (0.0575, 0.4425, 0.4425, 0.0575),
-}
 DATA = ("federation", "flat")
 DECAY = math.exp(-0.05)  # of the global update's singular values, from one to the next
 DRIFT, NOISE = 0.1, 0.3  # of the round's common change, and of each participant's own, relative to the global update
 
 
 def ranks_of(mix: str, participants: int, mlp: bool) -> list[int]:
-    """Each participant's rank; shares become whole participants by largest remainder."""
+    """Each participant's rank: of the FlexLoRA paper's four types, in attention layers or in MLPs, in the shares of the mix."""
     if mix == MIXED:
         return [CYCLE[i % len(CYCLE)] for i in range(participants)]
-    exact = [share * participants for share in SHARES[mix]]
-    counts = [math.floor(count) for count in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: participants - sum(counts)]:
-        counts[i] += 1
-    return [TYPES[i][mlp] for i, count in enumerate(counts) for _ in range(count)]
+    resources = [Resource(rank=rank, share=share) for (_, rank), share in zip(TYPES, SHARES[mix], strict=True)]
+    return [TYPES[kind][mlp] for kind in shared_out(resources, participants)]
 
 
 def largest(mix: str) -> int:

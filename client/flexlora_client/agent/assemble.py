@@ -89,7 +89,7 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
     try:
         identity = credentials.load(home)
         with _connect(home, ca_file, identity, reporter, options.max_rate) as api:
-            _run_agent(home, options, api, reporter, identity.client_id)
+            _run_agent(home, options, api, reporter, identity)
     except KeyboardInterrupt:
         reporter.step("interrupted", "what is finished is kept for the next start")
         raise
@@ -101,7 +101,7 @@ def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json:
         reporter.close()
 
 
-def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, client_id: str) -> None:
+def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, identity: Identity) -> None:
     spec = api.run(options.run).spec
     work = WorkFolder(home, spec.name)
     work.lock()  # before anything that takes long
@@ -109,20 +109,20 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, cl
         reporter.keep(Diary(work.folder, spec.name))
         if options.track is not None:
             reporter.track(Tracker(options.track, spec, lambda said: reporter.step("tracking-failed", said)))
-        _prepared(home, options, api, reporter, spec, work, client_id).run()
+        _prepared(home, options, api, reporter, spec, work, identity).run()
     finally:
         work.release()
 
 
 def _prepared(
-    home: Path, options: RunOptions, api: Api, reporter: Reporter, spec: RunSpec, work: WorkFolder, client_id: str
+    home: Path, options: RunOptions, api: Api, reporter: Reporter, spec: RunSpec, work: WorkFolder, identity: Identity
 ) -> Agent | Evaluator:
     """The agent, about to declare; what would fail in a round has been looked for. Raises: ClientError, TrainingError."""
     kept_parts = local_parts(options.keep_local, spec)
     check_options(options)
-    local_trainer, data, devices = prepare(home, options, spec, client_id)
+    local_trainer, data, devices = prepare(home, options, spec, identity.name)
     _tell_data(data, reporter)
-    work.basis = compute_basis(client_id, local_trainer.train)
+    work.basis = compute_basis(identity.client_id, local_trainer.train)
     fingerprint = _check(home, options, api, reporter, spec, local_trainer, devices)
     if options.evaluates_only:
         measuring = SliceMeasuring(api, spec, work, local_trainer, reporter)
@@ -169,7 +169,7 @@ def _check(
 
 
 def prepare(
-    home: Path, options: RunOptions, spec: RunSpec, client_id: str
+    home: Path, options: RunOptions, spec: RunSpec, participant: str
 ) -> tuple[LocalTrainer, LoadedData, tuple[torch.device, ...]]:
     """The training loop with its data read, what was met in the data, and the devices to train on.
 
@@ -183,7 +183,7 @@ def prepare(
         raise BadInput(f"there is no base model at {options.model_path}; --model takes a folder on this machine")
     # what memory should not hold goes to a temporary file in the home folder
     data = load_data(options.data, spec.model, seed=spec.seed, folder=make_folder(home, 0o700))
-    return _local_trainer(options, data, ",".join(map(str, devices)), client_id), data, devices
+    return _local_trainer(options, data, ",".join(map(str, devices)), participant), data, devices
 
 
 def _connect(home: Path, ca_file: Path | None, identity: Identity, reporter: Reporter, max_rate: float | None) -> Api:
@@ -248,7 +248,7 @@ def _build_declaration(
         raise UsageError(describe_validation_error(error)) from None
 
 
-def _local_trainer(options: RunOptions, data: LoadedData, device: str, client_id: str) -> LocalTrainer:
+def _local_trainer(options: RunOptions, data: LoadedData, device: str, participant: str) -> LocalTrainer:
     models = Models()
     trainer = load_trainer(options.trainer) if options.trainer else StandardTrainer(models)
     return LocalTrainer(
@@ -259,7 +259,7 @@ def _local_trainer(options: RunOptions, data: LoadedData, device: str, client_id
         options.answers,
         device,
         options.model_path,
-        client_id,
+        participant,
         options.compute,
         load_metric(options.metric) if options.metric else None,
         options.evaluation_share,

@@ -33,7 +33,7 @@ def diagnose_all(
     http = Http(identity.url, identity.api_key, identity.tls(ca_file), rate=RateLimit(options.max_rate))
 
     def data(subject: Subject) -> str:
-        prepared = assemble.prepare(home, options, subject.spec, identity.client_id)
+        prepared = assemble.prepare(home, options, subject.spec, identity.name)
         subject.local_trainer, loaded, subject.devices = prepared
         return "; ".join(line.strip() for line in loaded.lines())
 

@@ -47,6 +47,7 @@ class Around(TypedDict, total=False):
     """What surrounds a round's training; see the fields of `Job`."""
 
     deadline: float | None
+    max_steps: int | None
     stop: Callable[[], bool]
     checkpoints: Path | None
     state: Path | None
@@ -64,7 +65,7 @@ class LocalTrainer:
     answers: int  # most held-out prompts that an evaluation answers by generating text
     device: str
     model_path: str | None
-    participant: str = ""  # its client id; seeds what must differ between participants
+    participant: str = ""  # its name; seeds what must differ between participants, the same on every coordinator
     compute: Compute = DEFAULT_COMPUTE  # how to compute a round
     own_metric: OwnMetric | None = None  # a function of the participant's own beside the metrics of the task
     evaluation_share: float = 0.25  # of the time that training takes, for a round's evaluations

@@ -38,6 +38,11 @@ class RoundTime:
         `deadline` is the round's, RFC 3339, by a clock that is `clock_ahead` seconds ahead of this machine's; `size` are the
         bytes to upload.
         """
+        now = time.time()
+        left = datetime.fromisoformat(deadline).timestamp() - clock_ahead - now
+        return now + self.training_seconds(left, size)
+
+    def training_seconds(self, left: float, size: int) -> float:
+        """How much of `left`, the seconds until the round's deadline, is for training; `size` are the bytes to upload."""
         upload = size / UNMEASURED_BYTES_PER_S if self.upload is None else UPLOAD_VARIES * self.upload
-        left = datetime.fromisoformat(deadline).timestamp() - clock_ahead - time.time()
-        return time.time() + max(left / 2, left - self.evaluation - upload - MARGIN_S)
+        return max(left / 2, left - self.evaluation - upload - MARGIN_S)

@@ -64,6 +64,7 @@ class TrainRound:
     local_parts: LocalParts
     round_time: RoundTime
     clock_ahead: float  # seconds that the coordinator's clock is ahead of this machine's
+    max_steps: int | None = None  # steps after which training ends as at the deadline; None: by the clock alone
 
     def train(self, task: Task, request: SliceRequest, served: CachedSlice) -> TrainedUpdate:
         """The round's update, recorded: from then on it is not trained again.
@@ -123,6 +124,7 @@ class TrainRound:
                     task.trainable,
                     start.frozen,
                     deadline=deadline,
+                    max_steps=self.max_steps,
                     stop=stop,
                     checkpoints=work.checkpoints,
                     state=work.optimizer,

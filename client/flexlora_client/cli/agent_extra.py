@@ -1,5 +1,6 @@
 """Checks that the libraries of the extra `agent` are installed, which some commands need."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from flexlora_client.errors import BadInput
@@ -13,8 +14,17 @@ def require_agent_extra() -> None:
     Raises:
         BadInput: a library is missing.
     """
-    missing = [library for library in LIBRARIES if find_spec(library) is None]
+    require_extra("agent", LIBRARIES)
+
+
+def require_extra(extra: str, libraries: Sequence[str]) -> None:
+    """Check that these libraries, which the extra brings, are installed, without importing them.
+
+    Raises:
+        BadInput: a library is missing.
+    """
+    missing = [library for library in libraries if find_spec(library) is None]
     if missing:
         raise BadInput(
-            f"this command needs {', '.join(missing)}, which this installation lacks: pip install 'flexlora[agent]'"
+            f"this command needs {', '.join(missing)}, which this installation lacks: pip install 'flexlora[{extra}]'"
         )

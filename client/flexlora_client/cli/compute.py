@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flexlora_client.cli.options import expand_options
+from flexlora_client.cli.option_groups import expand_options
 
 AUTO = "auto"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from flexlora_client.cli.agent_extra import require_agent_extra
-from flexlora_client.cli.options import expand_options
+from flexlora_client.cli.option_groups import expand_options
 from flexlora_client.errors import BadInput
 
 

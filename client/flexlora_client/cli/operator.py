@@ -20,7 +20,7 @@ from flexlora_client.cli.options import (
 from flexlora_client.coordinator_api.calls import Action
 from flexlora_client.errors import BadInput, describe_validation_error
 from flexlora_shared.messages.clients import TokenRequest
-from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.messages.runs import RunSpec, StartFrom
 
 runs = typer.Typer(help="Define and steer runs.", no_args_is_help=True)
 tokens = typer.Typer(help="Enrollment tokens.", no_args_is_help=True)
@@ -31,12 +31,20 @@ clients = typer.Typer(help="Enrolled clients.", no_args_is_help=True)
 @with_connection
 def create(
     file: Annotated[Path, typer.Argument(help="The run's definition, JSON; `describe` prints a start.")],
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--start-from", metavar="RUN\\[:ROUND]", help="Begin with what this run published. \\[its last round]"
+        ),
+    ] = None,
     *,
     connection: ConnectionOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Define a run; it waits in DRAFT until it is started."""
     spec = _spec(file)
+    if start_from is not None:
+        spec = spec.model_copy(update={"start_from": _start(start_from)})
     with as_operator(connection) as api:
         detail = api.create_run(spec)
     for warning in detail.warnings:
@@ -152,6 +160,13 @@ def revoke(
     with as_operator(connection) as api:
         api.revoke(client)
     print(f"client {client} is revoked")
+
+
+def _start(text: str) -> StartFrom:
+    run, colon, number = text.partition(":")
+    if colon and not number.isdecimal():
+        raise BadInput(f"--start-from {text}: {number!r} is no round; write RUN, or RUN:ROUND")
+    return build_message(StartFrom, run=run, round=int(number) if colon else None)
 
 
 def _spec(file: Path) -> RunSpec:

@@ -1,18 +1,17 @@
 """Options that several commands share, and the API connection made from them."""
 
-import inspect
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from pydantic import ValidationError
 
 from flexlora_client import credentials
+from flexlora_client.cli.option_groups import expand_options
 from flexlora_client.coordinator_api.calls import Api
 from flexlora_client.coordinator_api.http import Http
 from flexlora_client.coordinator_api.retry import COMMAND_BACKOFF, Backoff, RetryPolicy
@@ -92,25 +91,6 @@ class ConnectionOptions:
 def with_connection(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `ConnectionOptions`, in the place of its parameter `connection`."""
     return expand_options(command, "connection", ConnectionOptions)
-
-
-def expand_options(command: Callable[..., None], name: str, kind: type) -> Callable[..., None]:
-    """Give a command the options that are the fields of the dataclass `kind`, in the place of its parameter `name`."""
-    options = list(inspect.signature(kind).parameters.values())
-
-    @wraps(command)
-    def wrapper(**arguments: Any) -> None:
-        grouped = kind(**{option.name: arguments.pop(option.name) for option in options})
-        command(**{name: grouped}, **arguments)
-
-    signature = inspect.signature(command)
-    expanded = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for declared in signature.parameters.values()
-        for parameter in (options if declared.name == name else [declared])
-    ]
-    wrapper.__signature__ = signature.replace(parameters=expanded)  # type: ignore[attr-defined]  # typer reads it
-    return wrapper
 
 
 def connect(url: str, key: str | None, tls: Tls, backoff: Backoff = COMMAND_BACKOFF) -> Api:

@@ -17,9 +17,10 @@ brings another `train` and does not name them anew:
 
         supports = ("slice", "B", "A", "prefix", "fresh")
 
-A loop may ignore `job.stop`, `job.deadline`, `job.checkpoints`, `job.state`, `job.notice` and `job.before_writing`. Then the
-first Ctrl-C lets it finish its round, whose update is sent at the next start, and a second one raises KeyboardInterrupt
-wherever it is, so it should let that pass. A round that takes longer than its deadline is lost, and a killed one begins anew.
+A loop may ignore `job.stop`, `job.deadline`, `job.max_steps`, `job.checkpoints`, `job.state`, `job.notice` and
+`job.before_writing`. Then the first Ctrl-C lets it finish its round, whose update is sent at the next start, and a second one
+raises KeyboardInterrupt wherever it is, so it should let that pass. A round that takes longer than its deadline is lost, and a
+killed one begins anew.
 A loop that heeds `stop` raises `Stopped`, with a sentence that says where it stands.
 """
 
@@ -85,9 +86,14 @@ class Job:
     progress: Progress
     trainable: Trainable = "slice"
     frozen: Path | None = None  # with "prefix": directory, as `adapter`, of what acts beside it and is not trained
-    participant: str = ""  # client id; seeds a fresh adapter, which must differ between participants
+    participant: str = (
+        ""  # the name that it enrolled under; seeds a fresh adapter, which must differ between participants
+    )
     compute: Compute = DEFAULT_COMPUTE
     deadline: float | None = None  # time.time() at which training must end; what is trained by then is the outcome
+    max_steps: int | None = (
+        None  # optimizer steps after which training ends as at the deadline; None: by the clock alone
+    )
     # asked after every step but the last; where true, training saves a checkpoint and raises Stopped
     stop: Callable[[], bool] = _go_on
     checkpoints: Path | None = None  # folder for checkpoints of this round; None: none are written

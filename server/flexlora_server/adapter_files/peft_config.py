@@ -15,7 +15,7 @@ def adapter_config(spec: RunSpec, rank: int, pattern: Mapping[str, int]) -> dict
     alphas = {key: spec.scaling.alpha_of(own) for key, own in pattern.items()}
     return {
         "peft_type": "LORA",
-        "task_type": peft_task_type(spec.model.task_type),
+        "task_type": peft_task_type(spec),
         "base_model_name_or_path": spec.model.id,
         "revision": spec.model.revision,
         "inference_mode": True,

@@ -11,6 +11,7 @@ from flexlora_server.api.services import get_services
 from flexlora_server.api.strict_json import RunPath, problems, router
 from flexlora_server.database.queries import runs
 from flexlora_server.lifecycle import transitions
+from flexlora_server.lifecycle.start_adapter import with_start
 from flexlora_server.lifecycle.validation import check_spec
 from flexlora_server.state_machine import Action
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
@@ -20,12 +21,16 @@ from flexlora_shared.run_checks import warnings
 routes = router("runs")
 
 
-@routes.post("/v1/runs", status_code=201, responses=problems(Code.FORBIDDEN, Code.RUN_EXISTS, Code.INVALID_RUN))
+_CREATION = problems(Code.FORBIDDEN, Code.RUN_EXISTS, Code.INVALID_RUN, Code.RUN_NOT_FOUND, Code.ADAPTER_NOT_PUBLISHED)
+
+
+@routes.post("/v1/runs", status_code=201, responses=_CREATION)
 def create_run(request: Request, spec: Annotated[RunSpec, Body(examples=[RUN_SPEC])], who: Operator) -> RunDetail:
     """Define a run. It waits in DRAFT until it is started."""
     check_spec(spec)
     services = get_services(request)
     with services.store.transaction() as tx:
+        spec = with_start(tx, spec)
         run = runs.create(tx, spec)
         status = status_views.run_status(tx, run, services.settings.presence_window)
         return RunDetail(status=status, spec=spec, warnings=warnings(spec))

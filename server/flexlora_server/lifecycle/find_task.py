@@ -92,10 +92,11 @@ def find_task(store: Store, blobs: BlobStore, name: str, client: str, instance: 
             return None, run.version
     held = held_ranks(assignment.rank, assignment.rank_pattern, assignment.hold_rank)
     blob = slice_blob(store, blobs, name, round_.number - 1, *held)
-    return _task_message(spec, round_, assignment, blob.sha256, blob.size), run.version
+    return task_message(spec, round_, assignment, blob.sha256, blob.size), run.version
 
 
-def _task_message(spec: RunSpec, round_: Round, assignment: Assignment, sha256: str, size: int) -> Task:
+def task_message(spec: RunSpec, round_: Round, assignment: Assignment, sha256: str, size: int) -> Task:
+    """The task of a place in a round that began, with the digest and the size in bytes of the slice that it starts from."""
     assert round_.deadline is not None, "a collecting round has a deadline"
     path = f"/v1/runs/{spec.name}/rounds/{round_.number - 1}"
     query = _query(*held_ranks(assignment.rank, assignment.rank_pattern, assignment.hold_rank))

@@ -6,14 +6,17 @@ whole upload. Results are written in the order of the modules, so the bytes do n
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
-from flexlora_server.adapter_files.global_adapter_torch import GlobalAdapterWriter, served_dtype
+from flexlora_server.adapter_files.global_adapter_torch import GlobalAdapterWriter, TorchGlobalAdapter, served_dtype
 from flexlora_server.aggregation.extra_tensors import initial_extra
 from flexlora_server.aggregation.factors import initial_factors
 from flexlora_server.aggregation.filters.from_definition import rules
 from flexlora_server.aggregation.filters.reweight import Shares, apply_filters
 from flexlora_server.aggregation.geometry.projection import cosines
+from flexlora_server.aggregation.start import start_factors
+from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.worker import metrics
 from flexlora_server.worker.aggregate_module import ModuleAggregator, ModuleResult, RoundWork
 from flexlora_server.worker.executors.base import Executor, ThreadExecutor
@@ -23,7 +26,7 @@ from flexlora_shared.messages.runs import ModuleSpec, RunSpec
 from flexlora_shared.messages.status import AggregationMetrics, CosineRange, ModuleMetrics
 from flexlora_shared.ranks import capped
 
-__all__ = ["RoundWork", "write_aggregate", "write_initial"]
+__all__ = ["RoundWork", "write_aggregate", "write_initial", "write_start"]
 
 
 def write_initial(spec: RunSpec, file: BinaryIO) -> None:
@@ -34,6 +37,30 @@ def write_initial(spec: RunSpec, file: BinaryIO) -> None:
         writer.module(module.name, initial_factors(d, k, rank, spec.seed, module.name, dtype))
     for extra in spec.extra:
         writer.extra(extra.name, initial_extra(extra.shape, extra.init, spec.seed, extra.name))
+    writer.close()
+
+
+def write_start(spec: RunSpec, source: Path, file: BinaryIO, check_alive: Callable[[], None]) -> None:
+    """Write round 0 of a run that starts from the stored global update in `source`, of the same modules and extra tensors.
+
+    Raises:
+        AggregationError: a module's update exceeds the run's norm bound, or does not fit into what the run serves.
+    """
+    writer, dtype, stored = GlobalAdapterWriter(file, spec), served_dtype(spec), TorchGlobalAdapter(source)
+    one_rank = strategy(spec.strategy).one_rank
+    for module in spec.modules:
+        check_alive()
+        d, k, rank = module.out_features, module.in_features, capped(module, spec.largest_rank)
+        factors = start_factors(
+            stored.factors(module.name),
+            initial_factors(d, k, rank, spec.seed, module.name, dtype),
+            one_rank=one_rank,
+            norm_bound=spec.norm_bound,
+            dtype=dtype,
+        )
+        writer.module(module.name, factors)
+    for extra in spec.extra:
+        writer.extra(extra.name, stored.extra(extra.name))
     writer.close()
 
 

@@ -32,6 +32,8 @@ def explain_failure(job: Job, blobs: BlobStore, settings: Settings, check_alive:
         OSError: the storage cannot be read.
     """
     if job.work is None:
+        if job.start is not None and (fault := _fault(blobs, job.start)):
+            return f" The adapter that the run starts from {fault}: restore the blob {job.start}."
         return ""
     faults = "".join(f" {fault}." for fault in _storage_faults(job.work, blobs, check_alive))
     return faults or _input_faults(job.work, blobs, settings, check_alive)

@@ -19,12 +19,14 @@ class Job:
     """One aggregation under its lease.
 
     work: None in round 0, which has no inputs; its paths are bare SHA-256 names: see `RoundWork.with_paths`.
+    start: SHA-256 of the global update that round 0 begins with, where the run starts from one.
     slices: (rank, pattern) of the slices that participants will ask for.
     """
 
     lease: Lease
     spec: RunSpec
     work: RoundWork | None
+    start: str | None
     slices: tuple[tuple[int, dict[str, int]], ...]
 
 
@@ -32,7 +34,8 @@ def read_job(tx: Tx, lease: Lease, settings: Settings) -> Job:
     """The job of a leased round; round 0 has no inputs."""
     spec = runs.spec_of(runs.get(tx, lease.run))
     work = _work(tx, lease, spec, settings) if lease.number > 0 else None
-    return Job(lease, spec, work, adapters.expected_slices(tx, lease.run, spec.largest_rank))
+    start = spec.start_from.sha256 if spec.start_from is not None and work is None else None
+    return Job(lease, spec, work, start, adapters.expected_slices(tx, lease.run, spec.largest_rank))
 
 
 def _work(tx: Tx, lease: Lease, spec: RunSpec, settings: Settings) -> RoundWork:

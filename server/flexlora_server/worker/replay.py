@@ -16,9 +16,10 @@ from torch import Tensor
 from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter
 from flexlora_server.adapter_files.round_uploads import InputUpdate
 from flexlora_server.aggregation.factors import GlobalFactors
-from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate, write_initial
+from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate, write_initial, write_start
 from flexlora_server.worker.software import software
 from flexlora_shared.messages.records import RoundRecord
+from flexlora_shared.messages.runs import RunSpec
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,17 @@ def _named_files(record: RoundRecord) -> Iterator[tuple[str, str]]:
             yield one.base, f"the global update that update {number} was trained from, which came late"
     if record.before is not None and record.spec.robust:
         yield record.before, f"the global update of round {record.round - 2}"
+    if record.previous is None and record.spec.start_from is not None:
+        yield _start_of(record.spec), "the global update that the run starts from"
     if record.previous is not None:
         yield record.previous, f"the global update of round {record.round - 1}"
     yield record.published, f"the global update of round {record.round}"
+
+
+def _start_of(spec: RunSpec) -> str:
+    assert spec.start_from is not None
+    assert spec.start_from.sha256 is not None, "filled in when the run was created"
+    return spec.start_from.sha256
 
 
 def _find(folder: Path, sha256: str) -> Path | None:
@@ -90,7 +99,10 @@ def _digest(path: Path) -> str:
 def _aggregate(record: RoundRecord, paths: dict[str, Path], result: Path, threads: int, device: str) -> None:
     with result.open("w+b") as file:
         if record.previous is None:
-            write_initial(record.spec, file)
+            if record.spec.start_from is None:
+                write_initial(record.spec, file)
+            else:
+                write_start(record.spec, paths[_start_of(record.spec)], file, lambda: None)
             return
         inputs = [
             InputUpdate(

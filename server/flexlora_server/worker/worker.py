@@ -107,7 +107,9 @@ class Worker:
         started = time.perf_counter()
         with self._blobs.writing() as file, self._blobs.pinned() as pin:
             modules, updates = tuple[ModuleMetrics, ...](), None
-            if job.work is None:
+            if job.start is not None:
+                aggregate_round.write_start(job.spec, pin(job.start), file, check_alive)
+            elif job.work is None:
                 aggregate_round.write_initial(job.spec, file)
             else:
                 work = job.work.with_paths(lambda path: pin(path.name))

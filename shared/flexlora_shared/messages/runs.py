@@ -111,7 +111,7 @@ class TrainingSpec(Message):
     """Hyper-parameters of local training, passed through to every agent."""
 
     learning_rate: Annotated[
-        float, Field(gt=0, le=10, description="Learning rate of AdamW; with a schedule, its peak")
+        float, Field(gt=0, le=10, description="Learning rate of the optimizer; with a schedule, its peak")
     ] = 2e-4
     epochs: Annotated[int, Field(ge=1, le=1000, description="Passes over the participant's examples in each round")] = 1
     max_steps: Annotated[
@@ -123,7 +123,7 @@ class TrainingSpec(Message):
     max_length: Annotated[
         int, Field(ge=8, le=1_048_576, description="Most tokens of an example; longer ones are cut")
     ] = 512
-    weight_decay: Annotated[float, Field(ge=0, le=1, description="Weight decay of AdamW")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="Weight decay of the optimizer")] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0, description="Norm at which gradients are clipped")] = 1.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout in front of lora_A")] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of shuffling and dropout")] = 0
@@ -143,6 +143,13 @@ class TrainingSpec(Message):
             exclude_if=omitted_if_default(0.0),
         ),
     ] = 0.0
+    optimizer: Annotated[
+        Literal["adamw", "sgd"],
+        Field(
+            description="What takes the steps: AdamW, or plain SGD without momentum",
+            exclude_if=omitted_if_default("adamw"),
+        ),
+    ] = "adamw"
     optimizer_state: Annotated[
         Literal["fresh", "keep"],
         Field(
@@ -178,6 +185,20 @@ class TrainingSpec(Message):
             exclude_if=omitted_if_default(False),
         ),
     ] = False
+
+
+class StartFrom(Message):
+    """The published adapter of an earlier run on the same coordinator, with which a run begins."""
+
+    run: Annotated[RunName, Field(description="Name of the earlier run")]
+    round: Annotated[
+        Annotated[int, Field(ge=0, le=100_000)] | None,
+        Field(description="Which of its rounds; null: the last one published when the new run is created"),
+    ] = None
+    sha256: Annotated[
+        Sha256 | None,
+        Field(description="SHA-256 of the global update it published; the coordinator fills it in, or compares it"),
+    ] = None
 
 
 class RunSpec(Message):
@@ -255,6 +276,13 @@ class RunSpec(Message):
         float, Field(gt=0, le=1e15, description="Largest Frobenius norm of an update of a module or extra tensor")
     ] = 1e4
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Seed of round 0 and of the sampling of participants")] = 0
+    start_from: Annotated[
+        StartFrom | None,
+        Field(
+            description="The adapter that round 0 publishes; null: a random lora_A and lora_B = 0",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
 
     @property
     def largest_rank(self) -> int:

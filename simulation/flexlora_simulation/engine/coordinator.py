@@ -9,98 +9,126 @@ from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from flexlora_server import state_machine as machine
+from flexlora_server.api.status_views import round_detail
 from flexlora_server.database.queries import adapters, clients, rounds, runs, uploads
 from flexlora_server.database.queries.presence import mark_seen
-from flexlora_server.database.schema import Client, Event
-from flexlora_server.database.transactions import Store
-from flexlora_server.errors import Refusal
-from flexlora_server.lifecycle import accept_upload, transitions
-from flexlora_server.lifecycle.find_task import find_task
+from flexlora_server.database.schema import Client, Event, Round
+from flexlora_server.database.transactions import Store, Tx
+from flexlora_server.errors import PluginUnusable, Refusal
+from flexlora_server.lifecycle import transitions
 from flexlora_server.lifecycle.serve_slice import slice_blob
 from flexlora_server.lifecycle.validation import check_declaration, check_spec
 from flexlora_server.settings import Settings
 from flexlora_server.storage import open_blobs
+from flexlora_server.worker import leases
+from flexlora_server.worker.leases import Lease
 from flexlora_server.worker.worker import Worker
 from flexlora_shared.messages.clients import Declaration, Enrollment, TokenRequest
 from flexlora_shared.messages.runs import RunSpec
-from flexlora_shared.messages.tasks import Task
-from flexlora_shared.messages.uploads import Receipt, UploadCreate
-from flexlora_shared.problems import Code
+from flexlora_shared.messages.status import RoundDetail
+from flexlora_simulation.engine.places import Place, Places
+from flexlora_simulation.engine.sending import Sending
 from flexlora_simulation.errors import SimulationError
 
-
-@dataclass(frozen=True)
-class Assigned:
-    """A participant that a round waits for: its place in an attempt, when it was given, and whether its update came."""
-
-    client: str
-    round: int
-    attempt: int
-    accepted: bool
+THIS_INSTANT_S = 1e-6  # presence is said anew at every instant at which the coordinator looks at it
+OF_THE_WORKER = (SQLAlchemyError, OSError, PluginUnusable)  # what fails beside the aggregation itself
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The run now. `wait_until`: the instant at which time alone may move it, None where it waits for something else."""
+    """The run now.
+
+    round: None where the run is over. why: what the round waits for, a sentence; empty where it moves on. until: the instant at
+    which time alone may move it, None where it waits for something else.
+    """
 
     run_state: str
     reason: str | None
-    round: machine.RoundView | None
-    wait_until: datetime | None
+    round: machine.RoundView | None = None
+    why: str = ""
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A round that was published: its counts, and `seconds` that its aggregation took."""
+
+    view: machine.RoundView
+    at: datetime
+    adapter_sha256: str
+    seconds: float
 
 
 class Coordinator:
     """One run of a coordinator whose time is `clock`, seconds since the epoch."""
 
-    def __init__(self, folder: Path, run: str, clock: Callable[[], float], threads: int = 1) -> None:
+    def __init__(self, folder: Path, spec: RunSpec, clock: Callable[[], float]) -> None:
         self._settings = Settings(
             data_dir=folder,
             blobs_url=None,
             database_url=None,
             ray_address=None,
-            aggregation_threads=threads,
+            aggregation_threads=1,
             aggregation_device="cpu",
-            presence_window=15.0,
+            presence_window=THIS_INSTANT_S,
             lease_seconds=3600.0,
         )
         self._store = Store(self._settings.url, clock)
         self._store.migrate()
         self._blobs = open_blobs(self._settings)
         self._worker = Worker(self._store, self._blobs, self._settings)
-        self._run = run
+        self._places = Places(self._store, self._blobs, spec.name)
+        self._spec, self._run = spec, spec.name
+        self.sending = Sending(self._store, self._blobs, self._settings, spec.name)
 
     def close(self) -> None:
         """Close the database."""
         self._store.close()
 
-    def begin(self, spec: RunSpec, declarations: Mapping[str, Declaration]) -> None:
-        """Create and start the run with these participants, by name; what is there already is left as it is.
+    def begin(self, declarations: Mapping[str, Declaration]) -> None:
+        """Create and start the run with these participants, by name; what is there already goes on.
 
         Raises:
             SimulationError: the run's definition or a declaration is refused.
         """
         try:
-            check_spec(spec)
+            check_spec(self._spec)
             with self._store.transaction() as tx:
                 if all(run.name != self._run for run in runs.list_all(tx)):
-                    run = runs.create(tx, spec)
-                    for name, declaration in declarations.items():
-                        check_declaration(spec, declaration)
-                        token = clients.create_token(tx, TokenRequest()).token
-                        client = clients.enroll(tx, Enrollment(token=token, name=name)).client_id
-                        rounds.declare(tx, run, client, declaration, None)
-                    transitions.start(tx, run)
-                elif runs.spec_of(runs.get(tx, self._run)) != spec:
+                    self._create(tx, declarations)
+                elif runs.spec_of(runs.get(tx, self._run)) != self._spec:
                     raise SimulationError("the folder holds a run of another definition; give a new folder")
+                else:
+                    self._give_back(tx)
         except Refusal as refusal:
             raise SimulationError(f"run: {refusal}") from refusal
 
-    def client_names(self) -> dict[str, str]:
-        """The participants' names by client id."""
+    def _create(self, tx: Tx, declarations: Mapping[str, Declaration]) -> None:
+        run = runs.create(tx, self._spec)
+        for name, declaration in declarations.items():
+            check_declaration(self._spec, declaration)
+            token = clients.create_token(tx, TokenRequest()).token
+            client = clients.enroll(tx, Enrollment(token=token, name=name)).client_id
+            rounds.declare(tx, run, client, declaration, None)
+        transitions.start(tx, run)
+
+    def _give_back(self, tx: Tx) -> None:
+        """A round that was being aggregated by a process that is no more, or that failed, is aggregated again."""
+        round_ = rounds.current(tx, self._run)
+        if round_ is None or round_.state not in {"AGGREGATING", "FAILED"}:
+            return
+        if round_.lease_holder is not None:
+            leases.release(tx, Lease(round_.id, self._run, round_.number, round_.lease_token), None)
+        elif round_.state == "FAILED" or (round_.lease_until is not None and not round_.failures):
+            transitions.retry(tx, runs.lock(tx, self._run), round_, ())
+
+    def clients(self) -> dict[str, str]:
+        """The participants' client ids by name."""
         with self._store.reading() as tx:
-            return {client.id: client.name for client in tx.session.scalars(select(Client))}
+            return {client.name: client.id for client in tx.session.scalars(select(Client))}
 
     def last_instant(self) -> datetime | None:
         """When the last thing happened, None before the first."""
@@ -110,41 +138,34 @@ class Coordinator:
     def snapshot(self) -> Snapshot:
         """The run now."""
         with self._store.reading() as tx:
-            run = runs.get(tx, self._run)
-            spec, round_ = runs.spec_of(run), rounds.current(tx, self._run)
-            if round_ is None or run.state in machine.FINAL_STATES:
-                return Snapshot(run.state, run.reason, None, None)
-            view = rounds.round_view(tx, run, round_)
-            until = None
-            if round_.state == "OPEN":
-                present = rounds.present_clients(tx, round_, self._settings.presence_window)
-                decision = machine.gather(spec, view, present, tx.now, uploads.clients_carried_over(tx, round_))
-                until = decision.until if isinstance(decision, machine.Wait) else None
-            elif round_.state == "COLLECTING":
-                waiting = machine.judge(spec, view, tx.now)
-                until = waiting.until if isinstance(waiting, machine.Wait) else None
-            return Snapshot(run.state, run.reason, view, until)
+            return self._snapshot(tx)
 
-    def poll(self, present: Sequence[str]) -> None:
-        """These participants (client ids) ask for work, and the round moves on where it is due."""
+    def poll(self, present: Sequence[str]) -> Snapshot:
+        """These participants (client ids) ask for work, and the round moves on where it is due; the run then."""
         with self._store.transaction() as tx:
             run = runs.lock(tx, self._run)
             mark_seen(tx, self._run, present)
             transitions.advance(tx, run, self._settings.presence_window)
+            return self._snapshot(tx)
 
-    def assigned(self) -> list[Assigned]:
-        """Everybody who was ever given a place in a round, in the order of the rounds."""
-        with self._store.reading() as tx:
-            found = []
-            for round_ in reversed(rounds.list_latest(tx, self._run)):
-                accepted = {row.client_id for row in uploads.list_of_round(tx, round_) if row.state == "ACCEPTED"}
-                for row in rounds.list_assignments(tx, round_):
-                    found.append(Assigned(row.client_id, round_.number, round_.attempt, row.client_id in accepted))
-            return found
+    def _snapshot(self, tx: Tx) -> Snapshot:
+        run, round_ = runs.get(tx, self._run), rounds.current(tx, self._run)
+        if round_ is None or run.state in machine.FINAL_STATES:
+            return Snapshot(run.state, run.reason)
+        view = rounds.round_view(tx, run, round_)
+        decision: object = None
+        if round_.state == "OPEN":
+            present = rounds.present_clients(tx, round_, self._settings.presence_window)
+            decision = machine.gather(self._spec, view, present, tx.now, uploads.clients_carried_over(tx, round_))
+        elif round_.state == "COLLECTING":
+            decision = machine.judge(self._spec, view, tx.now)
+        if isinstance(decision, machine.Wait):
+            return Snapshot(run.state, run.reason, view, decision.why, decision.until)
+        return Snapshot(run.state, run.reason, view)
 
-    def task(self, client: str) -> Task | None:
-        """What this participant is to train now."""
-        return find_task(self._store, self._blobs, self._run, client, None)[0]
+    def places(self, number: int | None = None) -> list[Place]:
+        """The participants' places in round `number`; None: in all rounds."""
+        return self._places.read(self._spec, number)
 
     def file(self, sha256: str) -> Path:
         """The file of a slice."""
@@ -154,35 +175,39 @@ class Coordinator:
         """The file of the slice of this rank that a round published."""
         return self.file(slice_blob(self._store, self._blobs, self._run, round, rank, {}).sha256)
 
-    def adapter_sha256(self, round: int) -> str:
-        """The digest of the global adapter that a round published."""
+    def published(self) -> list[Published]:
+        """All published rounds, oldest first."""
         with self._store.reading() as tx:
-            return adapters.get_published(tx, self._run, round).sha256
+            found = [round_ for round_ in rounds.list_latest(tx, self._run) if round_.state == "PUBLISHED"]
+            return [self._published(tx, round_) for round_ in reversed(found)]
 
-    def deliver(self, client: str, round: int, upload: UploadCreate, file: Path) -> Receipt | None:
-        """Upload an update; None where it comes too late to count.
+    def published_round(self, number: int) -> Published:
+        """A published round."""
+        with self._store.reading() as tx:
+            return self._published(tx, rounds.latest(tx, self._run, number))
 
-        Raises:
-            SimulationError: it is refused for another reason.
-        """
-        try:
-            status, _ = accept_upload.announce(self._store, self._run, round, client, None, upload)
-            if status.state != "ACCEPTED" and status.offset < upload.size:
-                self._write(status.id, file)
-            return accept_upload.commit(self._store, self._blobs, self._settings, status.id, client)
-        except Refusal as refusal:
-            if refusal.problem.code in {Code.ROUND_CLOSED, Code.RUN_OVER}:
-                return None
-            raise SimulationError(f"round {round}: an update was refused: {refusal}") from refusal
+    def round_detail(self, round: int) -> RoundDetail:
+        """A round with the figures of its modules, as the coordinator tells them."""
+        with self._store.reading() as tx:
+            found = rounds.latest(tx, self._run, round)
+            return round_detail(tx, runs.get(tx, self._run), found, self._settings.presence_window, operator=False)
 
-    def _write(self, upload: str, file: Path) -> None:
-        incoming = self._blobs.uploads
-        with incoming.open_part(upload, 0, lambda written: None) as target:
-            target.write(file.read_bytes())
-            end, part = incoming.finish_part(upload, 0, target)
-            with self._store.transaction() as tx:
-                uploads.advance(tx, upload, 0, end, part)
+    def _published(self, tx: Tx, round_: Round) -> Published:
+        assert round_.published_at is not None, "it is published"
+        assert round_.aggregation_seconds is not None, "so it was aggregated"
+        view = rounds.round_view(tx, runs.get(tx, self._run), round_)
+        sha256 = adapters.get_published(tx, self._run, round_.number).sha256
+        return Published(view, round_.published_at, sha256, round_.aggregation_seconds)
 
     def aggregate(self) -> None:
-        """Aggregate the round that waits for it, as a worker does."""
-        self._worker.step()
+        """Aggregate the round that waits for it, as a worker does.
+
+        Raises:
+            SimulationError: the disk or a plug-in fails, not the aggregation itself, which may be tried again.
+        """
+        try:
+            self._worker.step()
+        except OF_THE_WORKER as error:
+            raise SimulationError(
+                f"a round could not be aggregated: {error}; mend that, then start the same experiment again: it goes on"
+            ) from error

@@ -66,5 +66,6 @@ class Evaluations:
             evaluated = future.result()
             for metric, value in evaluated.metrics.items():
                 participant = job.on if on == "heldout" else ""
-                row = EvaluationRow(job.round, on, participant, job.rank, metric, value, evaluated.examples)  # type: ignore[arg-type]
+                examples = evaluated.examples_of.get(metric, evaluated.examples)
+                row = EvaluationRow(job.round, on, participant, job.rank, metric, value, examples)  # type: ignore[arg-type]
                 self.record(row)

@@ -1,64 +1,40 @@
 """One federation in virtual time: events in the order of their instants, until the run is over.
 
 The coordinator's state machine decides everything; this loop is the world around it: who is there, how long each participant
-takes, who vanishes. Between two events nothing happens, so the clock jumps. What a participant trains depends on its slice and
-its data alone, so trainings run side by side in any order, and their updates are delivered in the order of virtual time.
+takes, who vanishes or fails. Between two events nothing happens, so the clock jumps.
 
-A federation that was killed goes on from the coordinator's database: who was given a task and has not delivered is drawn again,
-the same.
+A federation that was killed goes on from the coordinator's database: every draw depends on names and numbers alone, so who has
+a place there and has not delivered is on its way again as it was.
 """
 
-import heapq
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
-from flexlora_server.state_machine import RoundView, updates_needed
+from flexlora_client.agent.report_failure import MAX_REASON_CHARS, failure_kind
+from flexlora_client.errors import ClientError, TrainingError
+from flexlora_server.state_machine import RoundView
 from flexlora_shared.messages.runs import RunSpec
-from flexlora_shared.messages.tasks import Task
-from flexlora_simulation.engine.coordinator import Assigned, Coordinator
+from flexlora_shared.messages.tasks import Failure
+from flexlora_simulation.engine.coordinator import Coordinator, Snapshot
+from flexlora_simulation.engine.deliveries import Deliveries, Delivery
 from flexlora_simulation.engine.evaluations import Evaluations
 from flexlora_simulation.engine.jobs import Executor, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.places import Place
+from flexlora_simulation.engine.rows import outcome_of, place_row, round_row
+from flexlora_simulation.engine.virtual_clock import VirtualClock
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.population.participants import Participant
 from flexlora_simulation.population.virtual_time import VirtualTime
-from flexlora_simulation.results.tables import ParticipantRow, RoundRow, Row
+from flexlora_simulation.results.tables import ParticipantRow, RoundRow, Row, Tables
 
-START = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-class VirtualClock:
-    """The federation's time; it jumps from event to event and never goes back."""
-
-    def __init__(self, now: datetime = START) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        """Seconds since the epoch."""
-        return self.now.timestamp()
-
-    def advance_to(self, instant: datetime) -> None:
-        """Jump, unless it is later already."""
-        self.now = max(self.now, instant)
-
-
-@dataclass(order=True)
-class Arrival:
-    """An update on its way; `training` is None until somebody needs it."""
-
-    at: datetime
-    participant: str
-    round: int
-    task: Task = field(compare=False)
-    seconds: float = field(compare=False)
-    training: "Future[TrainedUpdate] | None" = field(compare=False, default=None)
+MOST_WAITS = 1000  # for participants to be available
 
 
 @dataclass
 class Federation:
-    """The world around one coordinator."""
+    """The world around one coordinator. `record` takes each row of the tables, which say what was recorded before."""
 
     spec: RunSpec
     coordinator: Coordinator
@@ -67,14 +43,16 @@ class Federation:
     timing: VirtualTime
     executor: Executor
     evaluations: Evaluations
+    tables: Tables
     record: Callable[[Row], None]
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._names = self.coordinator.client_names()
-        self._clients = {name: client for client, name in self._names.items()}
-        self._arrivals: list[Arrival] = []
-        self._given: set[tuple[str, int, int]] = set()  # client, round, attempt
+        self._deliveries = Deliveries(self.spec, self.executor)
+        self._clients = self.coordinator.clients()
+        self._given: dict[tuple[str, int], bool] = {}  # name and round of each place: whether an update may come of it
+        self._collecting = (0, 0)  # round and attempt whose places were given
+        self._there: tuple[tuple[int, int, int], list[str]] = ((0, 0, 0), [])
 
     def run(self) -> None:
         """All rounds that are left.
@@ -82,132 +60,177 @@ class Federation:
         Raises:
             SimulationError: the run failed, or waits for participants that never come.
         """
-        while (now := self.coordinator.snapshot()).round is not None:
+        for published in self.coordinator.published():
+            self._published(published.view.number)
+        for place in self.coordinator.places():
+            self._give(place)
+        while (now := self._moved()).round is not None:
             view = now.round
             if now.run_state == "FAILED":
                 raise SimulationError(f"round {view.number} could not be aggregated: {now.reason}")
             if view.state == "AGGREGATING":
                 self._aggregate(view)
                 continue
-            if view.state == "OPEN":
-                self._gather(view)
-            else:
-                self._give_tasks()
-            if self.coordinator.snapshot().round == view:
-                self._wait(view, now.wait_until)
+            if view.state == "COLLECTING":
+                self._begin(view)
+            self._wait(view, now)
+        while self._deliveries:
+            self._discard(self._deliveries.take())
         if now.run_state != "COMPLETED":
             raise SimulationError(f"the run is {now.run_state}: {now.reason}")
 
-    def _gather(self, view: RoundView) -> None:
-        busy = {arrival.participant for arrival in self._arrivals}
-        there = [
-            self._clients[name]
-            for name, participant in self.participants.items()
-            if participant.part.seen
-            and name not in busy
-            and self.timing.is_available(participant, view.number, view.attempt)
-        ]
-        self.coordinator.poll(there)
+    def _moved(self) -> Snapshot:
+        """The run, whose round has moved where that was due."""
+        now = self.coordinator.snapshot()
+        if now.round is not None and now.round.state == "COLLECTING" and not now.why:
+            now = self.coordinator.poll([])
+        if now.round is not None and now.round.state == "OPEN":
+            now = self.coordinator.poll(self._present(now.round))
+        return now
 
-    def _give_tasks(self) -> None:
-        """Everybody who was just assigned begins; only trainings whose updates may be needed begin at once."""
-        for assigned in self.coordinator.assigned():
-            place = (assigned.client, assigned.round, assigned.attempt)
-            if place not in self._given:
-                self._given.add(place)
-                self._give(assigned)
-        self._begin_needed()
+    def _present(self, view: RoundView) -> list[str]:
+        """The client ids of everybody who asks for work while a round is open."""
+        if view.state != "OPEN":
+            return []
+        key = view.number, view.attempt, self._waits(view)
+        if self._there[0] != key:
+            seen = (one for one in self.participants.values() if one.part.seen)
+            self._there = key, [one.name for one in seen if self.timing.is_available(one, *key)]
+        return [self._clients[name] for name in self._there[1] if not self._deliveries.is_busy(name)]
 
-    def _give(self, assigned: Assigned) -> None:
-        if assigned.accepted:
+    def _waits(self, view: RoundView) -> int:
+        """How often the open round has waited for `gather_timeout`; each time other participants may be available."""
+        return int((self.clock.now - view.opened_at) / self._one_wait)
+
+    @property
+    def _one_wait(self) -> timedelta:
+        return timedelta(seconds=max(self.spec.gather_timeout, 1.0))
+
+    def _begin(self, view: RoundView) -> None:
+        """Everybody who was just assigned begins."""
+        if self._collecting != (view.number, view.attempt):
+            self._collecting = (view.number, view.attempt)
+            for place in self.coordinator.places(view.number):
+                if place.task.attempt == view.attempt:
+                    self._give(place)
+        self._deliveries.begin_needed(view)
+
+    def _give(self, place: Place) -> None:
+        """Begin a place, or take it up as it was left. Who has an update on its way from an earlier attempt has nothing to do."""
+        name, task = place.name, place.task
+        if self._given.get((name, task.round)):
             return
-        name = self._names[assigned.client]
-        participant, task = self.participants[name], self.coordinator.task(assigned.client)
-        if task is None or any(arrival.participant == name for arrival in self._arrivals):
+        participant = self.participants[name]
+        vanishes = self.timing.vanishes(participant, task.round, task.attempt)
+        self._given[name, task.round] = not vanishes
+        delivery = self._delivery(place, participant)
+        if self.tables.has(ParticipantRow, task.round, task.attempt, name):
             return
-        if self.timing.vanishes(participant, task.round, task.attempt):
-            self._record_part(task, name, "vanished", None, None)
-            return
-        seconds = self.timing.seconds(participant, task)
+        if vanishes:
+            self.record(place_row(place, "vanished"))
+        elif place.failure is not None:
+            self.record(place_row(place, "failed", delivery.seconds, reason=place.failure.reason))
+        elif place.sent is not None:
+            self.record(place_row(place, outcome_of(place, place.counts_in), delivery.seconds, place.sent))
+        else:
+            self._deliveries.add(delivery)
+
+    def _delivery(self, place: Place, participant: Participant) -> Delivery:
+        task, plan = place.task, self.timing.plan(participant, place.task)
         begun = datetime.fromisoformat(task.deadline) - timedelta(seconds=self.spec.round_timeout)
-        heapq.heappush(self._arrivals, Arrival(begun + timedelta(seconds=seconds), name, task.round, task, seconds))
+        trained, arrives = (begun + timedelta(seconds=seconds) for seconds in (plan.trained, plan.arrived))
+        over = (
+            place.open_upload is not None or trained < self.clock.now
+        )  # that event: the simulation was killed after it
+        job = TrainingJob(place.name, task, self.coordinator.file(task.adapter.sha256), plan.max_steps)
+        at = arrives if over else trained
+        return Delivery(at, place.name, place, trained, arrives, plan.arrived, job, place.open_upload)
 
-    def _begin_needed(self) -> None:
-        view = self.coordinator.snapshot().round
-        if view is None or view.deadline is None:
-            return
-        needed = updates_needed(self.spec, view) - view.accepted
-        for arrival in sorted(self._arrivals)[: max(needed, 0)]:
-            self._begin(arrival)
-
-    def _begin(self, arrival: Arrival) -> "Future[TrainedUpdate]":
-        if arrival.training is None:
-            job = TrainingJob(arrival.participant, arrival.task, self.coordinator.file(arrival.task.adapter.sha256))
-            arrival.training = self.executor.train(job)
-        return arrival.training
-
-    def _wait(self, view: RoundView, until: datetime | None) -> None:
-        """Jump to the next event: an update arrives, or a deadline passes."""
-        if self._arrivals and (until is None or self._arrivals[0].at < until):
-            arrival = heapq.heappop(self._arrivals)
-            self.clock.advance_to(arrival.at)
-            self._deliver(arrival)
+    def _wait(self, view: RoundView, now: Snapshot) -> None:
+        """Jump to the next event: an update arrives, time alone moves the round, or participants become available."""
+        arrives, until = self._deliveries.next_at(), now.until or self._next_wait(view, now)
+        if arrives is not None and (until is None or arrives < until):
+            self.clock.advance_to(arrives)
+            if view.state == "OPEN":  # the others still ask for work when it comes
+                self.coordinator.poll(self._present(view))
+            self._send(self._deliveries.take())
         elif until is not None:
             self.clock.advance_to(until)
-            self.coordinator.poll(())
         else:
-            raise SimulationError(
-                f"round {view.number} waits for participants that never come: lower run.min_clients or run.min_updates, raise "
-                "timing.available, or lower timing.dropout"
-            )
+            raise SimulationError(self._never(view, now))
 
-    def _deliver(self, arrival: Arrival) -> None:
-        trained = self._begin(arrival).result()
-        receipt = self.coordinator.deliver(
-            self._clients[arrival.participant], arrival.round, trained.upload, trained.file
+    def _next_wait(self, view: RoundView, now: Snapshot) -> datetime | None:
+        """When others may be available for an open round that too few are present for; None: never."""
+        if view.state != "OPEN" or now.run_state != "RUNNING" or self.timing.timing.available == 1:
+            return None
+        waits, everybody = self._waits(view) + 1, len(self._clients) - view.failed
+        if everybody < self.spec.min_clients or waits > MOST_WAITS:
+            return None
+        return view.opened_at + waits * self._one_wait
+
+    def _never(self, view: RoundView, now: Snapshot) -> str:
+        failed = [place for place in self.coordinator.places(view.number) if place.failure is not None]
+        first = f" {failed[0].name} failed: {failed[0].failure.reason}" if failed and failed[0].failure else ""
+        return (
+            f"round {view.number} does not go on. {now.why}{first} Lower run.min_clients or run.min_updates, raise "
+            "timing.available, or mend what fails"
         )
-        outcome = "discarded" if receipt is None else "accepted" if receipt.counts_in == arrival.round else "late"
-        self._record_part(arrival.task, arrival.participant, outcome, arrival.seconds, trained)
+
+    def _send(self, delivery: Delivery) -> None:
+        """An update is announced, or arrives; or it is too late, or its training fails."""
+        client, number, sending = delivery.place.client, delivery.round, self.coordinator.sending
+        if delivery.upload is None and not sending.is_taken(number):
+            self._discard(delivery)
+            return
+        if delivery.at < delivery.arrives and self._is_hopeless(delivery):
+            self._deliveries.add(replace(delivery, at=delivery.arrives))
+            return
+        try:
+            trained = self._deliveries.train(delivery).result()
+        except (TrainingError, ClientError) as error:
+            self._fail(delivery, error)
+            return
+        upload = delivery.upload or sending.announce(client, number, trained.upload)
+        if upload is not None and delivery.at < delivery.arrives:
+            self._deliveries.add(replace(delivery, at=delivery.arrives, upload=upload))
+            return
+        receipt = None if upload is None else sending.deliver(client, number, upload, trained.file)
+        trained.file.unlink(missing_ok=True)
+        if receipt is None:
+            self._discard(delivery, trained)
+        else:
+            outcome = outcome_of(delivery.place, receipt.counts_in)
+            self.record(place_row(delivery.place, outcome, delivery.seconds, trained.upload, trained.cpu_seconds))
+
+    def _is_hopeless(self, delivery: Delivery) -> bool:
+        """Whether the round will have its updates before this one arrives, and takes no late ones: it need not be trained."""
+        view = self.coordinator.snapshot().round
+        if self.spec.late_updates != "discard" or view is None or view.state != "COLLECTING":
+            return False
+        end = self._deliveries.end_by_count(view)
+        return end is not None and end < delivery.arrives
+
+    def _discard(self, delivery: Delivery, trained: TrainedUpdate | None = None) -> None:
+        upload, cpu_seconds = (None, 0.0) if trained is None else (trained.upload, trained.cpu_seconds)
+        self.record(place_row(delivery.place, "discarded", delivery.seconds, upload, cpu_seconds))
+
+    def _fail(self, delivery: Delivery, error: Exception) -> None:
+        """Report the failure as an agent does; here its own words may be told."""
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARS] or type(error).__name__
+        failure = Failure(attempt=delivery.place.task.attempt, kind=failure_kind(error), reason=reason)
+        self.coordinator.sending.fail(delivery.place.client, delivery.round, failure)
+        self.record(place_row(delivery.place, "failed", delivery.seconds, reason=reason))
 
     def _aggregate(self, view: RoundView) -> None:
-        began = time.monotonic()
+        if view.lease_until is not None:  # it failed before, and is tried again then
+            self.clock.advance_to(view.lease_until)
         self.coordinator.aggregate()
         after = self.coordinator.snapshot().round
-        if after is not None and after.number == view.number:
-            return  # it failed, and is tried again or the run is FAILED
-        self.record(
-            RoundRow(
-                round=view.number,
-                attempt=view.attempt,
-                virtual_seconds=(self.clock.now - START).total_seconds(),
-                assigned=view.assigned,
-                accepted=view.accepted,
-                adapter_sha256=self.coordinator.adapter_sha256(view.number),
-                wall_seconds=time.monotonic() - self.began,
-                aggregation_seconds=time.monotonic() - began,
-            )
-        )
-        self.evaluations.begin(view.number)
+        if after is None or after.number != view.number:
+            self._published(view.number)
 
-    def _record_part(
-        self, task: Task, name: str, outcome: str, seconds: float | None, trained: TrainedUpdate | None
-    ) -> None:
-        metrics = {} if trained is None else trained.upload.metrics
-        steps = metrics.get("train_steps")
-        self.record(
-            ParticipantRow(
-                round=task.round,
-                attempt=task.attempt,
-                participant=name,
-                rank=task.rank,
-                hold_rank=task.hold_rank or task.rank,
-                outcome=outcome,  # type: ignore[arg-type]
-                virtual_seconds=seconds,
-                examples=0 if trained is None else trained.upload.examples,
-                train_loss=metrics.get("train_loss"),
-                steps=None if steps is None else int(steps),
-                bytes_up=0 if trained is None else trained.upload.size,
-                bytes_down=task.adapter.size,
-                cpu_seconds=0.0 if trained is None else trained.cpu_seconds,
-            )
-        )
+    def _published(self, number: int) -> None:
+        if not self.tables.has(RoundRow, number):
+            published = self.coordinator.published_round(number)
+            self.record(round_row(published, time.monotonic() - self.began))
+        self.evaluations.begin(number)

@@ -7,7 +7,9 @@ so what an agent keeps from round to round (optimizer state, own tensors) is kep
 import json
 import math
 import os
+import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,15 +26,18 @@ from flexlora_client.agent.slice_cache import CachedSlice, request_for_task
 from flexlora_client.agent.train_round import TrainRound
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.files import make_folder
-from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Trainer
 from flexlora_client.training.data.examples import Example
-from flexlora_client.training.evaluation.own_metric import load_metric
+from flexlora_client.training.evaluation.own_metric import OwnMetric, load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import Models
+from flexlora_client.training.plugin import load_trainer
 from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.ranks import held_ranks
-from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.jobs import UPDATES, Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.sparse_trainer import SparseTrainer
+from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.workloads.contract import Corpus, Item, Workload
@@ -73,31 +78,56 @@ class ParticipantProcess:
             EVERYTHING_SHARED,
             UnboundedTime(),
             clock_ahead=0.0,
+            max_steps=job.max_steps,
         ).train(task, request_for_task(task), served)
-        return TrainedUpdate(trained.upload, work.output / trained.file, time.process_time() - cpu)
+        file = make_folder(self.folder / UPDATES) / f"{participant.name}.{task.round}.{task.attempt}"
+        (work.output / trained.file).replace(file)
+        self._tidy(participant.name, task.run)
+        return TrainedUpdate(trained.upload, file, time.process_time() - cpu)
+
+    def _tidy(self, participant: str, run: str) -> None:
+        """Keep of a participant's folder what counts in later rounds alone: thousands of them would fill the disk."""
+        home = self.folder / "participants" / participant
+        for path in (home / "runs" / run).iterdir():
+            if path.name != "optimizer":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not (home / "runs" / run / "optimizer").exists():
+            shutil.rmtree(home)
 
     def evaluate(self, job: EvaluationJob) -> Evaluated:
-        """Metrics of the slice on what the job names."""
+        """Metrics of the slice on what the job names, and where it is asked for, the workload's metric on each group of it."""
         cpu = time.process_time()
-        examples = self._examples(job.on)
+        items = self._items(job.on)
         served = self._served(job.slice, job.spec, job.rank, {})
+        figures, examples_of = self._measured(job, served, items), dict[str, int]()
+        if self.experiment.evaluation.groups:
+            for group, own in _by_group(items).items():
+                name = f"{self._workload.metric}.{group}"
+                figures[name] = self._measured(job, served, own)[self._workload.metric]
+                examples_of[name] = len(own)
+        return Evaluated(figures, len(items), time.process_time() - cpu, examples_of)
+
+    def _measured(self, job: EvaluationJob, served: CachedSlice, items: Sequence[Item]) -> dict[str, float]:
+        examples = tuple(item.example for item in items)
+        own = self._workload.measure(job.spec, served.folder, examples)
+        if own is not None:
+            return own
         trainer = LocalTrainer(
-            StandardTrainer(self._models),
+            self._trainer,
             self._models,
             (),
             examples,
             self.experiment.evaluation.answers,
             self.device,
             None,
-            own_metric=None if self._workload.own_metric is None else load_metric(self._workload.own_metric),
+            own_metric=self._own_metric,
         )
-        measured = trainer.evaluate(job.spec, served.folder)
-        return Evaluated(measured.metrics, len(examples), time.process_time() - cpu)
+        return trainer.evaluate(job.spec, served.folder).metrics
 
     def _local_trainer(self, participant: Participant, spec: RunSpec) -> LocalTrainer:
         heldout = participant.part.heldout if spec.training.select == "best-epoch" else ()
         return LocalTrainer(
-            StandardTrainer(self._models),
+            self._trainer,
             self._models,
             self._of(participant.part.train),
             self._of(heldout),
@@ -120,13 +150,13 @@ class ParticipantProcess:
             config.replace(folder / CONFIG_FILE)
         return CachedSlice.at(folder, 0)
 
-    def _examples(self, on: str) -> tuple[Example, ...]:
+    def _items(self, on: str) -> list[Item]:
         if on == "test":
-            return tuple(item.example for item in self._sample(range(len(self._corpus.test)), self._corpus.test))
+            return self._sample(range(len(self._corpus.test)), self._corpus.test)
         if on == "unseen":
             indices = [i for one in self._participants.values() if not one.part.seen for i in one.part.train]
-            return tuple(item.example for item in self._sample(indices, self._corpus.train))
-        return self._of(self._participants[on].part.heldout)
+            return self._sample(indices, self._corpus.train)
+        return [self._corpus.train[index] for index in self._participants[on].part.heldout]
 
     def _sample(self, indices: Sequence[int], items: Sequence[Item]) -> list[Item]:
         most = self.experiment.evaluation.examples
@@ -144,6 +174,11 @@ class ParticipantProcess:
         return open_workload(self.experiment.workload)
 
     @cached_property
+    def _own_metric(self) -> OwnMetric | None:
+        metric = self._workload.own_metric
+        return load_metric(metric) if isinstance(metric, str) else metric
+
+    @cached_property
     def _corpus(self) -> Corpus:
         return self._workload.corpus()
 
@@ -152,5 +187,22 @@ class ParticipantProcess:
         return {one.name: one for one in draw_participants(self.experiment, self._corpus.train)}
 
     @cached_property
+    def _trainer(self) -> Trainer:
+        own, density = self._workload.trainer, self.experiment.sparse_density
+        if density is not None:
+            return SparseTrainer(self._models, density)
+        return StandardTrainer(self._models) if own is None else load_trainer(own)
+
+    @cached_property
     def _models(self) -> Models:
         return Models()
+
+
+def _by_group(items: Sequence[Item]) -> dict[str, list[Item]]:
+    """The items of each group, in the order of the groups' names. Raises: ExperimentError, where one has none."""
+    found = defaultdict[str, list[Item]](list)
+    for item in items:
+        if item.group is None:
+            raise ExperimentError("evaluation.groups: the workload has no groups; leave it out")
+        found[item.group].append(item)
+    return dict(sorted(found.items()))

@@ -6,7 +6,7 @@ from pathlib import Path
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.methods.plan import Plan
 from flexlora_simulation.results.results import Results
-from flexlora_simulation.simulate import simulate
+from flexlora_simulation.simulation import simulate
 
 Simulate = Callable[[Experiment, Path], Results]
 

@@ -9,10 +9,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flexlora_client.agent.round_time import RoundTime
 from flexlora_shared.messages.runs import TrainingSpec
 from flexlora_shared.messages.tasks import Task
 from flexlora_simulation.experiment import Timing
 from flexlora_simulation.population.participants import Participant
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A participant's way through a round, in seconds from its assignment.
+
+    trained: its update is announced. arrived: all of it has been sent. max_steps: where fewer are trained than the run asks for.
+    """
+
+    trained: float
+    arrived: float
+    max_steps: int | None
 
 
 @dataclass(frozen=True)
@@ -22,22 +35,36 @@ class VirtualTime:
     timing: Timing
     seed: int
 
-    def is_available(self, participant: Participant, round: int, attempt: int) -> bool:
-        """Whether it is there when the round opens."""
-        return self._generator("available", participant.name, round, attempt).random() < self.timing.available
+    def is_available(self, participant: Participant, round: int, attempt: int, waits: int = 0) -> bool:
+        """Whether it is there when the round opens, and after so many more waits for participants."""
+        if self.timing.available == 1:
+            return True
+        drawn_for = ("available", participant.name, round, attempt, *((waits,) if waits else ()))
+        return self._generator(*drawn_for).random() < self.timing.available
 
     def vanishes(self, participant: Participant, round: int, attempt: int) -> bool:
         """Whether it never sends what it was asked for in this round."""
+        if self.timing.dropout == 0:
+            return False
         return self._generator("dropout", participant.name, round, attempt).random() < self.timing.dropout
 
-    def seconds(self, participant: Participant, task: Task) -> float:
-        """From its assignment until its update has arrived: the slice's download, the steps, the update's upload."""
+    def plan(self, participant: Participant, task: Task, *, shortens: bool = True) -> Plan:
+        """The slice's download, the steps and the update's upload, which is as large.
+
+        shortens: as the agent's own training loop does, it takes only the steps that end in time before the round's deadline,
+        one at least.
+        """
+        transfer = 0.0 if self.timing.bytes_per_second is None else task.adapter.size / self.timing.bytes_per_second
+        step, planned = self._step_seconds(participant, task), steps_of(task.spec.training, len(participant.part.train))
+        left = RoundTime(upload=transfer).training_seconds(task.spec.round_timeout - transfer, task.adapter.size)
+        fitting = max(1, math.floor(left / step)) if shortens else planned
+        trained = transfer + step * min(planned, fitting)
+        return Plan(trained, trained + transfer, fitting if fitting < planned else None)
+
+    def _step_seconds(self, participant: Participant, task: Task) -> float:
         own = self._generator("speed", participant.name).normal(0.0, self.timing.spread)
         now = self._generator("round", participant.name, task.round, task.attempt).normal(0.0, self.timing.jitter)
-        step = self.timing.step_seconds / participant.resource.speed * math.exp(own + now)
-        rate = self.timing.bytes_per_second
-        transfers = 0.0 if rate is None else 2 * task.adapter.size / rate
-        return transfers + step * steps_of(task.spec.training, len(participant.part.train))
+        return self.timing.step_seconds / participant.resource.speed * math.exp(own + now)
 
     def _generator(self, *of: str | int) -> np.random.Generator:
         digest = hashlib.sha256(repr((self.seed, *of)).encode()).digest()

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 from pyarrow import parquet
 
+from flexlora_simulation.errors import SimulationError
+
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
 class Results:
-    """The tables of an experiment that ended, read from its folder when they are asked for."""
+    """The tables of an experiment that ended, read from its folder when they are asked for.
+
+    Raises: SimulationError, where it has not ended.
+    """
 
     folder: Path
 
@@ -32,5 +37,13 @@ class Results:
         """A row for each figure: see `tables.EvaluationRow`."""
         return self._table("evaluations")
 
+    @cached_property
+    def energy(self) -> "pd.DataFrame":
+        """A row for each rank and module in each round: see `tables.EnergyRow`."""
+        return self._table("energy")
+
     def _table(self, name: str) -> "pd.DataFrame":
-        return parquet.read_table(self.folder / f"{name}.parquet").to_pandas()
+        path = self.folder / f"{name}.parquet"
+        if not path.exists():
+            raise SimulationError(f"{path} is missing: the tables are written at the end of the experiment")
+        return parquet.read_table(path).to_pandas()

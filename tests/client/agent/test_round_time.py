@@ -29,6 +29,11 @@ def test_without_measurements_the_upload_is_taken_as_slow() -> None:
     assert found == pytest.approx(NOW + 1000 - 10 - MARGIN_S)
 
 
+def test_at_least_half_of_what_is_left_is_for_training() -> None:
+    assert RoundTime(upload=10.0).training_seconds(100.0, 0) == 100.0 - UPLOAD_VARIES * 10.0 - MARGIN_S
+    assert RoundTime(upload=10.0).training_seconds(8.0, 0) == 4.0
+
+
 def test_what_comes_after_training_is_measured(clock: list[float]) -> None:
     times = RoundTime()
     with times.evaluating():

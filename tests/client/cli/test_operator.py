@@ -48,6 +48,23 @@ def test_a_run_from_definition_to_its_end(operator: dict[str, str], tmp_path: Pa
     ended(call("runs", "start", "trial", env=operator), Exit.REFUSED, "error: ", "(run-state)")
 
 
+def test_a_run_starts_from_another_one(site: Served, operator: dict[str, str], tmp_path: Path) -> None:
+    site.run("first")
+    created = call("runs", "create", definition(tmp_path), "--start-from", "first", env=operator)
+    assert created.code == Exit.OK
+    start = site.spec("trial").start_from
+    assert start is not None
+    assert (start.run, start.round) == ("first", 0)
+    ended(
+        call("runs", "create", definition(tmp_path), "--start-from", "first:9", env=operator), Exit.REFUSED, "Round 9"
+    )
+    ended(
+        call("runs", "create", definition(tmp_path), "--start-from", "first:x", env=operator),
+        Exit.BAD_INPUT,
+        "'x' is no",
+    )
+
+
 def test_a_run_of_ranks_that_nothing_serves_is_created_with_a_warning(
     site: Served, operator: dict[str, str], tmp_path: Path
 ) -> None:

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.banking77 import Question, dirichlet_split, read_questions
+from benchmarks.banking77 import dirichlet_split
 from benchmarks.lib.rules.banking77.encoder import Encoder, LoRA, batch
 from benchmarks.lib.rules.rule import DTYPE, Rule, Start, tail_energy
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
+from flexlora_simulation.workloads.banking77 import Question, read_questions
 
 RANKS = (1,) * 15 + (8,) * 15
 ALPHA, SCALING, HEAD_NORM = 0.5, 2.0, 8.0
@@ -67,7 +68,7 @@ class Outcome:
 
 
 def load(data: Path, model: Path, dtype: torch.dtype = torch.float32) -> Task:
-    """Reads data and model, and computes the embeddings. Raises: BenchmarkError."""
+    """Reads data and model, and computes the embeddings. Raises: DataError."""
     tokens = AutoTokenizer.from_pretrained(model)
     encoder = Encoder(AutoModel.from_pretrained(model).eval().requires_grad_(False), dtype)
     train, test = (read_questions(data / name) for name in ("train.csv", "test.csv"))

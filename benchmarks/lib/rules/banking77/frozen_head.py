@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.banking77 import packaged_model
 from benchmarks.lib.federation.federation import BenchmarkError
 from benchmarks.lib.progress import Tell
 from benchmarks.lib.rules.banking77.federation import ROUNDS, Federation, Split, Task, federation, load, run
@@ -18,6 +17,7 @@ from benchmarks.lib.rules.rule import BUCKET, ORACLE, PAPER, RESIDUAL, chosen
 from flexlora_simulation.evidence.bootstrap import paired
 from flexlora_simulation.evidence.resumable import Done, Job, runner
 from flexlora_simulation.evidence.tuning import tuned
+from flexlora_simulation.workloads.banking77 import packaged_model
 
 RULES = (BUCKET, PAPER, RESIDUAL, "leak 0.1", "view", "view, leak 0.1", ORACLE)
 RATES, SEEDS, VALIDATION = (0.00125, 0.0025, 0.005, 0.01, 0.02), 3, 1000  # the seed of the validation federation

@@ -1,1 +1,1 @@
-"""The teacher's problem: a known answer, participants trained side by side, the grid of cells and its tables."""
+"""The teacher's problem: participants trained side by side, the grid of cells and its tables."""

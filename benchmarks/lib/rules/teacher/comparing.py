@@ -7,10 +7,16 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.lib.rules.rule import Rule, chosen
-from benchmarks.lib.rules.teacher.problem import KINDS, POPULATIONS, Problem, Split, problem
 from benchmarks.lib.rules.teacher.rounds import Outcome, run
 from flexlora_simulation.evidence.resumable import Done, Job, Run
 from flexlora_simulation.evidence.tuning import tuned
+from flexlora_simulation.workloads.teacher_problem import KINDS, Problem, Split, problem
+
+POPULATIONS: Mapping[str, tuple[int, ...]] = {
+    "low-heavy": (2,) * 14 + (4,) * 3 + (8,) * 2 + (16,),
+    "two-tier": (2,) * 10 + (16,) * 10,
+    "even": (2,) * 5 + (4,) * 5 + (8,) * 5 + (16,) * 5,
+}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks.lib.rules.rule import DTYPE, Rule, tail_energy
 from benchmarks.lib.rules.teacher.learners import BATCH, STEPS, layer, train
-from benchmarks.lib.rules.teacher.problem import SHAPES, Problem, forward
 from flexlora_server.aggregation.factors import GlobalFactors, Update, initial_factors
+from flexlora_simulation.workloads.teacher_problem import SHAPES, Problem, forward
 
 PARTICIPANTS, ROUNDS, MEASURED_ROUNDS, SCALING = 8, 30, 5, 1.0
 State = list[GlobalFactors]  # of each layer

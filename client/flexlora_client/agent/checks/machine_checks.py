@@ -53,7 +53,8 @@ def memory(subject: Subject) -> str | Doubt:
     if base is None:
         return "not known before the base model is here"
     held, trained = (sum(map(_elements, r.shapes.values())) for r in (subject.request, subject.trained))
-    needed = base + (TRAINED_BYTES + MOMENT_BYTES[compute.optimizer]) * trained + FROZEN_BYTES * (held - trained)
+    moments = 0 if subject.spec.training.optimizer == "sgd" else MOMENT_BYTES[compute.optimizer]
+    needed = base + (TRAINED_BYTES + moments) * trained + FROZEN_BYTES * (held - trained)
     free, total = _memory(device)
     if compute.offload:  # layers that the device cannot hold lie in main memory
         free, total = (one + other for one, other in zip((free, total), _memory(torch.device("cpu")), strict=True))

@@ -18,10 +18,14 @@ class _Compared:
 
 @dataclass(frozen=True, repr=False)
 class Prompted(_Compared):
-    """Learn `completion` after `prompt`; the run's prompt format decides how the two are joined."""
+    """Learn `completion` after `prompt`; the run's prompt format decides how the two are joined.
+
+    `references` are other answers that evaluations count as right.
+    """
 
     prompt: str
     completion: str
+    references: tuple[str, ...] = field(default=(), metadata={"later": True})
 
     @property
     def characters(self) -> int:
@@ -31,11 +35,15 @@ class Prompted(_Compared):
 
 @dataclass(frozen=True, repr=False)
 class Instructed(_Compared):
-    """Learn `output` after an instruction and its context (may be empty), laid out by the run's prompt format."""
+    """Learn `output` after an instruction and its context (may be empty), laid out by the run's prompt format.
+
+    `references` are other answers that evaluations count as right.
+    """
 
     instruction: str
     context: str
     output: str
+    references: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -44,7 +52,7 @@ class Instructed(_Compared):
 
     def __repr__(self) -> str:
         """That of the `Prompted` which releases before 0.3 made of such a row: its side of the split stays the same."""
-        return repr(Prompted(self.prompt, self.output))
+        return repr(Prompted(self.prompt, self.output, self.references))
 
     @property
     def characters(self) -> int:

@@ -11,11 +11,12 @@ from flexlora_client.training.data.forms.choices import choice_form
 from flexlora_client.training.data.forms.conversations import messages_chat, sharegpt_chat
 from flexlora_client.training.data.forms.labelled import image_forms, tag_forms, text_forms
 from flexlora_client.training.data.forms.labels import Labels
-from flexlora_client.training.data.forms.values import Fields, Form, text_of
+from flexlora_client.training.data.forms.values import Fields, Form, text_of, texts_of
 from flexlora_client.training.data.rows import RowError
 from flexlora_shared.messages.runs import ModelSpec
 
 Names = Mapping[str, str]
+REFERENCES = "references"  # the column of further right answers
 EXPECTED = {
     "CAUSAL_LM": "a language model learns from prompt and completion, instruction and output, messages, text, "
     "conversations, or prompt, choices and answer",
@@ -93,15 +94,19 @@ def _forms(model: ModelSpec, labels: Labels) -> list[Form]:
 
 
 def _prompted(prompt: str, completion: str) -> Form:
-    return Form((prompt, completion), lambda row: Prompted(text_of(row, prompt), text_of(row, completion)))
+    def make(row: Fields) -> Prompted:
+        return Prompted(text_of(row, prompt), text_of(row, completion), texts_of(row, REFERENCES))
+
+    return Form((prompt, completion), make, (REFERENCES,))
 
 
 def _instructed(row: Fields) -> Instructed:
     context = text_of(row, "input", may_be_empty=True)
-    return Instructed(text_of(row, "instruction"), context if context.strip() else "", text_of(row, "output"))
+    output, references = text_of(row, "output"), texts_of(row, REFERENCES)
+    return Instructed(text_of(row, "instruction"), context if context.strip() else "", output, references)
 
 
-INSTRUCTION = Form(("instruction", "output"), _instructed, ("input",))
+INSTRUCTION = Form(("instruction", "output"), _instructed, ("input", REFERENCES))
 MESSAGES = Form(("messages",), messages_chat, ("tools",))
 PLAIN = Form(("text",), lambda row: Plain(text_of(row, "text")))
 SHAREGPT = Form(("conversations",), sharegpt_chat, ("system", "tools"))

@@ -66,10 +66,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked to continue, and the answer expected."""
+    """What a model is asked to continue, the answer expected, and others that are right."""
 
     ids: tuple[int, ...]
     answer: str
+    references: tuple[str, ...] = ()
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """Every right answer, the one expected first."""
+        return (self.answer, *self.references)
 
 
 def of_tokens(tokens: Tokens, max_length: int, *, learn_all: bool = False, lost: int = 0, dropped: int = 0) -> Encoded:

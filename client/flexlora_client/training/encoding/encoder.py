@@ -13,9 +13,11 @@ from flexlora_client.errors import DataError, ModelError
 from flexlora_client.training.data.examples import (
     Choice,
     Example,
+    Instructed,
     Labelled,
     Pictured,
     Plain,
+    Prompted,
     Scored,
     Tagged,
 )
@@ -95,7 +97,8 @@ class Encoder:
             # a template may write more than the content, an empty thought for example, and so will the model
             learned = list(fitted.tokens.ids[fitted.tokens.answer :])
             answer = str(self.tokenizer.decode(learned, skip_special_tokens=True))
-        return Question(self._prompt(layout, fitted.turns), answer)
+        references = example.references if isinstance(example, Prompted | Instructed) else ()
+        return Question(self._prompt(layout, fitted.turns), answer, references)
 
     def choices(self, example: Choice) -> tuple[Encoded, ...]:
         """Each choice behind the same prompt, the choice and its end as targets: the likeliest has the least loss."""

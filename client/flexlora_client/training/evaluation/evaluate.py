@@ -5,7 +5,7 @@ loss          what training minimises, on average: cross entropy in nats over al
               cross entropy) and of regression (squared error)
 perplexity    exp(loss) of models that write
 exact_match   share of answers generated greedily that equal the expected one, but for white space at the ends
-rouge_l       their mean ROUGE-L;  answers: how many there are
+rouge_l       their mean ROUGE-L;  answers: how many there are; of several right answers, the nearest counts
 choice_*      see `multiple_choice`, where there are examples of multiple choice
 accuracy      share of examples classified right in every label; of tags, share of words
 macro_f1      mean F1 of the classes that occur, of multi-label of all labels
@@ -157,8 +157,9 @@ class _Measuring:
         if asked:
             questions = list(questions_of(encoder, asked))
             texts = answer(self.loaded, questions, size, self.limit.part(1))
-            expected, answered = [question.answer for question in questions[: len(texts)]], len(texts)
-            found |= figures(texts, expected) | self._own(texts, expected)
+            asked_for, answered = questions[: len(texts)], len(texts)
+            found |= figures(texts, [question.right for question in asked_for])
+            found |= self._own(texts, [one.right if one.references else one.answer for one in asked_for])
         elif tally.predicted:
             named = (_named(values, tally.sizes, model) for values in (tally.predicted, tally.expected))
             found |= self._own(*named)

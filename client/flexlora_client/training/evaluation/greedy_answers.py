@@ -25,13 +25,16 @@ def answer(
     return texts
 
 
-def figures(texts: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
-    """`exact_match`, `rouge_l` (means) and their number, `answers`; nothing of no texts."""
+def figures(texts: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`exact_match`, `rouge_l` (means) and their number, `answers`; nothing of no texts.
+
+    Each text counts against the nearest of its right answers, as the evaluation of Super-NaturalInstructions takes it.
+    """
     if not texts:
         return {}
-    pairs = list(zip(texts, expected, strict=True))
-    exact = sum(text.strip() == other.strip() for text, other in pairs)
-    rouge = sum(rouge_l(text, other) for text, other in pairs)
+    pairs = list(zip(texts, right, strict=True))
+    exact = sum(any(text.strip() == other.strip() for other in others) for text, others in pairs)
+    rouge = sum(max(rouge_l(text, other) for other in others) for text, others in pairs)
     count = len(pairs)
     return {"exact_match": exact / count, "rouge_l": rouge / count, "answers": float(count)}
 
@@ -39,16 +42,17 @@ def figures(texts: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
 def generate(loaded: LoadedModel, questions: Sequence[Question], over: Callable[[], bool] = lambda: False) -> list[str]:
     """Each question's greedy continuation, without special tokens, generated as one batch.
 
-    At most as many tokens as the longest answer has, and a few more; fewer where `over` is true meanwhile. A prompt loses its
-    left where the model's positions end.
+    At most as many tokens as the longest right answer has, and a few more; fewer where `over` is true meanwhile. A prompt
+    loses its left where the model's positions end.
     """
     made = ask(loaded, questions, max(most_tokens(loaded, question) for question in questions), over)
     return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in made]
 
 
 def most_tokens(loaded: LoadedModel, question: Question) -> int:
-    """As many tokens as the expected answer has, and a few more."""
-    return len(loaded.tokenizer(question.answer, add_special_tokens=False).input_ids) + SPARE_TOKENS
+    """As many tokens as the longest of the right answers has, and a few more."""
+    ids = loaded.tokenizer(list(question.right), add_special_tokens=False).input_ids
+    return max(map(len, ids)) + SPARE_TOKENS
 
 
 def ask(

@@ -1,8 +1,9 @@
 """Multiple choice by likelihood, as EleutherAI's lm-evaluation-harness counts it.
 
 `choice_accuracy` (its `acc`) takes the choice of the largest log-likelihood after the prompt, summed over its tokens;
-`choice_accuracy_norm` (its `acc_norm`) that of the largest log-likelihood a character of the choice. The end-of-sequence token
-that training puts behind a completion counts in neither.
+`choice_accuracy_norm` (its `acc_norm`) that of the largest log-likelihood a character of the choice, white space at its ends
+aside: the space that parts it from the prompt is none of the choice. The end-of-sequence token that training puts behind a
+completion counts in neither.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +29,18 @@ def choose(
                 sums = _log_likelihoods(loaded, encoder, example, size)
             except NothingToLearn:  # the run's max_length has no room for it
                 continue
-            lengths = torch.tensor([max(1, len(choice)) for choice in example.choices])
-            plain += int(sums.argmax()) == example.answer
-            norm += int((sums / lengths).argmax()) == example.answer
+            likeliest, likeliest_for_its_length = picked(sums, example.choices)
+            plain += likeliest == example.answer
+            norm += likeliest_for_its_length == example.answer
             measured += 1
     figures = {"choice_accuracy": plain / measured, "choice_accuracy_norm": norm / measured} if measured else {}
     return figures, done
+
+
+def picked(sums: torch.Tensor, choices: Sequence[str]) -> tuple[int, int]:
+    """The choices of the largest log-likelihood (choices,), as a whole and a character."""
+    lengths = torch.tensor([max(1, len(choice.strip())) for choice in choices])
+    return int(sums.argmax()), int((sums / lengths).argmax())
 
 
 @torch.no_grad()

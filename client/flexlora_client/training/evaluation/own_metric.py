@@ -3,7 +3,8 @@
     def within_one(predictions, references):
         return sum(abs(int(p) - int(r)) <= 1 for p, r in zip(predictions, references)) / len(references)
 
-Both are lists of the same length, an entry an example: texts where the model writes, names of labels where it classifies
+Both are lists of the same length, an entry an example: texts where the model writes (a reference is a tuple of texts where an
+example has several right answers, the learned one first), names of labels where it classifies
 (tuples of names for multi-label, lists of one a word for tags), tuples of numbers for regression. It returns one number, which
 is named like the function, or a mapping of names to numbers.
 """

@@ -146,7 +146,7 @@ def _train(
         mean = (time.monotonic() - began) / (number - before)
         last = number == len(steps)
         if under_way.predictions:  # something is to be uploaded
-            last = last or _is_over(job, mean + (selection.seconds if selection is not None else 0.0))
+            last = last or _is_over(job, number, mean + (selection.seconds if selection is not None else 0.0))
         if selection is not None and (last or number % per_epoch == 0):
             selection.look(-(-number // per_epoch))
         if last:
@@ -159,6 +159,8 @@ def _train(
             checkpoints.write(under_way.state_dict())
 
 
-def _is_over(job: Job, seconds: float) -> bool:
-    """Whether another step, which takes so long, would end after the deadline."""
+def _is_over(job: Job, done: int, seconds: float) -> bool:
+    """Whether another step, which takes so long, would end after the deadline, or is one too many."""
+    if job.max_steps is not None and done >= job.max_steps:
+        return True
     return job.deadline is not None and time.time() + seconds > job.deadline

@@ -104,7 +104,7 @@ def trained_tensors(model: PeftModel) -> dict[str, torch.Tensor]:
 def _wrap(config: SliceConfig, base: PreTrainedModel, spec: RunSpec) -> PeftModel:
     targets = [base.get_submodule(name) for name in config.target_modules]
     options = LoraConfig(
-        task_type=peft_task_type(spec.model.task_type),
+        task_type=peft_task_type(spec),
         r=config.r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # annotated int; PEFT divides, so a float is as good
         rank_pattern=dict(config.rank_pattern),

@@ -78,7 +78,7 @@ def read_config(directory: Path, spec: RunSpec) -> SliceConfig:
     fields = _json(path)
     for name, expected in (
         ("peft_type", "LORA"),
-        ("task_type", peft_task_type(spec.model.task_type)),
+        ("task_type", peft_task_type(spec)),
         ("bias", "none"),
     ):
         if fields.pop(name, expected) != expected:

@@ -34,7 +34,7 @@ def trial_slice(spec: RunSpec, rank: int, rank_pattern: Mapping[str, int] | None
 
 def write_trial_slice(trial: LoadedSlice, spec: RunSpec, folder: Path) -> Path:
     """Write it as a folder that `read_slice` reads; the folder."""
-    fields = {"peft_type": "LORA", "task_type": peft_task_type(spec.model.task_type), "bias": "none"}
+    fields = {"peft_type": "LORA", "task_type": peft_task_type(spec), "bias": "none"}
     folder.mkdir()
     (folder / CONFIG_FILE).write_text(json.dumps(fields | trial.config.model_dump(mode="json")))
     return write_slice(trial.tensors, folder, spec, folder).parent

@@ -26,7 +26,9 @@ def create(tx: Tx, spec: RunSpec) -> Run:
         tx.session.flush()
     except IntegrityError:  # the primary key decides, not a query beforehand: two requests may create it at once
         raise Refusal(Code.RUN_EXISTS, f"A run named {spec.name!r} exists; choose another name.") from None
-    events.record(tx, run, "run-created", f"strategy {spec.strategy}, {spec.rounds} rounds, ranks {list(spec.ranks)}")
+    start = "" if spec.start_from is None else f", from round {spec.start_from.round} of run {spec.start_from.run}"
+    told = f"strategy {spec.strategy}, {spec.rounds} rounds, ranks {list(spec.ranks)}{start}"
+    events.record(tx, run, "run-created", told)
     return run
 
 

@@ -51,7 +51,8 @@ class RayExecutor:
         Raises:
             ConnectionError: the cluster cannot be reached or lost its data: the place fails, not the round.
         """
-        self._connect()
+        named = f"FLEXLORA_RAY_ADDRESS={self._address}"
+        connect(self._address, named, "unset it to aggregate here")
         try:
             yield from self._map_modules(aggregator.work, task, check_alive)
         except (WorkerCrashedError, OutOfMemoryError):
@@ -78,17 +79,22 @@ class RayExecutor:
             for _, reference in waiting:
                 ray.cancel(reference)
 
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        try:
-            with _keep_sigterm_handler():
-                ray.init(self._address, log_to_driver=False, configure_logging=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConnectionError(
-                f"no Ray cluster at FLEXLORA_RAY_ADDRESS={self._address}: start one with `ray start`, or unset it to "
-                f"aggregate here ({error})"
-            ) from error
+
+def connect(address: str, named: str, instead: str) -> None:
+    """Connect this process to the cluster, where it is not connected yet.
+
+    Raises:
+        ConnectionError: it is not there; `named` says whose address that is, `instead` how to do without.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        with _keep_sigterm_handler():
+            ray.init(address, log_to_driver=False, configure_logging=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConnectionError(
+            f"no Ray cluster at {named}: start one with `ray start`, or {instead} ({error})"
+        ) from error
 
 
 def _result(module: ModuleSpec, reference: Any, check_alive: Callable[[], None]) -> tuple[ModuleSpec, Any]:

@@ -72,6 +72,9 @@ def test_each_form_reads_from_each_kind_of_file(tmp_path: Path, write: Writer) -
 
 ARC = {"text": ["red", "blue"], "label": ["1", "2"]}
 LISTS: list[tuple[ModelSpec, dict[str, Any], Example]] = [
+    (CAUSAL, {"instruction": "Add.", "output": "3", "references": ["three"]}, Instructed("Add.", "", "3", ("three",))),
+    (CAUSAL, {"prompt": "1 + 2", "completion": "3", "references": []}, Prompted("1 + 2", "3")),
+    (SEQ2SEQ, {"source": "two", "target": "deux", "references": ["2", "II"]}, Prompted("two", "deux", ("2", "II"))),
     (CAUSAL, {"question": "Sky?", "choices": ["red", "blue"], "answer": 1}, Choice("Sky?", ("red", "blue"), 1)),
     (CAUSAL, {"prompt": "Sky?", "choices": ["red", "blue"], "answer": "B"}, Choice("Sky?", ("red", "blue"), 1)),
     (CAUSAL, {"prompt": "Sky?", "choices": ["red", "blue"], "answer": "blue"}, Choice("Sky?", ("red", "blue"), 1)),
@@ -132,6 +135,9 @@ BAD: list[tuple[ModelSpec, dict[str, Any], str]] = [
     (CAUSAL, {"prompt": "a", "completion": None}, r"completion is empty; fill it in or delete the row"),
     (CAUSAL, {"prompt": 1, "completion": "b"}, r"prompt is a int; it must be a text"),
     (CAUSAL, {"instruction": "a", "input": [], "output": "b"}, r"input is a list; it must be a text"),
+    (CAUSAL, {"prompt": "a", "completion": "b", "references": "c"}, r"references is a str; it must be a list"),
+    (CAUSAL, {"prompt": "a", "completion": "b", "references": ["c", " "]}, r"references must be a list of texts"),
+    (CAUSAL, {"prompt": "a", "completion": "b", "references": [1]}, r"references must be a list of texts"),
     (CAUSAL, {"text": ["a"]}, r"text is a list"),
     (CAUSAL, {"text": "a \ud83d"}, r"text holds half a character"),
     (CAUSAL, {"prompt": "a", "choices": ["b"], "answer": 0}, r"choices must be a list of at least two texts"),

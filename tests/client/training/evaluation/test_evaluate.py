@@ -1,6 +1,8 @@
 """Evaluation on small real models, against transformers' own figures."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ from flexlora_client.training.data.examples import Chat, Choice, Example, Labell
 from flexlora_client.training.encoding.batches import loss_of
 from flexlora_client.training.encoding.encoder import IGNORE_INDEX, Encoder
 from flexlora_client.training.evaluation.evaluate import evaluate, measure
-from flexlora_client.training.evaluation.greedy_answers import SPARE_TOKENS, generate
+from flexlora_client.training.evaluation.greedy_answers import SPARE_TOKENS, figures, generate, most_tokens
 from flexlora_client.training.evaluation.metrics import macro_f1
-from flexlora_client.training.evaluation.own_metric import load_metric
+from flexlora_client.training.evaluation.multiple_choice import picked
+from flexlora_client.training.evaluation.own_metric import OwnMetric, load_metric
 from flexlora_client.training.evaluation.sample import SampleSize
 from flexlora_client.training.loop.standard import StandardTrainer
 from flexlora_client.training.models.load_model import Models
@@ -219,6 +222,31 @@ def test_multiple_choice_by_likelihood(llama: Path, tmp_path: Path) -> None:
         one = evaluate(spec, served, [example], device="cpu", answers=0)
         assert one["choice_accuracy"] == (example.answer == plain)
         assert one["choice_accuracy_norm"] == (example.answer == norm)
+
+
+def test_the_space_that_parts_a_choice_from_its_prompt_is_none_of_its_length() -> None:
+    sums = torch.tensor([-3.0, -8.0])
+    assert picked(sums, ("a", "bcd")) == picked(sums, (" a", " bcd")) == (0, 1)
+
+
+def test_of_several_right_answers_the_nearest_counts(llama: Path, tmp_path: Path) -> None:
+    found = figures(["a cat", "two "], [("the dog barks", "a black cat"), ("one", "two")])
+    assert found == pytest.approx({"exact_match": 0.5, "rouge_l": (0.8 + 1) / 2, "answers": 2})
+    spec = make_run(llama, training=TrainingSpec(max_length=100))
+    served = make_slice(tmp_path / "served", llama, spec)
+    seen: list[object] = []
+
+    def keep(predictions: Sequence[str], references: Sequence[object]) -> int:
+        seen.extend(references)
+        return len(predictions)
+
+    asked = Prompted("Does it sing? ", "no")
+    for example in (asked, replace(asked, references=("no, it swims",))):
+        measure(spec, served, [example], most=ALL, device="cpu", own_metric=OwnMetric("kept", keep))
+    assert seen == ["no", ("no", "no, it swims")]
+    loaded, encoder = Models().with_slice(read_slice(served, spec), spec, "cpu"), Encoder(make_tokenizer(), 100)
+    short, long = (encoder.question(replace(asked, references=others)) for others in ((), ("no, it swims",)))
+    assert most_tokens(loaded, long) > most_tokens(loaded, short)  # room for the longest
 
 
 def test_a_metric_of_ones_own(llama: Path, bert: Path, tmp_path: Path) -> None:

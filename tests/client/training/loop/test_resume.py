@@ -215,6 +215,18 @@ def test_the_deadline_ends_training_before_a_step_that_would_cross_it(
     assert outcome.metrics["train_seconds"] == outcome.metrics["train_steps"]
 
 
+def test_a_number_of_steps_ends_training_as_the_deadline_does(job: Job, models: Models) -> None:
+    """The learning rate goes its way all the same: the plan is the whole round's."""
+    alone = replace(job, checkpoints=None, state=None)
+    short = StandardTrainer(models).train(replace(alone, max_steps=2))
+    assert (short.metrics["train_steps"], short.metrics["train_steps_planned"]) == (2, 6)
+    by_clock = replace(alone, deadline=time.time() - 1, output=job.output.parent / "by-clock")
+    by_steps = replace(alone, max_steps=1)
+    first, second = (StandardTrainer(models).train(each).adapter.read_bytes() for each in (by_clock, by_steps))
+    assert first == second
+    assert StandardTrainer(models).train(replace(alone, max_steps=7)).metrics["train_steps"] == 6
+
+
 def test_examples_are_those_really_trained_on(job: Job, models: Models) -> None:
     outcome = StandardTrainer(models).train(replace(job, deadline=time.time() - 1, checkpoints=None, state=None))
     assert outcome.examples == 4

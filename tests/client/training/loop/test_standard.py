@@ -53,6 +53,16 @@ def test_training_lowers_the_loss_and_reports_each_step(llama: Path, bert: Path,
     assert outcome.adapter == tmp_path / "out" / "adapter_model.safetensors"
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_of_sgd_is_as_long_as_the_gradient(llama: Path, tmp_path: Path, optimizer: str) -> None:
+    spec = altered(make_run(llama), optimizer=optimizer, learning_rate=0.5, max_grad_norm=1e-3, max_steps=1)
+    served = make_slice(tmp_path / "served", llama, spec)
+    trained = load_file(StandardTrainer().train(make_job(spec, served, QUESTIONS, tmp_path / "out")).adapter)
+    before = load_file(served / "adapter_model.safetensors")
+    moved = sum(float((trained[name] - before[name]).double().square().sum()) for name in before) ** 0.5
+    assert (moved == pytest.approx(0.5 * 1e-3, rel=1e-3)) is (optimizer == "sgd")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_output_has_the_tensors_of_the_slice_served_in_the_upload_dtype(bert: Path, tmp_path: Path, dtype: Any) -> None:
     spec = make_run(bert, "SEQ_CLS", upload_dtype=dtype)

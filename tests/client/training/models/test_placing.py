@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
@@ -26,9 +28,20 @@ from transformers import (
 from flexlora_client.errors import AdapterError, DeviceError, ModelError
 from flexlora_client.training.models.load_model import Models, load_encoding
 from flexlora_client.training.models.slice_files import read_slice
+from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
+from flexlora_server.adapter_files.peft_config import adapter_config
 from flexlora_shared.messages.runs import ExtraTensor, RunSpec, TaskType
 from tests.support.kit import spec as small_run
-from tests.support.tiny_models import edit_config, head_of, load_peft, make_run, make_slice, make_tokenizer
+from tests.support.tiny_models import (
+    LABELS,
+    edit_config,
+    head_of,
+    load_base,
+    load_peft,
+    make_run,
+    make_slice,
+    make_tokenizer,
+)
 
 IDS = torch.arange(2, 42).reshape(2, 20)
 SMALL: dict[str, Any] = {
@@ -161,6 +174,22 @@ def test_half_a_head_among_the_extra_tensors(bert: Path, tmp_path: Path) -> None
     half = whole.model_copy(update={"extra": whole.extra[:1]})
     with pytest.raises(ModelError, match=r"holds no weights for classifier\.bias; .* define them as extra tensors"):
         logits(Models(), served, half)
+
+
+def test_a_head_that_lies_in_the_base_model_stays_as_it_is(tmp_path: Path) -> None:
+    """A run without extra tensors: PEFT would train the head of a classifier unasked."""
+    base = saved(BertForSequenceClassification(BertConfig(**SMALL, num_labels=len(LABELS))), tmp_path / "base")
+    spec = make_run(base, "SEQ_CLS", ["query"]).model_copy(update={"extra": ()})
+    served = write_trial_slice(trial_slice(spec, 2), spec, tmp_path / "served")
+    (served / "adapter_config.json").write_text(json.dumps(adapter_config(spec, 2, {})))  # as a coordinator serves it
+    model = Models().with_slice(read_slice(served, spec), spec, "cpu").model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    plain = PeftModel.from_pretrained(load_base(base, spec), str(served))  # as whoever is given the adapter loads it
+    head = load_file(base / "model.safetensors")["classifier.weight"]
+    for loaded in (model, plain):
+        assert torch.equal(loaded.get_base_model().get_submodule("classifier").weight, head)  # type: ignore[arg-type]
 
 
 def test_a_model_without_weights_for_a_layer_that_is_not_served(tmp_path: Path) -> None:

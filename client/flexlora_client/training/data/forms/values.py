@@ -43,6 +43,14 @@ def list_of(fields: Fields, name: str) -> list[object]:
     raise RowError(f"{name} is a {type(value).__name__}; it must be a list.")
 
 
+def texts_of(fields: Fields, name: str) -> tuple[str, ...]:
+    """The texts in a field that may be missing. Raises: RowError."""
+    texts = list_of(fields, name) if name in fields else []
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise RowError(f"{name} must be a list of texts, none of them empty.")
+    return tuple(encodable(str(text), name) for text in texts)
+
+
 def number_of(value: object, name: str) -> float:
     """A finite number; CSV holds one as text. Raises: RowError."""
     try:

@@ -14,18 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from benchmarks.lib.svd.matrices import orthonormal
-
 WIDTH, CLASSES, RANK, DECAY = 64, 20, 16, 0.5
 CLUSTERS, SKEW, MEASURED = 10, 0.3, 4000
 SHAPES = ((WIDTH, WIDTH), (WIDTH, WIDTH), (CLASSES, WIDTH))
 Split = Literal["validation", "test"]
-
-POPULATIONS: Mapping[str, tuple[int, ...]] = {
-    "low-heavy": (2,) * 14 + (4,) * 3 + (8,) * 2 + (16,),
-    "two-tier": (2,) * 10 + (16,) * 10,
-    "even": (2,) * 5 + (4,) * 5 + (8,) * 5 + (16,) * 5,
-}
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,8 @@ class Problem:
 
 def problem(seed: int, kind: Kind, participants: int, split: Split) -> Problem:
     """The problem of one seed; those of `validation` and of `test` have nothing in common."""
-    generator = torch.Generator().manual_seed(2 * seed + (split == "test"))
-    base = tuple(1.4 / math.sqrt(k) * torch.randn(d, k, generator=generator) for d, k in SHAPES)
-    teacher = tuple(weight + _change(weight, generator) for weight in base)
+    generator = _generator(seed, split)
+    base, teacher = _networks(generator)
     centres = torch.randn(CLUSTERS, WIDTH, generator=generator)
     shares = torch._sample_dirichlet(torch.full((participants, CLUSTERS), SKEW), generator)
     inputs = _inputs(centres, shares, kind.examples, generator)
@@ -68,6 +59,11 @@ def problem(seed: int, kind: Kind, participants: int, split: Split) -> Problem:
     return Problem(seed, base, inputs, labels, measured, forward(measured, teacher).argmax(-1))
 
 
+def networks(seed: int, split: Split) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The frozen weights and the teacher's, of one seed's problem."""
+    return _networks(_generator(seed, split))
+
+
 def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """The network's logits (..., classes)."""
     for weight in weights[:-1]:
@@ -75,9 +71,21 @@ def forward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return x @ weights[-1].mT
 
 
+def _generator(seed: int, split: Split) -> torch.Generator:
+    return torch.Generator().manual_seed(2 * seed + (split == "test"))
+
+
+def _networks(generator: torch.Generator) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    base = tuple(1.4 / math.sqrt(k) * torch.randn(d, k, generator=generator) for d, k in SHAPES)
+    return base, tuple(weight + _change(weight, generator) for weight in base)
+
+
 def _change(weight: Tensor, generator: torch.Generator) -> Tensor:
     """As long as the weight, of rank 16, the singular values in proportion to j^-0.5."""
-    U, V = (orthonormal(size, RANK, generator).float() for size in weight.shape)
+    U, V = (
+        torch.linalg.qr(torch.randn(size, RANK, generator=generator, dtype=torch.float64)).Q.float()
+        for size in weight.shape
+    )
     change = (U * torch.arange(1, RANK + 1) ** -DECAY) @ V.mT
     as_long: Tensor = change / change.norm() * weight.norm()
     return as_long
