@@ -9,13 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from benchmarks.lib.evidence.figures import figures
 from benchmarks.lib.evidence.page import everything, page
 from benchmarks.lib.progress import clock
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.evidence.table import write
+from flexlora_simulation.yaml_text import parse_yaml
 
 KINDS = ("banking77", "teacher", "teacher-quick")  # of results that are taken in
 ROOT = Path(__file__).parents[1]
@@ -35,7 +34,7 @@ def make() -> None:
 def planned() -> dict[str, str]:
     """The comparisons that can be run, with their titles."""
     files = sorted(PLANNED.glob("*.yaml"))
-    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["title"] for path in files}
+    return {path.stem: parse_yaml(path.read_text(encoding="utf-8"))["title"] for path in files}
 
 
 def run(asked: argparse.Namespace) -> None:

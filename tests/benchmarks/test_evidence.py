@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence import FILES, PAGE, planned
+from benchmarks.evidence import FILES, PAGE, PLANNED, planned
 from benchmarks.lib.evidence.page import everything, page
 from flexlora_simulation.evidence.summary import results
 from flexlora_simulation.evidence.table import Evidence, write
+from flexlora_simulation.methods.comparison_file import load_comparison
 from tests.support.evidences import made_evidence, made_run
 
 
@@ -69,3 +70,9 @@ def test_results_of_the_rules_are_taken_in(taken_in: Evidence) -> None:
     assert taken_in.population == {"two-tier, rich": {2: 10, 16: 10}}
     tried = {run.rate: run.whole("heldout") for run in taken_in.runs if run.split == "tuning"}
     assert tried == {0.1: pytest.approx((0.51,)), 0.2: pytest.approx((0.5,))}
+
+
+@pytest.mark.parametrize("path", sorted(PLANNED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_comparison_that_can_be_run_by_hand_is_well_defined(path: Path) -> None:
+    comparison = load_comparison(path)
+    assert (comparison.name, bool(comparison.title)) == (path.stem, True)

@@ -7,7 +7,7 @@ import typer
 
 from flexlora_client.errors import ClientError, TrainingError, exit_code, sentence_of
 from flexlora_shared.versions import version_line
-from flexlora_simulation.cli import check, run, show
+from flexlora_simulation.cli import check, compare, run, show
 from flexlora_simulation.errors import SimulationError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("show")(show.show)
+app.command("compare")(compare.compare)
 app.command("check")(check.check)
 app.command("workloads")(check.workloads)
 

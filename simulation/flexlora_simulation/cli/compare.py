@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from flexlora_simulation.cli.extra import require_simulation_extra
+
 
 def compare(
     file: Annotated[Path, typer.Argument(help="The comparison's YAML file.", metavar="COMPARISON")],
@@ -16,6 +18,7 @@ def compare(
     model: Annotated[str | None, typer.Option("--model", help="Base model: a hub id or a folder.")] = None,
 ) -> None:
     """Compare methods on one experiment; the same command again goes on where it was interrupted."""
+    require_simulation_extra()
     from flexlora_simulation.evidence.markdown import markdown  # these bring PyTorch, which takes seconds
     from flexlora_simulation.methods.comparison import compare as run
     from flexlora_simulation.methods.comparison_file import load_comparison
