@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.lib.rules.banking77 import federation
 from benchmarks.lib.rules.rule import PAPER, Rule, chosen, rules
-from benchmarks.lib.rules.teacher.problem import POPULATIONS
+from benchmarks.lib.rules.teacher.comparing import POPULATIONS
 from flexlora_simulation.evidence.resumable import read_lines
 from flexlora_simulation.evidence.table import Evidence, Run, software
 
