@@ -53,10 +53,10 @@ def simulate(
     workload = open_workload(experiment.workload)
     items = workload.corpus().train
     participants = draw_participants(experiment, items)
-    write_population(folder, experiment, participants, items)
     spec = build_spec(experiment, workload.base_model(), participants)
     with ExitStack() as stack:
         stack.enter_context(claimed(folder, experiment))
+        write_population(folder, experiment, participants, items)
         shutil.rmtree(folder / UPDATES, ignore_errors=True)
         tables = Tables(folder)
         stack.callback(tables.close)

@@ -34,8 +34,8 @@ def test_objects_of_python_are_refused() -> None:
 
 def test_an_experiment_says_on_what_it_is_measured(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text(
-        "name: e\nworkload: {name: banking77}\nrun: {training: {learning_rate: 1e-3}}\nevaluation:\n  on: [unseen]\n"
+        "name: e\nworkload: {name: banking77}\nrun: {rounds: 1, training: {learning_rate: 1e-3}}\nevaluation:\n  on: [unseen]\n"
     )
     experiment = load(tmp_path / "e.yaml")
     assert experiment.evaluation.on == ("unseen",)
-    assert experiment.run == {"training": {"learning_rate": 0.001}}
+    assert experiment.run == {"rounds": 1, "training": {"learning_rate": 0.001}}

@@ -190,6 +190,8 @@ class ParticipantProcess:
     def _trainer(self) -> Trainer:
         own, density = self._workload.trainer, self.experiment.sparse_density
         if density is not None:
+            if own is not None:
+                raise ExperimentError("sparse_density: the workload has a training loop of its own; leave it out")
             return SparseTrainer(self._models, density)
         return StandardTrainer(self._models) if own is None else load_trainer(own)
 

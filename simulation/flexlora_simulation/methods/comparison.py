@@ -86,7 +86,8 @@ def _evidence(comparison: Comparison, runs: Sequence[Run]) -> Evidence:
     for cell in comparison.cells:
         experiment = comparison.experiment_of(cell)
         workload = open_workload(experiment.workload)
-        ranks = [one.resource.rank for one in draw_participants(experiment, workload.corpus().train)]
+        everybody = draw_participants(experiment, workload.corpus().train)
+        ranks = [one.resource.rank for one in everybody if one.part.seen]
         population[cell] = {rank: ranks.count(rank) for rank in sorted(set(ranks))}
     return Evidence(
         name=comparison.name,

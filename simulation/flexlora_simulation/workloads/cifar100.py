@@ -15,7 +15,7 @@ from flexlora_simulation.errors import DataError, ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
 from flexlora_simulation.workloads.images import HeadOptions, classifier, png
-from flexlora_simulation.workloads.options import read_options
+from flexlora_simulation.workloads.own_options import read_options
 
 FOLDER = "cifar-100-python"
 

@@ -14,7 +14,7 @@ from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.commonsense_sets import SETS
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
-from flexlora_simulation.workloads.options import read_options
+from flexlora_simulation.workloads.own_options import read_options
 
 
 class CommonsenseOptions(Message):

@@ -12,7 +12,7 @@ from typing import Any
 
 from flexlora_client.training.data.examples import Choice
 from flexlora_simulation.errors import DataError
-from flexlora_simulation.workloads.rows import files_of, read
+from flexlora_simulation.workloads.data_rows import files_of, read
 
 Row = Mapping[str, Any]
 

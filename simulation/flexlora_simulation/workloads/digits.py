@@ -19,7 +19,7 @@ from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
 from flexlora_simulation.workloads.digits_model import pretrained_model
 from flexlora_simulation.workloads.images import HeadOptions, classifier, png
-from flexlora_simulation.workloads.options import read_options
+from flexlora_simulation.workloads.own_options import read_options
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Domain = Literal["plain", "rotation", "inversion", "noise"]

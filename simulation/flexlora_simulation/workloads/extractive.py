@@ -18,8 +18,8 @@ from flexlora_simulation.errors import DataError, ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.bertscore import BertScore
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
-from flexlora_simulation.workloads.options import read_options
-from flexlora_simulation.workloads.rows import files_of, read
+from flexlora_simulation.workloads.data_rows import files_of, read
+from flexlora_simulation.workloads.own_options import read_options
 
 TRAIN = ("train", "train-v2.0", "train-v1.1")
 TEST = ("test", "dev", "dev-v2.0", "dev-v1.1", "validation")

@@ -14,8 +14,8 @@ from flexlora_shared.messages.base import Message
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
-from flexlora_simulation.workloads.options import read_options
-from flexlora_simulation.workloads.rows import files_of, read
+from flexlora_simulation.workloads.data_rows import files_of, read
+from flexlora_simulation.workloads.own_options import read_options
 
 NUMBER = re.compile(r"(?<![\w)])-?\d[\d,]*(?:\.\d+)?|\d[\d,]*(?:\.\d+)?")  # a minus behind a number is a difference
 MARK = "####"

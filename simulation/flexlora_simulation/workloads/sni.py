@@ -14,7 +14,7 @@ from flexlora_shared.messages.base import Message
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Item, Workload
-from flexlora_simulation.workloads.options import read_options
+from flexlora_simulation.workloads.own_options import read_options
 from flexlora_simulation.workloads.sni_files import Instance, Task, read_folder, shortened
 
 

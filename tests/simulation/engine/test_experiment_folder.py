@@ -8,7 +8,7 @@ from flexlora_simulation.engine.experiment_folder import claimed
 from flexlora_simulation.errors import ExperimentError, SimulationError
 from flexlora_simulation.experiment import Experiment, parse
 
-EXPERIMENT = parse({"name": "one", "workload": {"name": "banking77", "data": "d", "model": "m"}})
+EXPERIMENT = parse({"name": "one", "workload": {"name": "banking77", "data": "d", "model": "m"}, "run": {"rounds": 1}})
 
 
 def changed(**fields: object) -> Experiment:

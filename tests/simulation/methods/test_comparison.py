@@ -71,7 +71,7 @@ def test_each_method_is_measured_at_its_own_best_rate_on_the_same_seeds(
         (name, rate, seed, "measured") for seed in (0, 1) for name, rate in (("flexlora", 0.02), ("view", 0.04))
     ]
     assert read(tmp_path / "out" / "tiny.json") == found
-    assert (found.population, found.metric, len(found.runs)) == ({"": {2: 2, 4: 2}}, "accuracy", 9)
+    assert (found.population, found.metric, len(found.runs)) == ({"": {2: 2, 4: 1}}, "accuracy", 9)  # one is unseen
     assert found.definition["experiment"]["workload"]["model"] == "bert"  # wherever it lay
 
 
