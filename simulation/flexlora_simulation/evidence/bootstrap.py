@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -23,9 +24,14 @@ class Interval:
 def interval(values: Sequence[float]) -> Interval:
     """The percentile bootstrap of the mean (Efron 1979): of few values it is somewhat too narrow."""
     x = torch.tensor(values, dtype=torch.float64)
-    picked = torch.randint(len(x), (RESAMPLES, len(x)), generator=torch.Generator().manual_seed(0))
-    low, high = torch.quantile(x[picked].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(x[_picked(len(x))].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(x.mean()), low, high)
+
+
+@cache
+def _picked(count: int) -> torch.Tensor:
+    """Which of so many values each resample has, the same every time; (resamples, count)."""
+    return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Interval:

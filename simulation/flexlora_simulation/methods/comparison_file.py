@@ -12,6 +12,8 @@ from flexlora_shared.messages.base import Message, RunName, Tuple
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment, Seed, parse
 from flexlora_simulation.methods.catalogue import method
+from flexlora_simulation.wrong_fields import sentences
+from flexlora_simulation.yaml_text import parse_yaml
 
 HELDOUT = {"evaluation": {"on": ["heldout"], "every": 1_000_000}}  # what rates are chosen by, after the last round
 
@@ -73,8 +75,8 @@ def load_comparison(path: Path, data: str | None = None, model: str | None = Non
         content["experiment"], folder = _yaml(file), file.parent
     try:
         comparison = Comparison.model_validate_json(json.dumps(content))
-    except (ValidationError, TypeError, ValueError) as error:
-        raise ExperimentError(_first_fault(error)) from error
+    except (ValidationError, TypeError) as error:
+        raise ExperimentError("\n".join(sentences(error, Comparison))) from error
     given = {name: value for name, value in (("data", data), ("model", model)) if value is not None}
     whole = merged(comparison.experiment, {"workload": given})
     placed = parse(whole, folder).workload  # relative paths become absolute ones
@@ -110,16 +112,9 @@ def _check(comparison: Comparison) -> None:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ExperimentError(f"{path} is no readable YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ExperimentError(f"{path} holds no map of fields")
     return content
-
-
-def _first_fault(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return f"the comparison is not made of YAML's plain types: {error}"
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

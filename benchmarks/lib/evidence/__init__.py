@@ -1,0 +1,1 @@
+"""The page docs/evidence.md, from the files in evidence/ alone."""
