@@ -32,7 +32,7 @@ from tests.support.kit import spec
 from tests.support.simulated import folder_with_database, here, tiny_experiment
 
 ROOT = Path(__file__).parents[3]
-DEADLINE = 120.0  # seconds after which a test that waits has failed
+DEADLINE = 600.0  # seconds after which a test that waits has failed
 DRIVER = """
 import sys
 from pathlib import Path

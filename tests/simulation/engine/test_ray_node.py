@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from flexlora_simulation import simulate
-from flexlora_simulation.engine import ray_node
 from flexlora_simulation.engine.jobs import EvaluationJob, TrainingJob
 from flexlora_simulation.engine.ray_node import Expected, ParticipantNode, kept_folder, read_files, write_files
 from flexlora_simulation.errors import SimulationError
@@ -134,5 +133,5 @@ def test_files_that_are_kept_replace_those_that_were(tmp_path: Path) -> None:
 
 def test_what_a_process_keeps_is_found(done: Here, tmp_path: Path, experiment: Experiment) -> None:
     job = done.trained[0]
-    Here(ray_node.ParticipantProcess(experiment, tmp_path)).train(job).result()
+    here(experiment, tmp_path).train(job).result()
     assert list(read_files(kept_folder(tmp_path, job))) == ["round-000001.pt"]
