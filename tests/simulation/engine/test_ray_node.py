@@ -1,5 +1,7 @@
 """What a machine of a cluster does, without Ray: it trains as a process here does, keeps nothing, and refuses to differ."""
 
+import importlib
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -135,3 +137,10 @@ def test_what_a_process_keeps_is_found(done: Here, tmp_path: Path, experiment: E
     job = done.trained[0]
     here(experiment, tmp_path).train(job).result()
     assert list(read_files(kept_folder(tmp_path, job))) == ["round-000001.pt"]
+
+
+def test_a_cluster_is_asked_for_but_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "flexlora_simulation.engine.ray_cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SimulationError, match=r"ray is not installed here: pip install 'flexlora\[simulation,ray\]'"):
+        importlib.import_module("flexlora_simulation.engine.ray_cluster")
