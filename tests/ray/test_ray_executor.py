@@ -54,10 +54,10 @@ def client_server(cluster: Any) -> tuple[subprocess.Popen[bytes], str]:
     return process, f"ray://127.0.0.1:{port}"
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    """Look again until it is; fails after DEADLINE."""
+def wait_until(true: Callable[[], bool], deadline: float = DEADLINE) -> None:
+    """Look again until it is; fails after so many seconds."""
     pause = threading.Event()
-    for _ in range(int(DEADLINE / 0.02)):
+    for _ in range(int(deadline / 0.02)):
         if true():
             return
         pause.wait(0.02)

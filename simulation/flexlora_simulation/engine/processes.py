@@ -28,9 +28,13 @@ class Processes(WorkerPool):
     """An `Executor`: so many processes. With device "cuda" they take the machine's GPUs in turn."""
 
     def __init__(self, experiment: Experiment, folder: Path, processes: int, device: str = "cpu") -> None:
-        gpus = torch.cuda.device_count() if device == "cuda" else 0
-        devices = [f"cuda:{number % gpus}" if gpus else device for number in range(processes)]
+        devices = share_gpus(device, processes, torch.cuda.device_count())
         super().__init__([_Process(experiment, folder, each) for each in devices], ADVICE)
+
+
+def share_gpus(device: str, processes: int, gpus: int) -> list[str]:
+    """The device of each process: the machine's GPUs in turn, where it is "cuda" and there are any."""
+    return [f"cuda:{number % gpus}" if device == "cuda" and gpus else device for number in range(processes)]
 
 
 class _Process:

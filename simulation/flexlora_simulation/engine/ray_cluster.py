@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flexlora_client.files import write_whole
+from flexlora_client.errors import BadInput
+from flexlora_client.files import make_folder, write_whole
 from flexlora_simulation.engine.jobs import TrainedUpdate, TrainingJob
 from flexlora_simulation.engine.ray_node import (
     Expected,
     ParticipantNode,
     SentUpdate,
+    kept_folder,
     read_files,
-    work_folder,
     write_files,
 )
 from flexlora_simulation.engine.worker_pool import Job, Result, WorkerDied, WorkerPool, log
@@ -126,7 +127,7 @@ class _Actor:
         if not isinstance(job, TrainingJob):
             evaluated: Result = _get(self._actor.evaluate.remote(job, slice))
             return evaluated
-        kept = read_files(work_folder(self._folder, job).optimizer)
+        kept = read_files(kept_folder(self._folder, job))
         return self._keep(job, _get(self._actor.train.remote(job, slice, kept)))
 
     def stop(self) -> None:
@@ -142,10 +143,13 @@ class _Actor:
 
     def _keep(self, job: TrainingJob, sent: SentUpdate) -> TrainedUpdate:
         """The update with its file here, and what the participant keeps beside it."""
-        work = work_folder(self._folder, job)
-        file = work.clear_output() / sent.update.file.name
-        write_whole(file, sent.content)
-        write_files(work.optimizer, sent.kept)
+        file = self._folder / sent.update.file
+        try:
+            make_folder(file.parent)
+            write_whole(file, sent.content)
+            write_files(kept_folder(self._folder, job), sent.kept)
+        except BadInput as error:  # of this machine, and not of the participant
+            raise SimulationError(f"{error}: free space there, and give the same command again") from error
         return replace(sent.update, file=file)
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,6 @@ from uuid import uuid4
 import torch
 from transformers.utils import logging
 
-from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import ClientError, TrainingError
 from flexlora_client.files import make_folder, write_whole
 from flexlora_client.training.data.store import digest_of
@@ -52,7 +51,10 @@ class Expected:
 
 @dataclass(frozen=True)
 class SentUpdate:
-    """A trained update with its file's content, and what the participant keeps for its next round, by file name."""
+    """A trained update with its file's content, and what the participant keeps for its next round, by file name.
+
+    The update's file is relative to the experiment's folder.
+    """
 
     update: TrainedUpdate
     content: bytes
@@ -93,17 +95,18 @@ class ParticipantNode:
     def train(self, job: TrainingJob, slice: bytes, kept: Mapping[str, bytes]) -> SentUpdate:
         """The participant's update. Raises: as `ParticipantProcess.train`; SimulationError, where the base model is another."""
         self._check_model(job.task.spec.model)
-        work = work_folder(self._folder, job)
+        optimizer = kept_folder(self._folder, job)
         with self._served(job.slice, slice) as path:
-            write_files(work.optimizer, kept)
-            update = self._process.train(TrainingJob(job.participant, job.task, path))
-            return SentUpdate(update, update.file.read_bytes(), read_files(work.optimizer))
+            write_files(optimizer, kept)
+            update = self._process.train(replace(job, slice=path))
+            sent = replace(update, file=update.file.relative_to(self._folder))
+            return SentUpdate(sent, update.file.read_bytes(), read_files(optimizer))
 
     def evaluate(self, job: EvaluationJob, slice: bytes) -> Evaluated:
         """The metrics. Raises: as `ParticipantProcess.evaluate`; SimulationError, where the base model is another."""
         self._check_model(job.spec.model)
         with self._served(job.slice, slice) as path:
-            return self._process.evaluate(EvaluationJob(job.spec, job.round, job.rank, path, job.on))
+            return self._process.evaluate(replace(job, slice=path))
 
     @contextmanager
     def _served(self, name: Path, content: bytes) -> Iterator[Path]:
@@ -132,9 +135,9 @@ class _Process(ParticipantProcess):
         return Expected.of(self._workload, self._corpus)
 
 
-def work_folder(folder: Path, job: TrainingJob) -> WorkFolder:
-    """The participant's, in the folder of a simulation: as `ParticipantProcess` has it."""
-    return WorkFolder(folder / "participants" / job.participant, job.task.run)
+def kept_folder(folder: Path, job: TrainingJob) -> Path:
+    """What the participant's work folder keeps for its next round, in the folder of an experiment: the optimizer's state."""
+    return folder / "participants" / job.participant / "runs" / job.task.run / "optimizer"
 
 
 def read_files(folder: Path) -> dict[str, bytes]:

@@ -101,8 +101,11 @@ class WorkerPool:
                 deaths += 1
                 if deaths == ATTEMPTS:
                     self._finish(SimulationError(f"a process for participants {died} as it began. {self._advice}"))
+            except SimulationError as error:
+                self._finish(error)
             except Exception as error:
-                self._finish(error if isinstance(error, SimulationError) else SimulationError(str(error)))
+                log.debug("a process for participants cannot be started", exc_info=error)
+                self._finish(SimulationError(f"a process for participants cannot be started: {error}"))
             else:
                 deaths = 0
                 self._run_jobs(worker)

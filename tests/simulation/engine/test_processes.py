@@ -23,7 +23,7 @@ from flexlora_shared.problems import Code, Problem
 from flexlora_simulation import simulate
 from flexlora_simulation.engine.jobs import EvaluationJob
 from flexlora_simulation.engine.process_main import sendable
-from flexlora_simulation.engine.processes import Processes
+from flexlora_simulation.engine.processes import Processes, share_gpus
 from flexlora_simulation.engine.worker_pool import ATTEMPTS
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.experiment import Experiment
@@ -32,12 +32,12 @@ from tests.support.kit import spec
 from tests.support.simulated import folder_with_database, here, tiny_experiment
 
 ROOT = Path(__file__).parents[3]
-DEADLINE = 120.0  # seconds after which a test that waits has failed
+DEADLINE = 600.0  # seconds after which a test that waits has failed
 DRIVER = """
 import sys
 from pathlib import Path
 from flexlora_simulation import simulate
-from flexlora_simulation.engine.processes import Processes
+from flexlora_simulation.engine.processes import Processes, share_gpus
 from flexlora_simulation.experiment import parse
 from tests.simulation.engine.test_processes import hold
 
@@ -186,3 +186,10 @@ def test_an_exception_that_cannot_travel_says_the_same_by_another() -> None:
     assert sendable(diverged) is diverged
     refused = Refused(Problem(type="about:blank", title="no", status=409, detail="Too late", code=Code.ROUND_CLOSED))
     assert str(sendable(refused)) == f"Refused: {refused}"
+
+
+def test_processes_take_the_gpus_of_a_machine_in_turn() -> None:
+    assert share_gpus("cuda", 3, 2) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert share_gpus("cuda", 2, 0) == ["cuda", "cuda"]  # the agent's own sentence says that there is none
+    assert share_gpus("cuda:1", 2, 2) == ["cuda:1", "cuda:1"]
+    assert share_gpus("cpu", 2, 2) == ["cpu", "cpu"]

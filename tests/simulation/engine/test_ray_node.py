@@ -1,5 +1,7 @@
 """What a machine of a cluster does, without Ray: it trains as a process here does, keeps nothing, and refuses to differ."""
 
+import importlib
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from flexlora_simulation import simulate
-from flexlora_simulation.engine import ray_node
 from flexlora_simulation.engine.jobs import EvaluationJob, TrainingJob
-from flexlora_simulation.engine.ray_node import Expected, ParticipantNode, read_files, work_folder, write_files
+from flexlora_simulation.engine.ray_node import Expected, ParticipantNode, kept_folder, read_files, write_files
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.workloads.registry import open_workload
@@ -132,7 +133,14 @@ def test_files_that_are_kept_replace_those_that_were(tmp_path: Path) -> None:
     assert read_files(tmp_path / "folder") == {"two": b"2", "three": b"3"}
 
 
-def test_the_work_folder_is_where_a_process_has_it(done: Here, tmp_path: Path, experiment: Experiment) -> None:
+def test_what_a_process_keeps_is_found(done: Here, tmp_path: Path, experiment: Experiment) -> None:
     job = done.trained[0]
-    Here(ray_node.ParticipantProcess(experiment, tmp_path)).train(job).result()
-    assert list(read_files(work_folder(tmp_path, job).optimizer)) == ["round-000001.pt"]
+    here(experiment, tmp_path).train(job).result()
+    assert list(read_files(kept_folder(tmp_path, job))) == ["round-000001.pt"]
+
+
+def test_a_cluster_is_asked_for_but_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "flexlora_simulation.engine.ray_cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SimulationError, match=r"ray is not installed here: pip install 'flexlora\[simulation,ray\]'"):
+        importlib.import_module("flexlora_simulation.engine.ray_cluster")
