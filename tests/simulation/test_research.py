@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import pytest
 import torch
 
 from demo.cluster import Cluster, cluster
-from flexlora_client import credentials
 from flexlora_server.aggregation.factors import GlobalFactors, Update
 from flexlora_server.aggregation.strategies.registry import strategies, strategy
-from flexlora_simulation import Results, load, run_definition, simulate
-from flexlora_simulation.engine.coordinator import Coordinator
+from flexlora_server.database.queries import adapters
+from flexlora_server.database.transactions import Store
+from flexlora_server.settings import Settings
+from flexlora_simulation import load, run_definition, simulate
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.registry import open_workload, workload_names
@@ -103,35 +105,19 @@ def beside(package: Path) -> None:
         write_questions(package / "data" / f"{name}.jsonl", word, count)
 
 
-def by_id(results: Results) -> list[str]:
-    """The names of the simulated participants, in the order of their ids."""
-    coordinator = Coordinator(results.folder / "coordinator", "questions", lambda: 0.0)
-    names = coordinator.client_names()
-    coordinator.close()
-    return [names[client] for client in sorted(names)]
-
-
-def live(made: Cluster, package: Path, ranks: dict[str, int], names: list[str]) -> list[str]:
-    """The digests that a live coordinator publishes, where the participants' ids are in the order of these names."""
+def live(made: Cluster, package: Path, ranks: dict[str, int]) -> list[str]:
+    """The digests that a live coordinator publishes, with participants of these names and ranks."""
     made.create_run(json.loads((package / "run.json").read_text()))
-    homes = {credentials.load(made.enroll(home)).client_id: home for home in ("one", "two")}
     started = []
-    for name, client in zip(names, sorted(homes), strict=True):
-        given = [
-            "--rank",
-            str(ranks[name]),
-            "--data",
-            str(package / "data" / f"{name}.jsonl"),
-            "--heldout-fraction",
-            "0",
-        ]
-        started.append(made.agent(homes[client], "questions", *given, "--trainer", "shorter-half"))
+    for name, rank in ranks.items():
+        data = package / "data" / f"{name}.jsonl"
+        given = ["--rank", str(rank), "--data", str(data), "--heldout-fraction", "0", "--trainer", "shorter-half"]
+        started.append(made.agent(made.enroll(name), "questions", *given))
     with watching(started) as agents:
         assert [agent.finish() for agent in agents] == [0, 0], [agent.log() for agent in agents]
-    coordinator = Coordinator(made.folder / "coordinator", "questions", lambda: 0.0)
-    found = [coordinator.adapter_sha256(number) for number in (1, 2)]
-    coordinator.close()
-    return found
+    store = Store(Settings(data_dir=made.folder / "coordinator", database_url=None).url)
+    with closing(store), store.reading() as tx:
+        return [adapters.get_published(tx, "questions", number).sha256 for number in (1, 2)]
 
 
 @pytest.mark.slow
@@ -149,7 +135,7 @@ def test_the_same_adapters_in_the_simulation_and_on_a_live_coordinator(
     assert set(results.participants.examples) == {12, 5}, "the shorter half"
     assert set(results.evaluations.on) == {"unseen"}
     with cluster(package / "live") as made:
-        assert live(made, package, ranks, by_id(results)) == [simulated[1], simulated[2]]
+        assert live(made, package, ranks) == [simulated[1], simulated[2]]
     (package / "other.yaml").write_text((package / "experiment.yaml").read_text().replace("root-weights", "flexlora"))
     other = simulate(load(package / "other.yaml"), package / "other").rounds.set_index("round").adapter_sha256
     assert other[1] != simulated[1]

@@ -23,13 +23,12 @@ from flexlora_client.files import make_folder, write_whole
 from flexlora_client.training.data.store import digest_of
 from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_shared.messages.runs import ModelSpec
-from flexlora_shared.plugins import plugin_versions
+from flexlora_shared.plugins import WORKLOAD_GROUP, plugin_versions
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
 from flexlora_simulation.engine.participant_process import ParticipantProcess
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Workload
-from flexlora_simulation.workloads.registry import WORKLOAD_GROUP
 
 PACKAGES = ("flexlora", "numpy", "peft", "tokenizers", "torch", "transformers")
 

@@ -39,12 +39,17 @@ def task(round: int = 1, attempt: int = 1, **training: Any) -> Task:
     )
 
 
+def seconds(timing: VirtualTime, who: Participant, given: Task) -> float:
+    """From its assignment until its update has arrived."""
+    return timing.plan(who, given).arrived
+
+
 def test_a_round_takes_its_steps_at_the_participants_speed_and_its_transfers() -> None:
     usual = VirtualTime(Timing(step_seconds=3.0), 0)
-    assert usual.seconds(participant(), task()) == pytest.approx(30)
-    assert usual.seconds(participant(speed=0.5), task()) == pytest.approx(60)
+    assert seconds(usual, participant(), task()) == pytest.approx(30)
+    assert seconds(usual, participant(speed=0.5), task()) == pytest.approx(60)
     with_transfers = VirtualTime(Timing(step_seconds=3.0, bytes_per_second=100.0), 0)
-    assert with_transfers.seconds(participant(speed=0.5), task()) == pytest.approx(60 + 2 * SIZE / 100)
+    assert seconds(with_transfers, participant(speed=0.5), task()) == pytest.approx(60 + 2 * SIZE / 100)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_steps_are_those_of_the_training_loop(training: dict[str, Any], steps: i
 def test_spread_is_a_participants_own_and_jitter_a_rounds() -> None:
     def logarithms(timing: Timing, places: list[tuple[int, int]]) -> Any:
         drawn = VirtualTime(timing, 0)
-        return np.log([drawn.seconds(participant(number), task(round)) / 10 for number, round in places])
+        return np.log([seconds(drawn, participant(number), task(round)) / 10 for number, round in places])
 
     everybody, rounds = [(n, 1) for n in range(300)], [(0, n) for n in range(300)]
     for timing, varying, same in ((Timing(spread=0.5), everybody, rounds), (Timing(jitter=0.5), rounds, None)):
@@ -107,14 +112,14 @@ def test_a_draw_depends_on_seed_name_round_and_attempt_alone() -> None:
     timing, one = Timing(spread=0.5, jitter=0.5, available=0.5, dropout=0.5), participant(7)
 
     def drawn(seed: int, who: Participant = one, round: int = 3, attempt: int = 1) -> float:
-        return VirtualTime(timing, seed).seconds(who, task(round, attempt))
+        return seconds(VirtualTime(timing, seed), who, task(round, attempt))
 
     expected = drawn(0)
     ahead = VirtualTime(timing, 0)
     for number in range(5):  # whatever was asked before
-        ahead.seconds(participant(number), task())
+        seconds(ahead, participant(number), task())
         ahead.vanishes(participant(number), 1, 1)
-    assert ahead.seconds(one, task(3)) == expected
+    assert seconds(ahead, one, task(3)) == expected
     assert drawn(0, replace(one, resource=Resource(rank=64))) == expected
     others = [drawn(1), drawn(0, participant(8)), drawn(0, round=4), drawn(0, attempt=2)]
     assert len({expected, *others}) == 5
