@@ -112,7 +112,8 @@ def live(made: Cluster, package: Path, ranks: dict[str, int]) -> list[str]:
     for name, rank in ranks.items():
         data = package / "data" / f"{name}.jsonl"
         given = ["--rank", str(rank), "--data", str(data), "--heldout-fraction", "0", "--trainer", "shorter-half"]
-        started.append(made.agent(made.enroll(name), "questions", *given))
+        made.enroll(name)
+        started.append(made.agent(name, "questions", *given))
     with watching(started) as agents:
         assert [agent.finish() for agent in agents] == [0, 0], [agent.log() for agent in agents]
     store = Store(Settings(data_dir=made.folder / "coordinator", database_url=None).url)
