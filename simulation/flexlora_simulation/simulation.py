@@ -82,7 +82,8 @@ def simulate(
         by_name = {one.name: one for one in participants}
         evaluations = Evaluations(experiment.evaluation, spec, coordinator, running, by_name, tables, record)
         timing = VirtualTime(experiment.timing, experiment.seed)
-        Federation(spec, coordinator, clock, by_name, timing, running, evaluations, tables, record).run()
+        shortens = workload.trainer is None  # a loop of its own may ignore how many steps fit
+        Federation(spec, coordinator, clock, by_name, timing, running, evaluations, tables, record, shortens).run()
         evaluations.finish()
         tables.write()
     return Results(folder)

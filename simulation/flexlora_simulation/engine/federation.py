@@ -34,7 +34,11 @@ MOST_WAITS = 1000  # for participants to be available
 
 @dataclass
 class Federation:
-    """The world around one coordinator. `record` takes each row of the tables, which say what was recorded before."""
+    """The world around one coordinator.
+
+    record: takes each row of the tables, which say what was recorded before. shortens: whether the training loop ends before the
+    deadline, as the agent's own does; updates of another that takes too long come late.
+    """
 
     spec: RunSpec
     coordinator: Coordinator
@@ -45,6 +49,7 @@ class Federation:
     evaluations: Evaluations
     tables: Tables
     record: Callable[[Row], None]
+    shortens: bool = True
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -136,7 +141,7 @@ class Federation:
             self._deliveries.add(delivery)
 
     def _delivery(self, place: Place, participant: Participant) -> Delivery:
-        task, plan = place.task, self.timing.plan(participant, place.task)
+        task, plan = place.task, self.timing.plan(participant, place.task, shortens=self.shortens)
         begun = datetime.fromisoformat(task.deadline) - timedelta(seconds=self.spec.round_timeout)
         trained, arrives = (begun + timedelta(seconds=seconds) for seconds in (plan.trained, plan.arrived))
         over = (
