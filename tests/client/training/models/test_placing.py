@@ -178,7 +178,7 @@ def test_half_a_head_among_the_extra_tensors(bert: Path, tmp_path: Path) -> None
 
 def test_a_head_that_lies_in_the_base_model_stays_as_it_is(tmp_path: Path) -> None:
     """A run without extra tensors: PEFT would train the head of a classifier unasked."""
-    base = saved(BertForSequenceClassification(BertConfig(**SMALL, num_labels=len(LABELS))), tmp_path / "base")  # type: ignore[call-arg]
+    base = saved(BertForSequenceClassification(BertConfig(**(SMALL | {"num_labels": len(LABELS)}))), tmp_path / "base")
     spec = make_run(base, "SEQ_CLS", ["query"]).model_copy(update={"extra": ()})
     served = write_trial_slice(trial_slice(spec, 2), spec, tmp_path / "served")
     (served / "adapter_config.json").write_text(json.dumps(adapter_config(spec, 2, {})))  # as a coordinator serves it
