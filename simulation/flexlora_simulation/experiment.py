@@ -239,7 +239,8 @@ class Experiment(Message):
     run: Annotated[
         dict[str, JsonValue],
         Field(
-            description="Fields of the run's definition, but for what the experiment decides: name, model, modules, extra"
+            description="Fields of the run's definition, but for what the experiment decides: name, model, modules, extra, "
+            "start_from"
         ),
     ] = {}
     start_from: Annotated[
