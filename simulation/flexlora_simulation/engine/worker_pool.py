@@ -17,6 +17,7 @@ from flexlora_simulation.errors import SimulationError
 
 log = logging.getLogger("flexlora.simulation")
 ATTEMPTS = 3  # of one job on workers that die, and of a worker to start
+PATIENCE_S = 10.0  # for a thread at the end, which may wait for a cluster that is gone
 Job = TrainingJob | EvaluationJob
 Result = TrainedUpdate | Evaluated
 
@@ -79,7 +80,7 @@ class WorkerPool:
         for worker in self._workers:
             worker.stop()
         for thread in self._threads:
-            thread.join()
+            thread.join(PATIENCE_S)
 
     def _submit(self, job: Job) -> "Future[Any]":
         order = _Order(job)
