@@ -55,7 +55,8 @@ def test_every_example_has_one_owner(
     for part in parts:
         whole = len(part.train) + len(part.heldout)
         assert len(part.heldout) == (min(round(heldout * whole), whole - 1) if part.seen else 0)
-    assert parts != deal(items(60), options, seed + 100)
+    if by != "group" or heldout:  # else whole groups are dealt, and two seeds may agree
+        assert parts != deal(items(60), options, seed + 100)
 
 
 def test_a_labels_shares_are_of_the_dirichlet_distribution() -> None:
