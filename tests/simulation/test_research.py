@@ -24,8 +24,8 @@ from flexlora_simulation import load, run_definition, simulate
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import WorkloadOptions
 from flexlora_simulation.workloads.registry import open_workload, workload_names
-from tests.support.in_process import simulate_in_process
 from tests.support.processes import watching
+from tests.support.simulated import here
 from tests.support.tiny_models import make_llama
 from tests.system.conftest import write_questions
 
@@ -128,8 +128,7 @@ def test_the_same_adapters_in_the_simulation_and_on_a_live_coordinator(
     beside(package)
     monkeypatch.chdir(package)
     exec(compile((package / "make_run.py").read_text(), "make_run.py", "exec"), {})
-    simulate_in_process(monkeypatch)
-    results = simulate(load(package / "experiment.yaml"), package / "results")
+    results = simulate(load(package / "experiment.yaml"), package / "results", executor=here)
     simulated = results.rounds.set_index("round").adapter_sha256
     ranks = dict(zip(results.participants.participant, results.participants["rank"], strict=True))
     assert sorted(ranks.values()) == [4, 8]
@@ -138,5 +137,9 @@ def test_the_same_adapters_in_the_simulation_and_on_a_live_coordinator(
     with cluster(package / "live") as made:
         assert live(made, package, ranks) == [simulated[1], simulated[2]]
     (package / "other.yaml").write_text((package / "experiment.yaml").read_text().replace("root-weights", "flexlora"))
-    other = simulate(load(package / "other.yaml"), package / "other").rounds.set_index("round").adapter_sha256
+    other = (
+        simulate(load(package / "other.yaml"), package / "other", executor=here)
+        .rounds.set_index("round")
+        .adapter_sha256
+    )
     assert other[1] != simulated[1]

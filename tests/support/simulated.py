@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +14,9 @@ from flexlora_client.agent.local_trainer import LocalTrainer
 from flexlora_client.training.contract import ADAPTER_FILE, Job, Outcome
 from flexlora_client.training.models.load_model import Models
 from flexlora_shared.messages.runs import RunSpec
-from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.jobs import TrainedUpdate, TrainingJob
 from flexlora_simulation.engine.participant_process import ParticipantProcess
+from flexlora_simulation.engine.same_process import SameProcess
 from flexlora_simulation.experiment import Experiment, parse
 from flexlora_simulation.population.participants import Participant
 from tests.support.databases import migrated_sqlite
@@ -55,31 +55,16 @@ def tiny_experiment(folder: Path, **changes: Any) -> Experiment:
     return parse(content | changes)
 
 
-class Here:
-    """An executor that does each job at once, in this process; `before` is told of it first."""
+class Here(SameProcess):
+    """An executor that does each job at once, in this process, and remembers the trainings."""
 
-    def __init__(self, process: ParticipantProcess, before: Callable[[object], None] = lambda job: None) -> None:
-        self._process, self._before = process, before
+    def __init__(self, participants: ParticipantProcess) -> None:
+        super().__init__(participants)
         self.trained: list[TrainingJob] = []
 
     def train(self, job: TrainingJob) -> "Future[TrainedUpdate]":
         self.trained.append(job)
-        return self._do(self._process.train, job)
-
-    def evaluate(self, job: EvaluationJob) -> "Future[Evaluated]":
-        return self._do(self._process.evaluate, job)
-
-    def _do(self, work: Callable[[Any], Any], job: object) -> "Future[Any]":
-        future = Future[Any]()
-        try:
-            self._before(job)
-            future.set_result(work(job))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def close(self) -> None:
-        pass
+        return super().train(job)
 
 
 def here(experiment: Experiment, folder: Path) -> Here:
@@ -115,8 +100,3 @@ class Nudges:
         save_file(trained, job.output / ADAPTER_FILE)
         metrics = {"train_loss": step, "train_steps": float(job.max_steps or 1)}
         return Outcome(job.output / ADAPTER_FILE, len(job.train), metrics)
-
-
-def nudging(experiment: Experiment, folder: Path) -> Here:
-    """For `simulate(executor=...)`."""
-    return Here(Nudging(experiment, folder))

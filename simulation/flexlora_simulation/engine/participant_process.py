@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from transformers.utils import logging
 
 from flexlora_client.agent.local_parts import EVERYTHING_SHARED
 from flexlora_client.agent.local_trainer import LocalTrainer
@@ -42,6 +43,12 @@ from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
 from flexlora_simulation.workloads.contract import Corpus, Item, Workload
 from flexlora_simulation.workloads.registry import open_workload
+
+
+def silence() -> None:
+    """Without transformers' bars, and its notes of a head that is new, from each process that loads the base model."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 class UnboundedTime(RoundTime):

@@ -13,10 +13,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from flexlora_simulation.engine.jobs import TrainingJob
-from flexlora_simulation.engine.participant_process import ParticipantProcess
+from flexlora_simulation.engine.participant_process import ParticipantProcess, silence
 from flexlora_simulation.engine.worker_pool import Job, Result
 from flexlora_simulation.errors import SimulationError
 
@@ -27,7 +26,7 @@ def main(pipe: Connection) -> None:
     received = SimpleQueue[Any]()
     threading.Thread(target=_receive, args=(pipe, received), daemon=True).start()
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
+    silence()
     process = ParticipantProcess(*received.get())
     pipe.send(None)  # ready
     while True:

@@ -16,7 +16,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from transformers.utils import logging
 
 from flexlora_client.errors import ClientError, TrainingError
 from flexlora_client.files import make_folder, write_whole
@@ -25,7 +24,7 @@ from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_shared.messages.runs import ModelSpec
 from flexlora_shared.plugins import WORKLOAD_GROUP, plugin_versions
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
-from flexlora_simulation.engine.participant_process import ParticipantProcess
+from flexlora_simulation.engine.participant_process import ParticipantProcess, silence
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.workloads.contract import BaseModel, Corpus, Workload
@@ -65,7 +64,7 @@ class ParticipantNode:
 
     def __init__(self, experiment: Experiment, device: str) -> None:
         torch.set_num_threads(1)
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
+        silence()
         self._folder = Path(tempfile.gettempdir()) / f"flexlora-simulation-{uuid4().hex}"  # there while a job runs
         self._process = _Process(experiment, self._folder, device)
         self._model: ModelSpec | None = None  # that was checked

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from transformers.utils import logging
 
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, TrainedUpdate, TrainingJob
-from flexlora_simulation.engine.participant_process import ParticipantProcess
+from flexlora_simulation.engine.participant_process import ParticipantProcess, silence
 from flexlora_simulation.experiment import Experiment
 
 J = TypeVar("J")
@@ -19,11 +18,11 @@ R = TypeVar("R")
 class SameProcess:
     """An `Executor`; on one thread, as each of `Processes` is, so that the figures are the same."""
 
-    def __init__(self, experiment: Experiment, folder: Path, device: str = "cpu") -> None:
+    def __init__(self, participants: ParticipantProcess) -> None:
+        self._participants = participants
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
-        self._participants = ParticipantProcess(experiment, folder, device)
+        silence()
 
     def train(self, job: TrainingJob) -> "Future[TrainedUpdate]":
         """Train now."""
@@ -36,6 +35,11 @@ class SameProcess:
     def close(self) -> None:
         """Give the threads back."""
         torch.set_num_threads(self._threads)
+
+
+def same_process(experiment: Experiment, folder: Path) -> SameProcess:
+    """For `simulate(executor=...)`."""
+    return SameProcess(ParticipantProcess(experiment, folder))
 
 
 def _ended(work: Callable[[J], R], job: J) -> "Future[R]":

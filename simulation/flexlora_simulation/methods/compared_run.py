@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from flexlora_simulation import simulate
-from flexlora_simulation.engine.same_process import SameProcess
+from flexlora_simulation.engine.same_process import same_process
 from flexlora_simulation.errors import SimulationError
 from flexlora_simulation.evidence.resumable import Done, Job
 from flexlora_simulation.evidence.table import Run
@@ -51,7 +51,7 @@ def compared_run(comparison: Comparison, folder: Path, job: Job) -> Done:
 
 
 def _run(experiment: Experiment, plan: Plan, place: Path, job: Job) -> Run:
-    results = run_plan(plan, place, partial(simulate, executor=SameProcess))
+    results = run_plan(plan, place, partial(simulate, executor=same_process))
     workload = open_workload(experiment.workload)
     judged = results if plan.alone else results[-1:]
     figures = [_figures(one, workload.metric) for one in judged]

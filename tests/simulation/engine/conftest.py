@@ -1,7 +1,6 @@
 """What the tests of the engine share: a data set with its model, and quick federations."""
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ Run = Callable[..., tuple[Results, Here]]
 def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the data set and the model."""
     return tmp_path_factory.mktemp("materials")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def described_once() -> Iterator[None]:
-    """Describing the model takes as long as a small federation."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(simulate.__globals__, "describe", cache(simulate.__globals__["describe"]))
-        yield
 
 
 @pytest.fixture

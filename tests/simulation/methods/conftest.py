@@ -1,20 +1,11 @@
 """A small experiment on a real model made here, run in this process."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from flexlora_simulation.experiment import Experiment, parse
-from tests.support.simulation import processes_in_this_one
 from tests.support.tiny_models import make_bert
 
 WORDS = {"bird": "the bird sings in the tree", "fish": "the fish swims under it", "tree": "a tree of green leaves"}
-
-
-@pytest.fixture
-def in_this_process() -> Iterator[None]:
-    with processes_in_this_one():
-        yield
 
 
 @pytest.fixture(scope="session")

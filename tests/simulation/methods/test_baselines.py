@@ -9,6 +9,7 @@ from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.methods.catalogue import method
 from flexlora_simulation.methods.definition import drawn
 from flexlora_simulation.population.who_trains import POOLED
+from tests.support.simulated import folder_with_database, here
 
 
 def test_each_participant_that_trains_does_so_alone(experiment: Experiment) -> None:
@@ -25,25 +26,27 @@ def test_each_participant_that_trains_does_so_alone(experiment: Experiment) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_this_process")
 def test_alone_one_is_measured_on_its_own_examples(experiment: Experiment, tmp_path: Path) -> None:
     stage = method("local")(experiment).stages[0]
-    results = simulate(stage, tmp_path)
+    results = simulate(stage, folder_with_database(tmp_path / "run"), executor=here)
     assert set(results.participants.participant) == {stage.only}
     heldout = results.evaluations[results.evaluations["on"] == "heldout"]
     assert set(heldout.participant) == {stage.only}
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_central_training_has_everybodys_examples_and_is_measured_on_each(
-    experiment: Experiment, tmp_path: Path
-) -> None:
+def test_central_training_has_everybodys_examples(experiment: Experiment) -> None:
     seen = [one for one in drawn(experiment) if one.part.seen]
     [stage] = method("central")(experiment).stages
     assert stage.run["training"]["max_steps"] == 3, "of the three of a round"  # type: ignore[index,call-overload]
     pooled = drawn(stage)[0]
     assert sorted(pooled.part.train) == sorted(index for one in seen for index in one.part.train)
-    results = simulate(stage, tmp_path)
+
+
+@pytest.mark.slow
+def test_central_training_is_measured_on_each_participants_examples(experiment: Experiment, tmp_path: Path) -> None:
+    seen = [one for one in drawn(experiment) if one.part.seen]
+    [stage] = method("central")(experiment).stages
+    results = simulate(stage, folder_with_database(tmp_path / "run"), executor=here)
     assert set(results.participants.participant) == {POOLED}
     assert set(results.participants["rank"]) == {4}
     heldout = results.evaluations[results.evaluations["on"] == "heldout"]

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from flexlora_simulation.methods.catalogue import method
 from flexlora_simulation.methods.plan import Plan
 from flexlora_simulation.methods.run_plan import run_plan
 from flexlora_simulation.results.results import Results
-from tests.support.simulation import processes_in_this_one
+from tests.support.simulated import here
 
 
 def adapter(results: Results, run: str, number: int) -> TorchGlobalAdapter:
@@ -36,10 +37,10 @@ def product(stored: TorchGlobalAdapter, module: str, rank: int | None = None) ->
 def stages(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path, tuple[Results, ...]]:
     """The plan with its folder and its results."""
     folder, plan = tmp_path_factory.mktemp("slora"), method("slora, flexlora")(experiment)
-    with processes_in_this_one():
-        return plan, folder, run_plan(plan, folder)
+    return plan, folder, run_plan(plan, folder, partial(simulate, executor=here))
 
 
+@pytest.mark.slow
 def test_the_second_stage_starts_from_the_svd_of_the_first(stages: tuple[Plan, Path, tuple[Results, ...]]) -> None:
     plan, _, (first, second) = stages
     assert (max(first.rounds["round"]), max(second.rounds["round"])) == (1, 3)
@@ -60,6 +61,7 @@ def test_the_second_stage_starts_from_the_svd_of_the_first(stages: tuple[Plan, P
     assert torch.equal(start.extra("classifier.weight"), adapter(first, sparse.name, 1).extra("classifier.weight"))
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(stages: tuple[Plan, Path, tuple[Results, ...]]) -> None:
     plan, folder, results = stages
     again = run_plan(plan, folder)  # its processes never begin: there is nothing to train
@@ -72,6 +74,7 @@ def test_two_stages_need_two_rounds(experiment: Experiment) -> None:
         method("slora")(short)
 
 
+@pytest.mark.slow
 def test_what_an_experiment_cannot_start_from(
     experiment: Experiment, stages: tuple[Plan, Path, tuple[Results, ...]], tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_a_model_too_narrow_for_the_classes_is_refused(tmp_path: Path, materials
         Banking77(given).base_model()
 
 
+@pytest.mark.slow
 def test_figures_of_groups_need_groups(materials: Path, tmp_path: Path) -> None:
     experiment = tiny_experiment(materials, evaluation={"groups": True, "ranks": "largest"})
     with pytest.raises(ExperimentError, match=r"evaluation\.groups: the workload has no groups"):

@@ -124,7 +124,8 @@ def test_it_needs_data_and_a_model() -> None:
         Cifar100(WorkloadOptions(name="cifar100"))
 
 
-@pytest.mark.parametrize("head", ["trained", pytest.param("frozen", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["trained", "frozen"])
 def test_two_rounds(data: Path, vit: Path, tmp_path: Path, head: str) -> None:
     experiment = parse(
         {

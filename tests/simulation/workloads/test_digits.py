@@ -67,6 +67,7 @@ def test_what_it_does_not_have_is_refused(given: dict[str, Any], sentence: str) 
         Digits(WorkloadOptions(name="digits", **given))
 
 
+@pytest.mark.slow
 def test_the_base_model_is_trained_once_and_given_the_head() -> None:
     trained, longer = (digits(pretraining_steps=steps).base_model() for steps in (1, 2))
     assert trained == digits(pretraining_steps=1).base_model()

@@ -25,7 +25,7 @@ from flexlora_simulation.experiment import WorkloadOptions, parse
 from flexlora_simulation.workloads.registry import open_workload
 from flexlora_simulation.workloads.teacher_problem import RANK, networks
 from flexlora_simulation.workloads.teacher_training import MODULES, TeacherTrainer, measure
-from tests.support.in_process import simulate_in_process
+from tests.support.simulated import folder_with_database, here
 
 OPTIONS: dict[str, Any] = {"examples": 64, "participants": 3}
 TRAINING = TrainingSpec(batch_size=32, max_steps=4, learning_rate=0.01, max_grad_norm=1e6)
@@ -158,8 +158,7 @@ def test_options_decide_on_the_examples() -> None:
     assert other.test[0] != CORPUS.test[0]
 
 
-def test_a_federation_learns_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    simulate_in_process(monkeypatch)
+def test_a_federation_learns_it(tmp_path: Path) -> None:
     experiment = parse(
         {
             "name": "x",
@@ -170,10 +169,10 @@ def test_a_federation_learns_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "evaluation": {"on": ["test", "unseen"], "examples": 300, "ranks": "largest", "every": 2},
         }
     )
-    results = simulate(experiment, tmp_path)
+    results = simulate(experiment, folder_with_database(tmp_path / "run"), executor=here)
     found = results.evaluations.set_index(["on", "metric", "round"]).value
     for on in ("test", "unseen"):
         assert found[on, "loss", 2] < found[on, "loss", 0]
         assert 0 <= found[on, "agreement", 2] <= 1
     assert set(results.participants["rank"]) == {2, 16}
-    assert (tmp_path / "population.parquet").exists()
+    assert (tmp_path / "run" / "population.parquet").exists()
