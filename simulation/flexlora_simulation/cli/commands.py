@@ -20,7 +20,6 @@ app.command("run")(run.run)
 app.command("show")(show.show)
 app.command("compare")(compare.compare)
 app.command("check")(check.check)
-app.command("compare")(compare.compare)
 app.command("workloads")(check.workloads)
 
 

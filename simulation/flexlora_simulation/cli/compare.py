@@ -19,11 +19,12 @@ def compare(
 ) -> None:
     """Compare methods on one experiment; the same command again goes on where it was interrupted."""
     require_simulation_extra()
-    from flexlora_simulation.evidence.markdown import markdown  # these bring PyTorch, which takes seconds
-    from flexlora_simulation.methods.comparison import compare as run
     from flexlora_simulation.methods.comparison_file import load_comparison
 
     comparison = load_comparison(file, data, model)
+    from flexlora_simulation.evidence.markdown import markdown
+    from flexlora_simulation.methods.comparison import compare as run  # brings PyTorch, which takes seconds
+
     place = folder or Path("runs") / comparison.name
     found = run(comparison, place, processes=processes, tell=lambda told: typer.echo(told, err=True))
     typer.echo(markdown(found))

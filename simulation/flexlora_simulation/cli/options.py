@@ -56,7 +56,7 @@ def load_changed(path: Path, options: ChangeOptions) -> "Experiment":
     for field, given in (("seed", options.seed), ("workload.data", options.data), ("workload.model", options.model)):
         if given is not None:
             _put(content, field, given)
-    return parse(content)
+    return parse(content, Path())  # paths that are given here are relative to where the command is
 
 
 def default_folder(experiment: "Experiment") -> Path:

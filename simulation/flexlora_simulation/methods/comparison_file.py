@@ -78,12 +78,23 @@ def load_comparison(path: Path, data: str | None = None, model: str | None = Non
     except (ValidationError, TypeError) as error:
         raise ExperimentError("\n".join(sentences(error, Comparison))) from error
     given = {name: value for name, value in (("data", data), ("model", model)) if value is not None}
-    whole = merged(comparison.experiment, {"workload": given})
-    placed = parse(whole, folder).workload  # relative paths become absolute ones
-    whole = merged(whole, {"workload": {"data": placed.data, "model": placed.model}})
+    whole = _placed(comparison.experiment, folder)
+    whole = _placed(
+        merged(whole, {"workload": given}), Path()
+    )  # what the command line gives is relative to where it is given
     comparison = comparison.model_copy(update={"experiment": whole})
     _check(comparison)
     return comparison
+
+
+def _placed(content: Mapping[str, JsonValue], folder: Path) -> dict[str, Any]:
+    """The same with absolute paths in the place of relative ones in `folder`."""
+    placed, whole = parse(content, folder), dict(content)
+    if placed.start_from is not None:
+        whole["start_from"] = placed.start_from
+    if placed.partition.path is not None:
+        whole = merged(whole, {"partition": {"path": placed.partition.path}})
+    return merged(whole, {"workload": {"data": placed.workload.data, "model": placed.workload.model}})
 
 
 def merged(content: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _check(comparison: Comparison) -> None:
         raise ExperimentError("tuning_seeds: no seed both chooses a rate and is measured at it; give other ones")
     for cell in comparison.cells:
         experiment = comparison.experiment_of(cell)
-        if len(comparison.rates) > 1 and experiment.partition.heldout == 0:
+        if len(comparison.rates) > 1 and experiment.partition.by != "file" and experiment.partition.heldout == 0:
             raise ExperimentError(
                 "partition.heldout: rates are chosen by what participants hold out; give a share, such as 0.1, or one rate only"
             )

@@ -4,17 +4,22 @@ from flexlora_shared.messages.runs import RunSpec
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.population.participants import Participant, draw_participants
-from flexlora_simulation.simulation import build_spec
-from flexlora_simulation.workloads.registry import open_workload
+
+# The functions that need workloads import them: PyTorch takes seconds, and a comparison's file is checked before.
 
 
 def drawn(experiment: Experiment) -> tuple[Participant, ...]:
     """The participants. Raises: ExperimentError, DataError."""
+    from flexlora_simulation.workloads.registry import open_workload
+
     return draw_participants(experiment, open_workload(experiment.workload).corpus().train)
 
 
 def spec_of(experiment: Experiment) -> RunSpec:
     """The run's definition. Raises: ExperimentError, DataError."""
+    from flexlora_simulation.simulation import build_spec
+    from flexlora_simulation.workloads.registry import open_workload
+
     return build_spec(experiment, open_workload(experiment.workload).base_model(), drawn(experiment))
 
 

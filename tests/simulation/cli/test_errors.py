@@ -107,6 +107,19 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_files_are_read_before_pytorch(tmp_path: Path, command: str) -> None:
+    """It takes seconds to import, which nobody waits for who mistyped a field."""
+    (tmp_path / "wrong.yaml").write_text("nmae: x\n")
+    program = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    done = subprocess.run(
+        [sys.executable, "-c", program + "from flexlora_simulation.cli import main; main()", command, "wrong.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (Exit.BAD_INPUT, "False\n")
+    assert "name: it is missing" in done.stderr
+
+
 def test_a_folder_without_an_experiment(tmp_path: Path) -> None:
     for more in ((), ("--metric", "loss")):
         done = call("show", tmp_path, *more, program=main)

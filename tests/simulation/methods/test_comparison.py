@@ -115,6 +115,20 @@ def test_the_experiment_may_lie_in_a_file_of_its_own(write: Write, experiment: d
     assert (found.data, found.model) == (str(tmp_path / "there" / "data"), "elsewhere")
 
 
+def test_paths_are_relative_to_the_file_or_to_where_the_command_is(
+    write: Write, experiment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("there/data", "here/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "there" / "parts.jsonl").touch()
+    content = {**experiment, "partition": {"by": "file", "path": "parts.jsonl"}}  # which may hold examples out
+    (tmp_path / "there" / "one.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path / "here")
+    found = load_comparison(write(experiment="there/one.yaml"), data="data").experiment_of("")
+    assert found.workload.data == str(tmp_path / "here" / "data")
+    assert found.partition.path == str(tmp_path / "there" / "parts.jsonl")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
