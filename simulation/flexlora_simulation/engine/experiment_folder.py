@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -40,8 +41,15 @@ def _identify(folder: Path, experiment: Experiment) -> None:
     if not path.exists():
         write_whole(path, given)
         return
-    held, wanted = json.loads(path.read_bytes()), json.loads(given)
-    differing = [name for name in wanted if held.get(name) != wanted[name]]
-    if differing:
+    if differing := list(_differing(json.loads(path.read_bytes()), json.loads(given), "")):
         names = " and ".join(differing)
         raise ExperimentError(f"{folder} holds an experiment of another {names}; give this one another folder")
+
+
+def _differing(held: Any, wanted: Any, path: str) -> Iterator[str]:
+    """The fields in which two definitions in JSON's types differ, such as `run.rounds`."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for name in {**wanted, **held}:
+            yield from _differing(held.get(name), wanted.get(name), f"{path}.{name}" if path else name)
+    elif held != wanted:
+        yield path

@@ -25,7 +25,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
     with claimed(tmp_path, EXPERIMENT):
         pass
     with (
-        pytest.raises(ExperimentError, match="holds an experiment of another seed and run; give this one another"),
+        pytest.raises(ExperimentError, match=r"of another seed and run\.rounds; give this one another"),
         claimed(tmp_path, changed(seed=1, run={"rounds": 2})),
     ):
         pass
