@@ -36,7 +36,8 @@ def run(
     ] = None,
     changes: ChangeOptions,
     processes: Annotated[
-        int | None, typer.Option("--processes", min=1, help="Processes that train, a thread each. \\[one a CPU]")
+        int | None,
+        typer.Option("--processes", min=1, help="Processes that train, a thread each. \\[one a CPU, or one a GPU]"),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where they train: cpu, cuda, cuda:1 or mps.")] = "cpu",
     ray: Annotated[
@@ -83,7 +84,14 @@ def run(
                 listener(row)
 
         executor = None if ray is None else _cluster(ray, gpus, processes)
-        simulate(experiment, place, processes=processes or _cpus(), device=device, executor=executor, on_row=tell)
+        simulate(
+            experiment,
+            place,
+            processes=processes or _as_many_as_fit(device),
+            device=device,
+            executor=executor,
+            on_row=tell,
+        )
         if tensorboard:
             board.open()  # where nothing was left to be done, too
     if not as_json:
@@ -113,6 +121,15 @@ def _cluster(address: str, gpus: float, processes: int | None) -> "Callable[[Exp
 
 def _print(row: "Row") -> None:
     print(json.dumps({"table": row.table, **asdict(row)}), flush=True)
+
+
+def _as_many_as_fit(device: str) -> int:
+    """How many processes: one for each CPU; on GPUs, whose memory holds the base model once for each, one for each GPU."""
+    if device == "cpu":
+        return _cpus()
+    import torch
+
+    return max(torch.cuda.device_count(), 1) if device == "cuda" else 1
 
 
 def _cpus() -> int:

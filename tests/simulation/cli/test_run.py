@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -17,10 +18,11 @@ from flexlora_server.settings import Settings
 from flexlora_simulation import simulation
 from flexlora_simulation.cli import main
 from flexlora_simulation.cli.progress import Progress
+from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.results.tables import ROWS, read_rows
 from tests.support.command import Result, call
 from tests.support.kit import OPERATOR_KEY, Clock, served
-from tests.support.simulated import folder_with_database, here, tiny_experiment
+from tests.support.simulated import Here, folder_with_database, here, tiny_experiment
 
 
 def sim(*arguments: str | Path) -> Result:
@@ -83,6 +85,23 @@ def test_the_same_command_again_shows_the_tables(ran: Ran) -> None:
     assert sum(int(accepted) for _, _, accepted in taking_part) == 3
     assert again.out.endswith(f"The tables are in {ran.folder}.\n")
     assert sim("show", ran.folder).out == again.out.split("\nThe tables are in")[0]
+
+
+@pytest.mark.parametrize(("device", "processes"), [("cuda", 3), ("cuda:1", 1), ("mps", 1)])
+def test_without_a_number_a_gpu_has_one_process(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, device: str, processes: int
+) -> None:
+    """Each of them holds the base model."""
+    given = list[tuple[int, str]]()
+
+    def made(experiment: Experiment, folder: Path, processes: int, device: str) -> Here:
+        given.append((processes, device))
+        return here(experiment, folder)
+
+    monkeypatch.setattr(simulation, "Processes", made)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert sim("run", ran.file, "--folder", ran.folder, "--device", device).code == Exit.OK
+    assert given == [(processes, device)]
 
 
 def test_another_experiment_needs_another_folder(ran: Ran) -> None:
