@@ -139,7 +139,10 @@ def _code(spec: RunSpec, merged: bool) -> str:
         arguments.append(f"id2label={{{', '.join(names)}}}")
         if spec.model.problem_type in PROBLEM_TYPES:
             arguments.append(f'problem_type="{PROBLEM_TYPES[spec.model.problem_type]}"')
-        arguments.append("ignore_mismatched_sizes=True")  # the base model's own head may be for other classes
+        if (
+            spec.extra
+        ):  # the base model's own head may be for other classes; without them it is the one that was trained on
+            arguments.append("ignore_mismatched_sizes=True")
     return "\n".join(
         [
             "from peft import PeftModel",

@@ -86,14 +86,13 @@ class Job:
     progress: Progress
     trainable: Trainable = "slice"
     frozen: Path | None = None  # with "prefix": directory, as `adapter`, of what acts beside it and is not trained
-    participant: str = (
-        ""  # the name that it enrolled under; seeds a fresh adapter, which must differ between participants
-    )
+    # the name that it enrolled under, which another may have too: with the examples it seeds a fresh adapter, which must
+    # differ between participants
+    participant: str = ""
     compute: Compute = DEFAULT_COMPUTE
     deadline: float | None = None  # time.time() at which training must end; what is trained by then is the outcome
-    max_steps: int | None = (
-        None  # optimizer steps after which training ends as at the deadline; None: by the clock alone
-    )
+    # optimizer steps after which training ends as at the deadline; None: by the clock alone
+    max_steps: int | None = None
     # asked after every step but the last; where true, training saves a checkpoint and raises Stopped
     stop: Callable[[], bool] = _go_on
     checkpoints: Path | None = None  # folder for checkpoints of this round; None: none are written

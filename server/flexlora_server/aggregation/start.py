@@ -1,6 +1,7 @@
 """Round 0 of a run that starts from another run's global update."""
 
 import torch
+from torch import Tensor
 
 from flexlora_server.aggregation.factors import GlobalFactors, rounded
 from flexlora_server.aggregation.svd.stack import Stack, Term
@@ -24,9 +25,19 @@ def start_factors(
         made = without_truncation(GlobalFactors(source.B, rounded(source.A, dtype)))
     else:
         made = truncate(Stack([Term(source.B, source.A, 1.0)]), initial, dtype)
-    if made.total_energy > norm_bound**2:
+    _check_norm(made.total_energy**0.5, norm_bound)
+    return made.factors
+
+
+def start_extra(tensor: Tensor, norm_bound: float) -> Tensor:
+    """A tensor beside LoRA as it is; raises AggregationError where it is larger than the norm bound."""
+    _check_norm(float(tensor.double().norm()), norm_bound)
+    return tensor
+
+
+def _check_norm(norm: float, bound: float) -> None:
+    if norm > bound:
         raise AggregationError(
-            f"the adapter that the run starts from has norm {made.total_energy**0.5:.3g}, more than norm_bound {norm_bound:g}: "
+            f"the adapter that the run starts from has norm {norm:.3g}, more than norm_bound {bound:g}: "
             "no upload could keep within it; create the run anew with a larger norm_bound"
         )
-    return made.factors

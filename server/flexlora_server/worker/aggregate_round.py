@@ -15,7 +15,7 @@ from flexlora_server.aggregation.factors import initial_factors
 from flexlora_server.aggregation.filters.from_definition import rules
 from flexlora_server.aggregation.filters.reweight import Shares, apply_filters
 from flexlora_server.aggregation.geometry.projection import cosines
-from flexlora_server.aggregation.start import start_factors
+from flexlora_server.aggregation.start import start_extra, start_factors
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_server.worker import metrics
 from flexlora_server.worker.aggregate_module import ModuleAggregator, ModuleResult, RoundWork
@@ -44,7 +44,7 @@ def write_start(spec: RunSpec, source: Path, file: BinaryIO, check_alive: Callab
     """Write round 0 of a run that starts from the stored global update in `source`, of the same modules and extra tensors.
 
     Raises:
-        AggregationError: a module's update exceeds the run's norm bound, or does not fit into what the run serves.
+        AggregationError: a module's update or an extra tensor exceeds the run's norm bound, or does not fit into its dtype.
     """
     writer, dtype, stored = GlobalAdapterWriter(file, spec), served_dtype(spec), TorchGlobalAdapter(source)
     one_rank = strategy(spec.strategy).one_rank
@@ -60,7 +60,7 @@ def write_start(spec: RunSpec, source: Path, file: BinaryIO, check_alive: Callab
         )
         writer.module(module.name, factors)
     for extra in spec.extra:
-        writer.extra(extra.name, stored.extra(extra.name))
+        writer.extra(extra.name, start_extra(stored.extra(extra.name), spec.norm_bound))
     writer.close()
 
 

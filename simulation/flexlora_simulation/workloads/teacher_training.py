@@ -43,7 +43,8 @@ class TeacherTrainer:
         base, _ = networks(seed_of(spec), "test")
         trained = served
         if job.trainable == "fresh":
-            base, trained = _changed(base, served), fresh_adapter(served, spec, job.round, job.participant)
+            trained = fresh_adapter(served, spec, job.round, job.participant, job.train)
+            base = _changed(base, served)
         elif job.frozen is not None:
             base = _changed(base, read_frozen(job.frozen, spec))
         tensors = {key: tensor.float().clone() for key, tensor in trained.tensors.items()}

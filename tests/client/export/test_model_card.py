@@ -51,6 +51,11 @@ def test_it_names_base_labels_and_how_to_load() -> None:
     assert "None were reported" in local
 
 
+def test_a_head_that_was_not_trained_must_be_the_base_models_own() -> None:
+    """A random one in its place, which `ignore_mismatched_sizes` would make without an error, is not what the adapter fits."""
+    assert "ignore_mismatched_sizes" not in model_card(origin(run(model=CLASSIFIER)), EXACT, {})
+
+
 def test_it_tells_where_the_adapter_comes_from() -> None:
     counts = (RankCount(rank=2, participants=3), RankCount(rank=2, hold_rank=8, participants=1))
     made = run(robust=[{"kind": "multi-krum", "byzantine_share": 0.2}], error_bound=1.05)

@@ -102,7 +102,7 @@ def test_only_the_fresh_adapter_and_the_extra_tensors_are_uploaded(make: Make, t
     spec, served, examples = make(learning_rate=1e-12, max_steps=1)
     job = make_job(spec, served, examples, tmp_path / "out", trainable="fresh", participant="me")
     sent, slice_ = tensors(StandardTrainer().train(job).adapter), tensors(served)
-    start = fresh_adapter(read_slice(served, spec), spec, 1, "me").tensors
+    start = fresh_adapter(read_slice(served, spec), spec, 1, "me", examples).tensors
     assert sent.keys() == slice_.keys()
     for key, tensor in sent.items():
         torch.testing.assert_close(tensor, start[key], rtol=1e-6, atol=1e-9)
@@ -163,8 +163,10 @@ def test_the_same_job_gives_the_same_bytes(make: Make, tmp_path: Path, trainable
 
 
 def test_every_round_participant_and_module_starts_from_a_lora_A_of_its_own(make: Make) -> None:
-    spec, served, _ = make()
+    """So do two that enrolled under one name: a machine's own is the default, and may be that of another machine too."""
+    spec, served, examples = make()
     part = read_slice(served, spec)
-    starts = [fresh_adapter(part, spec, round_, who).tensors for round_, who in ((1, "me"), (2, "me"), (1, "you"))]
+    drawn = ((1, "me", examples), (2, "me", examples), (1, "you", examples), (1, "me", examples[1:]))
+    starts = [fresh_adapter(part, spec, *one).tensors for one in drawn]
     rows = [tensor[0] for start in starts for key, tensor in start.items() if "lora_A" in key]
-    assert len({tuple(row.tolist()) for row in rows}) == len(rows) == 3 * len(spec.modules)
+    assert len({tuple(row.tolist()) for row in rows}) == len(rows) == 4 * len(spec.modules)

@@ -176,7 +176,12 @@ def test_a_run_whose_start_was_lost_says_so(coordinator: Served) -> None:
 
 
 @ON_SQLITE
-def test_an_adapter_beyond_the_norm_bound_is_no_start(coordinator: Served) -> None:
-    finished(coordinator)
+@pytest.mark.parametrize("size", [1.0, 0.0])
+def test_an_adapter_beyond_the_norm_bound_is_no_start(coordinator: Served, size: float) -> None:
+    """Neither by its modules nor, where those are zero, by a tensor beside LoRA: no upload could keep within it."""
+    participant, task, _ = coordinator.working(8, extra=HEAD, rounds=1)
+    own = tensors(coordinator.spec("run"), 8)
+    participant.upload(task, encode({key: size * value if "lora" in key else value for key, value in own.items()}))
+    coordinator.work()
     started(coordinator, norm_bound=0.5)
     assert "norm_bound 0.5" in coordinator.round("next", 0)["summary"]["reason"]

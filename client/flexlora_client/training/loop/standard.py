@@ -70,7 +70,7 @@ class StandardTrainer:
         """The loaded model: trained tensors ready to train, the rest frozen."""
         served, spec = read_slice(job.adapter, job.spec), job.spec
         if job.trainable == "fresh":
-            start = fresh_adapter(served, spec, job.round, job.participant)
+            start = fresh_adapter(served, spec, job.round, job.participant, job.train)
             return self._models.with_slice(
                 start, spec, job.device, job.model_path, base_slice=served, compute=job.compute
             )

@@ -29,7 +29,7 @@ def trial_slice(spec: RunSpec, rank: int, rank_pattern: Mapping[str, int] | None
         modules_to_save=tuple(saved_modules(spec.extra)) or None,
     )
     extra = {key_extra(tensor.name): torch.zeros(tensor.shape) for tensor in spec.extra}
-    return fresh_adapter(LoadedSlice(config, extra), spec, 0, "")
+    return fresh_adapter(LoadedSlice(config, extra), spec, 0, "", ())
 
 
 def write_trial_slice(trial: LoadedSlice, spec: RunSpec, folder: Path) -> Path:

@@ -269,7 +269,7 @@ def test_the_frozen_slice_of_layers_that_accelerate_keeps_elsewhere_acts_too(run
     trial = trial_slice(run.spec, 4)
     drawn = {key: torch.randn_like(value) if "lora_B" in key else value for key, value in trial.tensors.items()}
     served = replace(trial, tensors=drawn)
-    fresh, outputs = fresh_adapter(served, run.spec, 1, "participant"), []
+    fresh, outputs = fresh_adapter(served, run.spec, 1, "participant", ()), []
     for offload in (False, True):
         base = load_base(llama, run.spec)
         if offload:
