@@ -22,16 +22,8 @@ from flexlora_simulation.methods.comparison_file import Comparison
 from flexlora_simulation.population.participants import draw_participants
 from flexlora_simulation.workloads.registry import open_workload
 
-MAY_CHANGE = {
-    "title",
-    "about",
-    "methods",
-    "rates",
-    "rates_of",
-    "seeds",
-    "tuning_seeds",
-    "baseline",
-}  # in the folder of a comparison
+# fields that may be others when a comparison goes on in its folder
+MAY_CHANGE = {"title", "about", "methods", "rates", "rates_of", "seeds", "tuning_seeds", "baseline"}
 
 
 def compare(

@@ -121,6 +121,8 @@ def _check(comparison: Comparison) -> None:
         raise ExperimentError(
             f"rates_of: {unknown[0]!r} is none of the methods; add it to them, or leave its rates out"
         )
+    if comparison.baseline not in comparison.methods:
+        raise ExperimentError(f"baseline: {comparison.baseline!r} is none of the methods; add it, or name one of them")
     if set(comparison.seeds) & set(comparison.tuning_seeds):
         raise ExperimentError("tuning_seeds: no seed both chooses a rate and is measured at it; give other ones")
     for cell in comparison.cells:

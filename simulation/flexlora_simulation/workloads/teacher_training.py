@@ -32,7 +32,7 @@ NOT_HEEDED = ("lora_dropout", "select")  # fields of the run's training
 
 
 class TeacherTrainer:
-    """Trains a slice with the run's optimizer on the cross-entropy of the labels; on the CPU, the same job gives the same bytes."""
+    """Trains a slice on the cross-entropy of the labels; on the CPU, the same job gives the same bytes."""
 
     supports = ("slice", "B", "A", "prefix", "fresh")
 

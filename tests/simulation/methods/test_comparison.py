@@ -136,6 +136,7 @@ def test_the_experiment_may_lie_in_a_file_of_its_own(write: Write, experiment: d
         ({"rates": [0.02, 0.01]}, "rates: give them in ascending order"),
         ({"rates_of": {"view": [0.2, 0.1]}}, "rates_of.view: give them in ascending order"),
         ({"rates_of": {"fedavg": [0.1]}}, "rates_of: 'fedavg' is none of the methods"),
+        ({"baseline": "bucket"}, "baseline: 'bucket' is none of the methods"),
         ({"tuning_seeds": [1]}, "tuning_seeds: no seed both chooses"),
         ({"cells": {"no": {"partition": {"heldout": 0.0}}}}, r"partition\.heldout: rates are chosen by"),
         ({"cells": {"no": {"partition": {"alpha": -1}}}}, r"partition\.alpha"),
