@@ -76,7 +76,9 @@ def test_results_of_the_rules_are_taken_in(lines: list[str], tmp_path: Path) -> 
     assert [figure.mean for figure in paper.by_rank.values()] == pytest.approx([0.495, 0.505])
     assert [figure.mean for figure in bucket.by_rank.values()] == pytest.approx([0.41, 0.41])
     assert taken_in.population == {"two-tier, rich": {2: 10, 16: 10}}
-    tried = {run.rate: run.whole("heldout") for run in taken_in.runs if (run.split, run.method) == ("tuning", "flexlora")}
+    tried = {
+        run.rate: run.whole("heldout") for run in taken_in.runs if (run.split, run.method) == ("tuning", "flexlora")
+    }
     assert tried == {0.1: pytest.approx((0.51,)), 0.2: pytest.approx((0.5,))}
 
 
