@@ -24,8 +24,8 @@ OF_THE_RUN = frozenset({"name", "model", "modules", "extra", "start_from"})  # w
 
 # FlexLoRA's four kinds of participants: the rank in attention layers, and in MLPs (Bai et al. 2024, arXiv 2402.11505, table 5)
 TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))
-# Its resource distributions (figure 3), with the shares of its authors' code as far as we could read it; `normal` is our
-# reading of what the paper says of the figure, with the code's mean and standard deviation
+# Its resource distributions (figure 3), with the shares of its authors' code; `normal` has the code's mean and standard
+# deviation, and the order of the figure, where the code has another
 SHARES: Mapping[str, tuple[float, float, float, float]] = {
     "uniform": (0.25, 0.25, 0.25, 0.25),
     "heavy-tail-light": (0.80, 0.05, 0.05, 0.10),
@@ -195,7 +195,7 @@ class Evaluation(Message):
         Tuple[Literal["test", "unseen", "heldout"]],
         Field(
             description="test: the data set's own test part. unseen: the examples of the participants that never train. "
-            "heldout: each participant's own held-out examples, at what it uses"
+            "heldout: each participant's own held-out examples, at its hold_rank or rank"
         ),
     ] = ("test",)
     ranks: Annotated[

@@ -52,17 +52,20 @@ KINDS = {"teacher": TEACHER, "teacher-quick": QUICK, "banking77": BANKING77}
 
 
 def imported(kind: str, results: Path) -> Evidence:
-    """The file's runs; of a rule whose rate was tuned, those at its best rate and what was tried.
+    """The file's runs, of each rule those at its best rate and what was tried; where there are none yet, those at one rate.
 
     Raises: ValueError, with the kinds there are.
     """
     if kind not in KINDS:
         raise ValueError(f"there is no kind {kind!r}: choose from {', '.join(KINDS)}")
     runs = list(_banking77(read_lines(results)) if kind == "banking77" else _teacher(read_lines(results)))
-    cells = dict.fromkeys(run.cell for run in runs if run.split == "measured")
-    population = {cell: _counts(_ranks(cell)) for cell in cells}
+    cells, about = dict.fromkeys(run.cell for run in runs if run.split == "measured"), KINDS[kind].about
     kept = [run for cell in cells for run in _at_best_rates([run for run in runs if run.cell == cell])]
-    return replace(KINDS[kind], population=population, software=software(), runs=tuple(kept))
+    if not kept:
+        kept = _at_one_rate([run for run in runs if run.split == "measured"])
+        about += f" **Not tuned**: learning rate {kept[0].rate:g} for all, whichever is best for each." if kept else ""
+    population = {cell: _counts(_ranks(cell)) for cell in dict.fromkeys(run.cell for run in kept)}
+    return replace(KINDS[kind], about=about, population=population, software=software(), runs=tuple(kept))
 
 
 def _teacher(lines: Iterator[Line]) -> Iterator[Run]:
@@ -98,7 +101,14 @@ def _used_rank(rule: Rule, rank: int, ranks: Sequence[int]) -> int:
     return rule.used_rank(dict(zip(ranks, trained, strict=True))[rank], max(trained))
 
 
+def _at_one_rate(measured: Sequence[Run]) -> list[Run]:
+    """Those at the rate at which most were measured."""
+    rates = [run.rate for run in measured]
+    return [run for run in measured if run.rate == max(sorted(set(rates)), key=rates.count)]
+
+
 def _at_best_rates(runs: Sequence[Run]) -> Iterator[Run]:
+    """A rule whose rate was not chosen is left out: another's rate may not suit it."""
     for name in (rule.name for rule in rules()):
         measured = [run for run in runs if run.method == name and run.split == "measured"]
         tuning = [run for run in runs if run.method == name and run.split == "tuning"]
@@ -106,7 +116,7 @@ def _at_best_rates(runs: Sequence[Run]) -> Iterator[Run]:
             rate: [run.whole("heldout")[-1] for run in tuning if run.rate == rate] for rate in {r.rate for r in tuning}
         }
         best = max(by_rate, key=lambda rate: fmean(by_rate[rate]), default=None)
-        at_best = [run for run in measured if best is None or run.rate == best]
+        at_best = [run for run in measured if run.rate == best]
         yield from (*tuning, *at_best) if at_best else ()
 
 

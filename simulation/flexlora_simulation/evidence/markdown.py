@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from flexlora_simulation.evidence.bootstrap import Interval
-from flexlora_simulation.evidence.summary import CLAIM, Cost, Figure, Result, costs, measured_on, results
+from flexlora_simulation.evidence.summary import CLAIM, Cost, Figure, Result, at_an_end, costs, measured_on, results
 from flexlora_simulation.evidence.table import Evidence
 
 ON = {
@@ -23,6 +23,11 @@ def markdown(evidence: Evidence) -> str:
             parts.append(result_table(evidence, found))
             if len(found[0].by_rank) > 1:
                 parts.append(rank_table(evidence, found))
+        if ends := at_an_end(evidence, cell):
+            names = ", ".join(f"`{name}`" for name in ends)
+            parts.append(
+                f"Best at the smallest or the largest learning rate tried, and perhaps better beyond: {names}."
+            )
         on = next(iter(measured_on(evidence, cell)), "")
         level, each = costs(evidence, cell, on)
         if each:

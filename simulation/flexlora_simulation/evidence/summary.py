@@ -4,6 +4,7 @@ Differences are seed by seed: a seed is the same partition, the same resources a
 is a 95 % bootstrap over the seeds (`bootstrap`); with one seed it is the difference itself.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -90,6 +91,16 @@ def results(evidence: Evidence, cell: str, on: str) -> list[Result]:
         seeds = len({run.seed for run in runs})
         found.append(Result(name, runs[0].rate, seeds, figure(runs, None, whole=True), used, by_rank, way))
     return found
+
+
+def at_an_end(evidence: Evidence, cell: str) -> list[str]:
+    """The methods that did best at the smallest or the largest rate that was tried for them: a better one may lie beyond."""
+    tried = defaultdict[str, set[float]](set)
+    for run in evidence.runs:
+        if (run.split, run.cell) == ("tuning", cell):
+            tried[run.method].add(run.rate)
+    chosen = {run.method: run.rate for run in _measured(evidence, cell) if len(tried[run.method]) > 1}
+    return [name for name, rate in chosen.items() if rate in (min(tried[name]), max(tried[name]))]
 
 
 def mean_used(run: Run, on: str, population: Mapping[int, int]) -> tuple[float, ...]:

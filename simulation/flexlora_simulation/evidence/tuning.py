@@ -5,21 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 Measure = Callable[[Sequence[tuple[str, float]]], Sequence[float]]  # of each rule at each rate: the higher the better
 
 
-def tuned(rules: Sequence[str], rates: Sequence[float], measure: Measure) -> dict[str, float]:
-    """The rate at which each rule does best; `rates`: ascending; a single one is taken unmeasured.
+def tuned(rates: Mapping[str, Sequence[float]], measure: Measure) -> dict[str, float]:
+    """The rate at which each rule does best; `rates`: of each rule, ascending; a single one is taken unmeasured.
 
     The three in the middle are tried first, then what lies beyond the best, as long as that is at an end of those tried.
     """
-    if len(rates) == 1:
-        return dict.fromkeys(rules, rates[0])
-    middle = len(rates) // 2
-    found: dict[str, dict[int, float]] = {rule: {} for rule in rules}
-    todo = [(rule, n) for rule in rules for n in range(max(0, middle - 1), min(len(rates), middle + 2))]
+    found: dict[str, dict[int, float]] = {rule: {} for rule, own in rates.items() if len(own) > 1}
+    todo = [(rule, n) for rule in found for n in _middle(len(rates[rule]))]
     while todo:
-        for (rule, n), value in zip(todo, measure([(rule, rates[n]) for rule, n in todo]), strict=True):
+        for (rule, n), value in zip(todo, measure([(rule, rates[rule][n]) for rule, n in todo]), strict=True):
             found[rule][n] = value
-        todo = [(rule, n) for rule, values in found.items() for n in _beyond(values, len(rates))]
-    return {rule: rates[_best(values)] for rule, values in found.items()}
+        todo = [(rule, n) for rule, values in found.items() for n in _beyond(values, len(rates[rule]))]
+    return {rule: own[_best(found[rule])] if rule in found else own[0] for rule, own in rates.items()}
+
+
+def _middle(count: int) -> range:
+    return range(max(0, count // 2 - 1), min(count, count // 2 + 2))
 
 
 def _best(values: Mapping[int, float]) -> int:

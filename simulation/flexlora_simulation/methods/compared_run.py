@@ -101,7 +101,7 @@ def _uses(experiment: Experiment, plan: Plan, corpus: Corpus) -> dict[int, int]:
     """The rank that participants use under the method, by the rank that they afford."""
     here = {one.name: one.resource for stage in plan.stages for one in draw_participants(stage, corpus.train)}
     found = dict[int, int]()
-    for one in draw_participants(experiment, corpus.train):
+    for one in (each for each in draw_participants(experiment, corpus.train) if each.part.seen):
         resource = here.get(one.name) or next(iter(here.values()))  # central training knows one participant only
         used = resource.hold_rank or resource.rank
         found[one.resource.rank] = min(used, found.get(one.resource.rank, used))

@@ -22,7 +22,8 @@ from flexlora_simulation.methods.comparison_file import Comparison
 from flexlora_simulation.population.participants import draw_participants
 from flexlora_simulation.workloads.registry import open_workload
 
-MAY_CHANGE = {"title", "about", "methods", "rates", "seeds", "tuning_seeds"}  # in the folder of a comparison
+# fields that may be others when a comparison goes on in its folder
+MAY_CHANGE = {"title", "about", "methods", "rates", "rates_of", "seeds", "tuning_seeds", "baseline"}
 
 
 def compare(
@@ -48,7 +49,7 @@ def compare(
                 each = [done[n : n + len(seeds)] for n in range(0, len(done), len(seeds))]
                 return [_worth(comparison, one) for one in each]
 
-            best = tuned(comparison.methods, comparison.rates, measure)
+            best = tuned({name: comparison.rates_for(name) for name in comparison.methods}, measure)
             _refuse_failed(best, tried)
             jobs = [_job(cell, name, best[name], seed, "measured") for seed in comparison.seeds for name in best]
             runs += [run_of(one) for one in (*tried, *run_jobs(jobs)) if "failed" not in one]

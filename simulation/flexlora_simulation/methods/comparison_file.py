@@ -12,6 +12,7 @@ from flexlora_shared.messages.base import Message, RunName, Tuple
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment, Seed, parse
 from flexlora_simulation.methods.catalogue import method
+from flexlora_simulation.workloads.registry import open_workload
 from flexlora_simulation.wrong_fields import sentences
 from flexlora_simulation.yaml_text import parse_yaml
 
@@ -38,9 +39,24 @@ class Comparison(Message):
             min_length=1, description="Learning rates that each method chooses from, ascending; one: nothing is tuned"
         ),
     ]
+    rates_of: Annotated[
+        dict[str, Annotated[Tuple[Annotated[float, Field(gt=0)]], Field(min_length=1)]],
+        Field(description="By method: its own rates instead of those, such as a method's that trains with SGD"),
+    ] = {}
     seeds: Annotated[Tuple[Seed], Field(min_length=1, description="Of the runs that are measured, for every method")]
     tuning_seeds: Annotated[Tuple[Seed], Field(min_length=1, description="Of the runs that choose the rate")] = (1000,)
+    seeded_workload: Annotated[
+        bool,
+        Field(
+            description="Whether a run's seed is the workload's option `seed`, too: each seed then has a problem of its own, of "
+            "a workload that makes or draws its data"
+        ),
+    ] = False
     baseline: Annotated[str, Field(description="The method that the others are told beside")] = "flexlora"
+
+    def rates_for(self, method: str) -> tuple[float, ...]:
+        """The learning rates that it chooses from."""
+        return self.rates_of.get(method, self.rates)
 
     def experiment_of(
         self, cell: str, rate: float | None = None, seed: int | None = None, tuning: bool = False
@@ -51,6 +67,8 @@ class Comparison(Message):
             content = merged(content, {"run": {"training": {"learning_rate": rate}}})
         if seed is not None:
             content = merged(content, {"seed": seed})
+            if self.seeded_workload:
+                content = merged(content, {"workload": {"options": {"seed": seed}}})
         return parse(merged(content, HELDOUT) if tuning else content)
 
     def told(self) -> dict[str, Any]:
@@ -107,16 +125,26 @@ def merged(content: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, A
 
 
 def _check(comparison: Comparison) -> None:
-    if list(comparison.rates) != sorted(set(comparison.rates)):
-        raise ExperimentError("rates: give them in ascending order, each once")
+    for place, rates in (("rates", comparison.rates), *((f"rates_of.{n}", r) for n, r in comparison.rates_of.items())):
+        if list(rates) != sorted(set(rates)):
+            raise ExperimentError(f"{place}: give them in ascending order, each once")
+    if unknown := sorted(set(comparison.rates_of) - set(comparison.methods)):
+        raise ExperimentError(
+            f"rates_of: {unknown[0]!r} is none of the methods; add it to them, or leave its rates out"
+        )
+    if comparison.baseline not in comparison.methods:
+        raise ExperimentError(f"baseline: {comparison.baseline!r} is none of the methods; add it, or name one of them")
     if set(comparison.seeds) & set(comparison.tuning_seeds):
         raise ExperimentError("tuning_seeds: no seed both chooses a rate and is measured at it; give other ones")
     for cell in comparison.cells:
         experiment = comparison.experiment_of(cell)
-        if len(comparison.rates) > 1 and experiment.partition.by != "file" and experiment.partition.heldout == 0:
+        tuned = any(len(comparison.rates_for(name)) > 1 for name in comparison.methods)
+        if tuned and experiment.partition.by != "file" and experiment.partition.heldout == 0:
             raise ExperimentError(
                 "partition.heldout: rates are chosen by what participants hold out; give a share, such as 0.1, or one rate only"
             )
+        if comparison.seeded_workload:
+            open_workload(comparison.experiment_of(cell, seed=comparison.seeds[0]).workload)  # it must have the option
         for name in comparison.methods:
             method(name)(experiment)
 

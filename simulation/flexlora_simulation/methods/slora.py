@@ -11,7 +11,7 @@ from flexlora_simulation.methods.changes import Change, smallest_rank, with_rank
 from flexlora_simulation.methods.definition import rounds_of, spec_of
 from flexlora_simulation.methods.plan import Method, Plan
 
-FIRST_STAGE = 0.2  # of the rounds; the paper gives it few, by the budget of bytes
+FIRST_STAGE = 0.1  # of the rounds, as in the FlexLoRA authors' code: 5 of 50
 LARGEST = 4096  # rank that a run may have
 
 

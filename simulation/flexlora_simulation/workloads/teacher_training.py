@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from flexlora_client.errors import TrainingError
 from flexlora_client.training.contract import Job, Outcome
 from flexlora_client.training.data.examples import Example, Pictured
+from flexlora_client.training.loop.optimizer_state import restore_optimizer, save_optimizer
 from flexlora_client.training.loop.optimizers import make_optimizer
 from flexlora_client.training.loop.plan import plan_steps
 from flexlora_client.training.loop.schedule import learning_rate
@@ -27,11 +28,11 @@ from flexlora_simulation.workloads.teacher_problem import SHAPES, forward, netwo
 
 PREFIX = "teacher-student/"
 MODULES = tuple(ModuleSpec(name=f"layer{n}", out_features=d, in_features=k) for n, (d, k) in enumerate(SHAPES))
-NOT_HEEDED = ("lora_dropout", "optimizer_state", "select")  # fields of the run's training
+NOT_HEEDED = ("lora_dropout", "select")  # fields of the run's training
 
 
 class TeacherTrainer:
-    """Trains a slice with AdamW on the cross-entropy of the labels; on the CPU, the same job gives the same bytes."""
+    """Trains a slice on the cross-entropy of the labels; on the CPU, the same job gives the same bytes."""
 
     supports = ("slice", "B", "A", "prefix", "fresh")
 
@@ -52,6 +53,7 @@ class TeacherTrainer:
         parameters = [torch.nn.Parameter(tensors[name]) for name in names]
         tensors |= dict(zip(names, parameters, strict=True))
         optimizer = make_optimizer(parameters, job.compute, training)
+        restore_optimizer(optimizer, job)
         inputs, labels = _tensors(job.train)
         steps = plan_steps([1] * len(labels), training, job.round)
         losses = []
@@ -65,6 +67,7 @@ class TeacherTrainer:
             optimizer.step()
             losses.append(float(loss.detach()))
             job.progress(number, len(steps), losses[-1])
+        save_optimizer(optimizer, job)
         job.before_writing()
         adapter = write_slice(tensors, job.adapter, spec, job.output)
         used = len({index for batch in steps for index in batch})

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from flexlora_simulation.evidence.markdown import markdown, seeds_told
-from flexlora_simulation.evidence.summary import costs, results
+from flexlora_simulation.evidence.summary import at_an_end, costs, results
 from flexlora_simulation.evidence.table import Evidence
 from tests.support.evidences import made_evidence, made_run
 
@@ -33,6 +33,18 @@ def test_each_method_beside_the_baseline_seed_by_seed() -> None:
 def test_no_difference_where_no_seed_is_common_and_no_way_without_its_ends() -> None:
     paper, view = results(made_evidence(made_run("flexlora", 0, 0.1, 0.2), made_run("view", 1, 0.1, 0.2)), "", "test")
     assert (view.used.less, view.way, paper.way) == (None, None, None)
+
+
+def test_a_best_rate_at_an_end_of_those_tried_is_told() -> None:
+    tried = [
+        replace(made_run(name, 1000, 0.1, 0.1), rate=rate, split="tuning")
+        for name, rates in (("flexlora", (0.005, 0.01, 0.02)), ("view", (0.01, 0.02)))
+        for rate in rates
+    ]
+    evidence = made_evidence(*tried, made_run("flexlora", 0, 0.1, 0.2), made_run("view", 0, 0.1, 0.2))
+    assert at_an_end(evidence, "") == ["view"]
+    assert "perhaps better beyond: `view`." in markdown(evidence)
+    assert "beyond" not in markdown(four_methods())
 
 
 def test_what_a_level_cost() -> None:

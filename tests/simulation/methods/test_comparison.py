@@ -106,6 +106,20 @@ def test_rates_are_tuned_on_what_seen_participants_hold_out_alone(write: Write) 
     )
 
 
+def test_a_method_may_have_rates_of_its_own(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compared_run", made := Made())
+    compare(load_comparison(write(rates_of={"view": [2.0, 4.0]}, seeds=[0])), tmp_path / "out")
+    tuning = [(job["method"], job["rate"]) for job in made.jobs if job["split"] == "tuning"]
+    assert tuning == [*(("flexlora", rate) for rate in (0.01, 0.02, 0.04)), ("view", 2.0), ("view", 4.0)]
+
+
+def test_a_seed_may_be_the_workloads_too(write: Write) -> None:
+    """So that each seed has a problem of its own, the same for all methods."""
+    comparison = load_comparison(write(seeded_workload=True))
+    assert [comparison.experiment_of("", seed=seed).workload.options["seed"] for seed in (0, 7)] == [0, 7]
+    assert "seed" not in load_comparison(write()).experiment_of("", seed=7).workload.options
+
+
 def test_the_experiment_may_lie_in_a_file_of_its_own(write: Write, experiment: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "data").mkdir()
@@ -134,6 +148,9 @@ def test_paths_are_relative_to_the_file_or_to_where_the_command_is(
     [
         ({"methods": ["flexlora", "best"]}, "there is no method 'best'"),
         ({"rates": [0.02, 0.01]}, "rates: give them in ascending order"),
+        ({"rates_of": {"view": [0.2, 0.1]}}, "rates_of.view: give them in ascending order"),
+        ({"rates_of": {"fedavg": [0.1]}}, "rates_of: 'fedavg' is none of the methods"),
+        ({"baseline": "bucket"}, "baseline: 'bucket' is none of the methods"),
         ({"tuning_seeds": [1]}, "tuning_seeds: no seed both chooses"),
         ({"cells": {"no": {"partition": {"heldout": 0.0}}}}, r"partition\.heldout: rates are chosen by"),
         ({"cells": {"no": {"partition": {"alpha": -1}}}}, r"partition\.alpha"),

@@ -64,10 +64,10 @@ def random_slice(folder: Path, spec: RunSpec, rank: int) -> Path:
 
 
 def train(tmp_path: Path, spec: RunSpec, adapter: Path, **job: Any) -> Outcome:
-    given = {"train": EXAMPLES, "heldout": (), "device": "cpu", "model_path": None, "participant": "a"}
+    given = {"train": EXAMPLES, "heldout": (), "device": "cpu", "model_path": None, "participant": "a", "round": 1}
     output = tmp_path / "output"
     return TeacherTrainer().train(
-        Job(spec, 1, adapter, output=output, progress=lambda step, total, loss: None, **{**given, **job})
+        Job(spec, adapter=adapter, output=output, progress=lambda step, total, loss: None, **{**given, **job})
     )
 
 
@@ -115,8 +115,19 @@ def test_it_begins_at_what_the_participant_holds_and_trains_what_the_task_says(t
     assert changed == ({trainable} if trainable in ("A", "B") else {"A", "B"})
 
 
+@pytest.mark.parametrize("kept", ["keep", "fresh"])
+def test_the_optimizer_goes_on_where_the_run_keeps_its_state(kept: Any, tmp_path: Path) -> None:
+    spec = run_spec(optimizer_state=kept)
+    adapter = random_slice(tmp_path / "served", spec, 3)
+    train(tmp_path, spec, adapter, state=tmp_path / "state")
+    train(tmp_path, spec, adapter, state=tmp_path / "state", round=2)
+    states = sorted((tmp_path / "state").glob("round-*.pt"))
+    steps = [float(torch.load(path)["state"]["state"][0]["step"]) for path in states]
+    assert steps == ([2, 4] if kept == "keep" else [])
+
+
 def test_what_the_loop_does_not_heed_is_refused(tmp_path: Path) -> None:
-    for field, value in (("lora_dropout", 0.1), ("optimizer_state", "keep"), ("select", "best-epoch")):
+    for field, value in (("lora_dropout", 0.1), ("select", "best-epoch")):
         spec = run_spec(**{field: value})
         with pytest.raises(TrainingError, match=f"run.training.{field}: the teacher's training loop does not heed it"):
             train(tmp_path, spec, tmp_path)

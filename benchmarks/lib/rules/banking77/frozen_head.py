@@ -48,7 +48,7 @@ def compare(asked: argparse.Namespace, tell: Tell) -> tuple[str, dict[str, Any]]
             )
             return [float(one["whole"]) for one in found]
 
-        best = tuned(names, rates, accuracy)
+        best = tuned(dict.fromkeys(names, rates), accuracy)
         done = run_jobs([_job(name, best[name], "test", seed, rounds) for seed in range(seeds) for name in names])
     about = f"{seeds} seeds, each rule at the rate that is best on one other; 95 % intervals in brackets"
     return f"{about}\n\n{table(names, done)}", {"seeds": seeds, "rates": rates, "tried": tried, "runs": done}

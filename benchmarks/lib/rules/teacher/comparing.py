@@ -55,7 +55,7 @@ def compare(plan: Plan, run_jobs: Run) -> Cells:
             found = run_jobs([_job(plan, rule, rate, cell, "validation") for rule, rate in tried])
             return [fmean(outcome["whole"] for outcome in one["outcomes"]) for one in found]
 
-        rates = tuned([rule.name for rule in plan.rules], plan.rates, agreement)
+        rates = tuned({rule.name: plan.rates for rule in plan.rules}, agreement)
         cells[cell] = [_row(found) for found in run_jobs([_job(plan, *best, cell, "test") for best in rates.items()])]
     return cells
 

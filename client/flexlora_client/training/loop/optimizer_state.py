@@ -8,13 +8,23 @@ elsewhere the state is fresh, and the participant is told. A fresh adapter in ea
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, Protocol
 
 from flexlora_client.training.contract import CONFIG_FILE, Job
 from flexlora_client.training.loop import snapshots
-from flexlora_client.training.loop.step import Stepper
 
 
-def restore_optimizer(stepper: Stepper, job: Job) -> None:
+class HasState(Protocol):
+    """A `Stepper`, or an optimizer of PyTorch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Go on from these."""
+
+
+def restore_optimizer(optimizer: HasState, job: Job) -> None:
     """Start from the state of the round before, where the run asks for it and there is one."""
     if job.state is None or not _is_carried(job) or job.round == 1:
         return
@@ -23,14 +33,14 @@ def restore_optimizer(stepper: Stepper, job: Job) -> None:
     if found is None or found.get("identity") != _identity(job):
         job.notice(f"the optimizer's state starts fresh: none of round {job.round - 1} is there that fits")
         return
-    stepper.load_state_dict(found["state"])
+    optimizer.load_state_dict(found["state"])
 
 
-def save_optimizer(stepper: Stepper, job: Job) -> None:
+def save_optimizer(optimizer: HasState, job: Job) -> None:
     """Keep the state after this round, and that before it. Without room the next round starts fresh."""
     if job.state is None or not _is_carried(job):
         return
-    content = {"identity": _identity(job), "state": snapshots.copied(stepper.state_dict())}
+    content = {"identity": _identity(job), "state": snapshots.copied(optimizer.state_dict())}
     try:
         snapshots.save_whole(content, _path(job.state, job.round))
     except (OSError, RuntimeError) as error:
