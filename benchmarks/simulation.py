@@ -33,7 +33,7 @@ from flexlora_simulation.results.tables import RoundRow, Row
 from flexlora_simulation.workloads.registry import open_workload
 
 IGNORED = -100
-WORDS = "add and the one two three four five six seven eight nine ten eggs boxes trees".split()
+WORDS = ("add", "and", "the", "one", "two", "three", "four", "five", "six", "seven", "eggs", "boxes", "trees")
 
 
 def main() -> None:
