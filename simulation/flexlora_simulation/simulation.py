@@ -97,7 +97,8 @@ def run_definition(experiment: Experiment) -> RunSpec:
 
 def build_spec(experiment: Experiment, base: BaseModel, participants: Iterable[Participant]) -> RunSpec:
     """The run's definition, as an operator would write it. Raises: ExperimentError."""
-    ranks = {rank for one in participants if one.part.seen for rank in ranks_of(one.resource)}
+    # who trains no more is measured at its own ranks still, where it holds examples out
+    ranks = {rank for one in participants if one.part.seen or one.part.heldout for rank in ranks_of(one.resource)}
     described = _describe(base, min(ranks))
     definition = {
         "seed": experiment.seed,

@@ -171,9 +171,10 @@ class Coordinator:
         """The file of a slice."""
         return self._blobs.path(sha256)
 
-    def slice(self, round: int, rank: int) -> Path:
-        """The file of the slice of this rank that a round published."""
-        return self.file(slice_blob(self._store, self._blobs, self._run, round, rank, {}).sha256)
+    def slice(self, round: int, rank: int, pattern: Mapping[str, int]) -> Path:
+        """The file of the slice that a round published at these ranks; the pattern is none or one that is served."""
+        blob = slice_blob(self._store, self._blobs, self._run, round, rank, pattern, any_pattern=True)
+        return self.file(blob.sha256)
 
     def published(self) -> list[Published]:
         """All published rounds, oldest first."""

@@ -5,11 +5,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.ranks import held_ranks
 from flexlora_simulation.engine.coordinator import Coordinator
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob, Executor
 from flexlora_simulation.experiment import Evaluation
 from flexlora_simulation.population.participants import Participant
+from flexlora_simulation.population.resources import rank_pattern
 from flexlora_simulation.results.tables import EvaluationRow, Row, Tables
+
+LAST = "loss"  # every evaluation gives it; it is recorded last, and says that the others are there
 
 
 @dataclass
@@ -30,9 +34,10 @@ class Evaluations:
         self._take_finished()
         if number % self.evaluation.every and number != self.spec.rounds:
             return
-        for rank, on, participant in self._wanted():
-            if not any(self.tables.has(EvaluationRow, number, on, participant, rank, name) for name in self._known()):
-                job = EvaluationJob(self.spec, number, rank, self.coordinator.slice(number, rank), participant or on)
+        for rank, pattern, on, participant in self._wanted():
+            if not self.tables.has(EvaluationRow, number, on, participant, rank, LAST):
+                slice = self.coordinator.slice(number, rank, pattern)
+                job = EvaluationJob(self.spec, number, rank, slice, participant or on, pattern)
                 self._running.append((job, on, self.executor.evaluate(job)))
 
     def finish(self) -> None:
@@ -41,22 +46,22 @@ class Evaluations:
             future.exception()
         self._take_finished()
 
-    def _known(self) -> tuple[str, ...]:
-        return ("loss",)  # every evaluation gives it
-
-    def _wanted(self) -> list[tuple[int, str, str]]:
+    def _wanted(self) -> list[tuple[int, dict[str, int], str, str]]:
+        """Rank and pattern, on what, and whose; held-out examples are measured at what their participant is served."""
         ranks = self.evaluation.ranks
         if ranks == "largest":
             ranks = (self.spec.largest_rank,)
         elif ranks == "all":
             ranks = tuple(sorted(self.spec.ranks))
-        wanted: list[tuple[int, str, str]] = [
-            (rank, on, "") for on in self.evaluation.on if on != "heldout" for rank in ranks
+        wanted: list[tuple[int, dict[str, int], str, str]] = [
+            (rank, {}, on, "") for on in self.evaluation.on if on != "heldout" for rank in ranks
         ]
         if "heldout" in self.evaluation.on:
             for one in self.participants.values():
                 if one.part.heldout:
-                    wanted.append((one.resource.hold_rank or one.resource.rank, "heldout", one.name))
+                    resource = one.resource
+                    own = rank_pattern(resource, self.spec.modules)
+                    wanted.append((*held_ranks(resource.rank, own, resource.hold_rank), "heldout", one.name))
         return wanted
 
     def _take_finished(self) -> None:
@@ -64,7 +69,7 @@ class Evaluations:
         self._running = [each for each in self._running if not each[2].done()]
         for job, on, future in ended:
             evaluated = future.result()
-            for metric, value in evaluated.metrics.items():
+            for metric, value in sorted(evaluated.metrics.items(), key=lambda item: item[0] == LAST):
                 participant = job.on if on == "heldout" else ""
                 examples = evaluated.examples_of.get(metric, evaluated.examples)
                 row = EvaluationRow(job.round, on, participant, job.rank, metric, value, examples)  # type: ignore[arg-type]

@@ -42,7 +42,8 @@ class TrainedUpdate:
 class EvaluationJob:
     """One evaluation of a slice of a published adapter.
 
-    on: "test", "unseen", or the name of a participant whose held-out examples are meant.
+    on: "test", "unseen", or the name of a participant whose held-out examples are meant. rank_pattern: ranks of modules that
+    differ.
     """
 
     spec: RunSpec
@@ -50,6 +51,7 @@ class EvaluationJob:
     rank: int
     slice: Path
     on: str
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class ParticipantProcess:
         """Metrics of the slice on what the job names, and where it is asked for, the workload's metric on each group of it."""
         cpu = time.process_time()
         items = self._items(job.on)
-        served = self._served(job.slice, job.spec, job.rank, {})
+        served = self._served(job.slice, job.spec, job.rank, dict(job.rank_pattern))
         figures, examples_of = self._measured(job, served, items), dict[str, int]()
         if self.experiment.evaluation.groups:
             for group, own in _by_group(items).items():
