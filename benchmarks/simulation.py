@@ -26,6 +26,7 @@ from flexlora_client.training.data.examples import Prompted
 from flexlora_client.training.loop.plan import plan_steps
 from flexlora_simulation import Experiment, simulate
 from flexlora_simulation.engine.jobs import TrainedUpdate, TrainingJob
+from flexlora_simulation.engine.participant_process import ParticipantProcess
 from flexlora_simulation.engine.same_process import SameProcess
 from flexlora_simulation.experiment import parse
 from flexlora_simulation.population.participants import draw_participants
@@ -142,7 +143,7 @@ class _Beside(SameProcess):
     """The executor that trains everything once more with the plain loop, and notes CPU seconds of both."""
 
     def __init__(self, experiment: Experiment, folder: Path, model: Path) -> None:
-        super().__init__(experiment, folder)
+        super().__init__(ParticipantProcess(experiment, folder))
         items = open_workload(experiment.workload).corpus().train
         self._examples = {
             one.name: [items[index].example for index in one.part.train] for one in draw_participants(experiment, items)
