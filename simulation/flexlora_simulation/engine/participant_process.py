@@ -152,7 +152,7 @@ class ParticipantProcess:
             config.write_text(json.dumps(adapter_config(spec, rank, pattern)))
             if not (folder / ADAPTER_FILE).exists():
                 link = folder / f".{os.getpid()}.safetensors"
-                link.symlink_to(adapter.resolve())
+                link.symlink_to(os.path.relpath(adapter.resolve(), folder.resolve()))  # the experiment may be moved
                 link.replace(folder / ADAPTER_FILE)
             config.replace(folder / CONFIG_FILE)
         return CachedSlice.at(folder, 0)

@@ -87,7 +87,8 @@ class ParticipantNode:
             )
         if found.base != expected.base:
             raise SimulationError(
-                f"{_name()} has its base model at {found.base.path}, the simulation at {expected.base.path}: it must be the same"
+                f"{_name()} has its base model at {found.base.path}, the simulation at {expected.base.path}: it must be the "
+                "same. Of a model that the workload makes, XDG_CACHE_HOME says where"
             )
 
     def train(self, job: TrainingJob, slice: bytes, kept: Mapping[str, bytes]) -> SentUpdate:

@@ -1,5 +1,7 @@
 """What published adapters are measured at, and that no figure is lost where a simulation dies between two of them."""
 
+from pathlib import Path
+
 import pytest
 from safetensors import safe_open
 
@@ -45,7 +47,9 @@ def test_held_out_examples_are_measured_at_what_their_participant_is_served(run:
     assert found.loc[8].to_dict() == {"loss": 1, "rank_query.lora_A": 8, "rank_value.lora_A": 8}
 
 
-def test_a_figure_that_was_not_recorded_is_measured_again(run: Run) -> None:
+def test_a_figure_that_was_not_recorded_is_measured_again_also_where_the_folder_was_moved(
+    run: Run, tmp_path: Path
+) -> None:
     def stop(row: Row) -> None:
         if isinstance(row, EvaluationRow):
             raise Stopped
@@ -54,7 +58,8 @@ def test_a_figure_that_was_not_recorded_is_measured_again(run: Run) -> None:
     whole, _ = run(Ranks, folder="whole", **changes)
     with pytest.raises(Stopped):
         run(Ranks, on_row=stop, **changes)
-    resumed, _ = run(Ranks, **changes)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    resumed, _ = run(Ranks, folder="moved", **changes)
     assert resumed.evaluations.equals(whole.evaluations)
 
 
