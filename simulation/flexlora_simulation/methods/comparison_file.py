@@ -12,7 +12,6 @@ from flexlora_shared.messages.base import Message, RunName, Tuple
 from flexlora_simulation.errors import ExperimentError
 from flexlora_simulation.experiment import Experiment, Seed, parse
 from flexlora_simulation.methods.catalogue import method
-from flexlora_simulation.workloads.registry import open_workload
 from flexlora_simulation.wrong_fields import sentences
 from flexlora_simulation.yaml_text import parse_yaml
 
@@ -144,6 +143,10 @@ def _check(comparison: Comparison) -> None:
                 "partition.heldout: rates are chosen by what participants hold out; give a share, such as 0.1, or one rate only"
             )
         if comparison.seeded_workload:
+            from flexlora_simulation.workloads.registry import (
+                open_workload,  # here: it loads PyTorch, which takes seconds
+            )
+
             open_workload(comparison.experiment_of(cell, seed=comparison.seeds[0]).workload)  # it must have the option
         for name in comparison.methods:
             method(name)(experiment)

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -57,7 +58,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     file, folder = materials / "tiny.yaml", folder_with_database(materials / "run")
     file.write_text(yaml.safe_dump(content))
     said = sim(
-        "run", file, "--folder", folder, "--data", data, "--model", model, "--set", "run.rounds=1", "--tensorboard", "--json"
+        "run", file, "--folder", folder, "--data", data, "--model", model, "--set", "run.rounds=1", "--json",
+        *(("--tensorboard",) if find_spec("tensorboard") else ()),
     )  # fmt: skip
     file.write_text(json.dumps(json.loads((folder / "experiment.json").read_bytes())))
     return Ran(file, folder, said)
