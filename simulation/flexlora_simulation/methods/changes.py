@@ -57,11 +57,6 @@ def with_training(experiment: Experiment, **fields: JsonValue) -> Experiment:
     return with_run(experiment, training={**(given if isinstance(given, Mapping) else {}), **fields})
 
 
-def has_one_rank(experiment: Experiment) -> bool:
-    """Whether everybody trains every module at the same rank."""
-    return len(_ranks(experiment)) == 1
-
-
 def _ranks(experiment: Experiment) -> set[int]:
     return {rank for one in experiment.resources for rank in ranks_of(one)}
 
