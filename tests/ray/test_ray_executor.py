@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import pytest
 import ray
 from sqlalchemy import URL
@@ -24,6 +23,7 @@ from flexlora_server.worker.aggregate_module import ModuleAggregator
 from flexlora_server.worker.aggregate_round import RoundWork, write_aggregate
 from flexlora_server.worker.executors.ray_cluster import RayExecutor
 from flexlora_shared.messages.runs import ModuleSpec
+from tests.ray.conftest import TwoNodes
 from tests.support.kit import Clock, served
 from tests.support.late import Late, late_round, run_of
 
@@ -45,7 +45,7 @@ def result(work: RoundWork, executor: Any = None) -> bytes:
     return file.getvalue()
 
 
-def client_server(cluster: Any) -> tuple[subprocess.Popen[bytes], str]:
+def client_server(cluster: TwoNodes) -> tuple[subprocess.Popen[bytes], str]:
     """What answers at ray:// addresses, which `ray start --head` starts by itself."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
@@ -62,12 +62,6 @@ def wait_until(true: Callable[[], bool], deadline: float = DEADLINE) -> None:
             return
         pause.wait(0.02)
     raise AssertionError("this did not come to pass")
-
-
-def processes_of(node: Any) -> list[psutil.Process]:
-    """A node's raylet and all that it started."""
-    raylets = [psutil.Process(info.process.pid) for info in node.all_processes["raylet"]]
-    return [*raylets, *(child for raylet in raylets for child in raylet.children(recursive=True))]
 
 
 class Watched:
@@ -104,13 +98,13 @@ def stop_at_the_fourth(victim: str, folder: Path) -> None:
         threading.Event().wait()
 
 
-def test_two_nodes_make_the_bytes_of_one_process(cluster: Any, tmp_path: Path) -> None:
+def test_two_nodes_make_the_bytes_of_one_process(cluster: TwoNodes, tmp_path: Path) -> None:
     """With filters, which go over the modules once more, and late inputs."""
     work = large_round(tmp_path, robust=[{"kind": "norm-clip", "median_factor": 1.0}]).work
     assert result(work, RayExecutor(cluster.address)) == result(work)
 
 
-def test_a_worker_that_is_no_node_of_the_cluster(cluster: Any, tmp_path: Path) -> None:
+def test_a_worker_that_is_no_node_of_the_cluster(cluster: TwoNodes, tmp_path: Path) -> None:
     work = large_round(tmp_path).work
     server, address = client_server(cluster)
     try:
@@ -122,28 +116,27 @@ def test_a_worker_that_is_no_node_of_the_cluster(cluster: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("strategy", ["flexlora", "flexlora-residual"])
-def test_a_node_killed_in_the_middle_costs_nothing(cluster: Any, tmp_path: Path, strategy: str) -> None:
+def test_a_node_killed_in_the_middle_costs_nothing(cluster: TwoNodes, tmp_path: Path, strategy: str) -> None:
     """Half of the cluster dies with a module under way and others done on it: they are made again elsewhere."""
     work = large_round(tmp_path, strategy).work
-    [victim] = cluster.worker_nodes
     marks = tmp_path / "marks"
     marks.mkdir()
     made: list[bytes] = []
-    pool = Watched(RayExecutor(cluster.address), partial(stop_at_the_fourth, victim.node_id, marks))
+    pool = Watched(RayExecutor(cluster.address), partial(stop_at_the_fourth, cluster.worker, marks))
     aggregation = threading.Thread(target=lambda: made.append(result(work, pool)), daemon=True)
     aggregation.start()
     wait_until((marks / "stands").exists)
     assert made == []
-    doomed = processes_of(victim)
+    doomed = cluster.worker_processes()
     assert len(doomed) > 1
     for process in doomed:
         os.kill(process.pid, signal.SIGKILL)
     aggregation.join(DEADLINE)
     assert made == [result(work)]
-    wait_until(lambda: [node["NodeID"] for node in ray.nodes() if node["Alive"]] == [cluster.head_node.node_id])
+    wait_until(lambda: [node["NodeID"] for node in ray.nodes() if node["Alive"]] == [cluster.head])
 
 
-def test_a_workers_whole_step_through_the_setting(cluster: Any, tmp_path: Path) -> None:
+def test_a_workers_whole_step_through_the_setting(cluster: TwoNodes, tmp_path: Path) -> None:
     """Leased, aggregated on the cluster, published; the adapter is the one that is made without a cluster."""
     published = set()
     for number, address in enumerate((None, cluster.address)):
@@ -164,7 +157,7 @@ def test_a_workers_whole_step_through_the_setting(cluster: Any, tmp_path: Path) 
     assert len(published) == 1
 
 
-def test_a_lost_lease_stops_the_work_while_a_module_is_waited_for(cluster: Any, tmp_path: Path) -> None:
+def test_a_lost_lease_stops_the_work_while_a_module_is_waited_for(cluster: TwoNodes, tmp_path: Path) -> None:
     work, calls = large_round(tmp_path).work, 0
 
     def lost() -> None:
@@ -182,7 +175,7 @@ def _stand_still() -> None:
     threading.Event().wait()
 
 
-def test_what_a_module_fails_with_is_what_is_raised(cluster: Any, tmp_path: Path) -> None:
+def test_what_a_module_fails_with_is_what_is_raised(cluster: TwoNodes, tmp_path: Path) -> None:
     late = large_round(tmp_path)
     with pytest.raises(AggregationError, match="this node cannot"):
         result(late.work, Watched(RayExecutor(cluster.address), _cannot))

@@ -19,7 +19,8 @@ from flexlora_simulation.errors import ExperimentError, SimulationError
 from flexlora_simulation.experiment import Experiment
 from flexlora_simulation.results.results import Results
 from flexlora_simulation.results.tables import RoundRow, Row
-from tests.ray.test_ray_executor import client_server, processes_of, wait_until
+from tests.ray.conftest import TwoNodes
+from tests.ray.test_ray_executor import client_server, wait_until
 from tests.support.simulated import folder_with_database, here, tiny_experiment
 
 pytestmark = pytest.mark.ray
@@ -69,18 +70,18 @@ def standing(victim: str, stands: Path) -> type[ParticipantNode]:
 
 
 def test_a_node_killed_in_the_middle_of_a_round_costs_nothing(
-    cluster: Any, experiment: Experiment, expected: Any, tmp_path: Path
+    cluster: TwoNodes, experiment: Experiment, expected: Any, tmp_path: Path
 ) -> None:
     """Participants that trained there in round 1 go on elsewhere with what they kept."""
-    [victim] = cluster.worker_nodes
     stands, made = tmp_path / "stands", list[Any]()
-    executor = on(cluster.address, standing(victim.node_id, stands))
+    executor = on(cluster.address, standing(cluster.worker, stands))
     simulation = threading.Thread(
         target=lambda: made.append(tables(simulate(experiment, tmp_path / "run", executor=executor))), daemon=True
     )
     simulation.start()
-    wait_until(stands.exists, DEADLINE)
-    for process in processes_of(victim):
+    wait_until(lambda: stands.exists() or not simulation.is_alive(), DEADLINE)
+    assert stands.exists()
+    for process in cluster.worker_processes():
         os.kill(process.pid, signal.SIGKILL)
     simulation.join(DEADLINE)
     assert made == [expected]
@@ -92,7 +93,7 @@ class Enough(Exception):
 
 
 def test_two_nodes_begin_and_this_machine_goes_on(
-    cluster: Any, experiment: Experiment, expected: Any, tmp_path: Path
+    cluster: TwoNodes, experiment: Experiment, expected: Any, tmp_path: Path
 ) -> None:
     """The simulation is no node of the cluster, and has more actors than there is room for; its folder says all that matters."""
 
@@ -118,7 +119,7 @@ class Older(ParticipantNode):
 
 
 def test_what_a_cluster_cannot_do_is_a_sentence(
-    cluster: Any, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: TwoNodes, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SimulationError, match="2 processors and 0 GPUs, which is no room"):
         on(cluster.address, gpus=0.5)(experiment, tmp_path)

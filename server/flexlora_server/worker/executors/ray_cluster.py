@@ -92,6 +92,7 @@ def connect(address: str, named: str, instead: str) -> None:
         with _keep_sigterm_handler():
             ray.init(address, log_to_driver=False, configure_logging=False)
     except (OSError, RuntimeError, ValueError) as error:
+        ray.shutdown()  # a failure at ray:// leaves Ray as its client, and no other address is tried as what it is
         raise ConnectionError(
             f"no Ray cluster at {named}: start one with `ray start`, or {instead} ({error})"
         ) from error
