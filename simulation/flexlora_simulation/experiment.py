@@ -262,6 +262,13 @@ class Experiment(Message):
             "first stage); null: LoRA. The rank must be as large as the matrices"
         ),
     ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(
+            description="Of the base model and its activations where participants train and where it is measured; LoRA's weights "
+            "stay float32. auto: bfloat16 on GPUs that have it, float32 elsewhere"
+        ),
+    ] = "auto"
     timing: Annotated[Timing, Field(description="How long participants take in virtual time")] = Timing()
     evaluation: Annotated[Evaluation, Field(description="What is measured")] = Evaluation()
 

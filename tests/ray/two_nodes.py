@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes on this machine, one processor each: `python -m tests.ray.two_nodes`.
 
-It prints what a test needs to know as one line of JSON and stands until its input ends. It is a process of its own: starting a node
-forks, and in a process where gRPC's threads run (any that was connected to a cluster before) the child may abort.
+It prints what a test needs to know as one line of JSON and stands until its input ends. It is a process of its own: starting a
+node forks, and in a process where gRPC's threads run (any that was connected to a cluster before) the child may abort.
 """
 
 import json

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, write_whole
 from flexlora_simulation.errors import ExperimentError, SimulationError
-from flexlora_simulation.experiment import Experiment
+from flexlora_simulation.experiment import Experiment, parse
 
 EXPERIMENT_FILE = "experiment.json"
 
@@ -41,7 +41,8 @@ def _identify(folder: Path, experiment: Experiment) -> None:
     if not path.exists():
         write_whole(path, given)
         return
-    if differing := list(_differing(json.loads(path.read_bytes()), json.loads(given), "")):
+    held = parse(json.loads(path.read_bytes())).model_dump_json()  # with fields that an earlier version did not have
+    if differing := list(_differing(json.loads(held), json.loads(given), "")):
         names = " and ".join(differing)
         raise ExperimentError(f"{folder} holds an experiment of another {names}; give this one another folder")
 

@@ -27,7 +27,7 @@ from flexlora_client.agent.slice_cache import CachedSlice, request_for_task
 from flexlora_client.agent.train_round import TrainRound
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.files import make_folder
-from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Trainer
+from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE, Compute, Trainer
 from flexlora_client.training.data.examples import Example
 from flexlora_client.training.evaluation.own_metric import OwnMetric, load_metric
 from flexlora_client.training.loop.standard import StandardTrainer
@@ -127,6 +127,7 @@ class ParticipantProcess:
             self.experiment.evaluation.answers,
             self.device,
             None,
+            compute=self._compute,
             own_metric=self._own_metric,
         )
         return trainer.evaluate(job.spec, served.folder).metrics
@@ -142,7 +143,12 @@ class ParticipantProcess:
             self.device,
             None,
             participant.name,
+            self._compute,
         )
+
+    @property
+    def _compute(self) -> Compute:
+        return Compute(dtype=self.experiment.dtype)
 
     def _served(self, adapter: Path, spec: RunSpec, rank: int, pattern: dict[str, int]) -> CachedSlice:
         """The slice as an agent has it: in a folder with its configuration, shared by all who are served it."""

@@ -26,7 +26,8 @@ class Run:
     """One method at one learning rate and seed.
 
     cell: the name of a variant of the experiment, empty where there is one only.
-    split: "tuning" runs chose the rate, on what seen participants held out; "measured" ones are the result.
+    split: "tuning" runs chose the rate, on what seen participants held out; "measured" ones are the result. Where the comparison
+    is `tuned_by` the loss, the values of "tuning" runs are losses.
     rounds: those that were measured; by round, in this order, are all figures below.
     bytes_up, bytes_down, cpu_seconds: of all participants' trainings since the first round; None: not known.
     values: the metric by what it was measured on ("test", "unseen", "heldout") and by the rank of the slice.

@@ -40,7 +40,8 @@ def compared_run(comparison: Comparison, folder: Path, job: Job) -> Done:
     ended = place.with_name(f"{place.name}=ended")
     shutil.rmtree(ended, ignore_errors=True)  # killed before it was written down
     try:
-        run = _run(experiment, method(job["method"])(experiment), place, job)
+        metric = "loss" if tuning and comparison.tuned_by == "loss" else open_workload(experiment.workload).metric
+        run = _run(experiment, method(job["method"])(experiment), place, job, metric)
     except SimulationError as error:
         if tuning:
             return {"failed": str(error)}
@@ -50,11 +51,11 @@ def compared_run(comparison: Comparison, folder: Path, job: Job) -> Done:
     return {name: value for name, value in asdict(run).items() if value is not None and name not in job}
 
 
-def _run(experiment: Experiment, plan: Plan, place: Path, job: Job) -> Run:
+def _run(experiment: Experiment, plan: Plan, place: Path, job: Job, metric: str) -> Run:
     results = run_plan(plan, place, partial(simulate, executor=same_process))
     workload = open_workload(experiment.workload)
     judged = results if plan.alone else results[-1:]
-    figures = [_figures(one, workload.metric) for one in judged]
+    figures = [_figures(one, metric) for one in judged]
     rounds = sorted(judged[-1].evaluations["round"].unique().tolist())
     before = 0 if plan.alone else sum(len(one.rounds) for one in results[:-1])
     return Run(

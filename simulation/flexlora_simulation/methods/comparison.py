@@ -69,11 +69,8 @@ def _worth(comparison: Comparison, tried: Sequence[Done]) -> float:
     value = fmean(run_of(one).whole("heldout")[-1] for one in tried)
     if math.isnan(value):
         return -math.inf
-    return (
-        value
-        if open_workload(comparison.experiment_of(next(iter(comparison.cells))).workload).higher_is_better
-        else -value
-    )
+    workload = open_workload(comparison.experiment_of(next(iter(comparison.cells))).workload)
+    return value if comparison.tuned_by == "metric" and workload.higher_is_better else -value
 
 
 def _refuse_failed(best: dict[str, float], tried: Sequence[Done]) -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, JsonValue, ValidationError
@@ -44,6 +44,13 @@ class Comparison(Message):
     ] = {}
     seeds: Annotated[Tuple[Seed], Field(min_length=1, description="Of the runs that are measured, for every method")]
     tuning_seeds: Annotated[Tuple[Seed], Field(min_length=1, description="Of the runs that choose the rate")] = (1000,)
+    tuned_by: Annotated[
+        Literal["metric", "loss"],
+        Field(
+            description="What of the held-out examples chooses the rate: the workload's metric, or their loss, where the metric "
+            "needs answers, which take long to generate"
+        ),
+    ] = "metric"
     seeded_workload: Annotated[
         bool,
         Field(
@@ -68,7 +75,11 @@ class Comparison(Message):
             content = merged(content, {"seed": seed})
             if self.seeded_workload:
                 content = merged(content, {"workload": {"options": {"seed": seed}}})
-        return parse(merged(content, HELDOUT) if tuning else content)
+        if tuning:
+            content = merged(content, HELDOUT)
+            if self.tuned_by == "loss":
+                content = merged(content, {"evaluation": {"answers": 0}})
+        return parse(content)
 
     def told(self) -> dict[str, Any]:
         """For the evidence: data and models by their names alone, wherever they lay."""

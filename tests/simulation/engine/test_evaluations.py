@@ -6,6 +6,7 @@ import pytest
 from safetensors import safe_open
 
 from flexlora_simulation.engine.jobs import Evaluated, EvaluationJob
+from flexlora_simulation.engine.participant_process import ParticipantProcess
 from flexlora_simulation.results.tables import EvaluationRow, Row
 from tests.simulation.engine.conftest import Run
 from tests.support.simulated import Nudging
@@ -45,6 +46,19 @@ def test_held_out_examples_are_measured_at_what_their_participant_is_served(run:
     found = last.pivot(index="rank", columns="metric", values="value")
     assert found.loc[2].to_dict() == {"loss": 1, "rank_query.lora_A": 4, "rank_value.lora_A": 2}
     assert found.loc[8].to_dict() == {"loss": 1, "rank_query.lora_A": 8, "rank_value.lora_A": 8}
+
+
+def test_participants_train_and_are_measured_in_the_dtype_of_the_experiment(run: Run) -> None:
+    """bfloat16 rounds the base model: other figures than float32's, and near them; on a processor auto is float32."""
+    losses = []
+    for dtype in ("auto", "float32", "bfloat16"):
+        results, _ = run(ParticipantProcess, folder=dtype, dtype=dtype, evaluation={"on": ["test"]}, run={"rounds": 1})
+        table = results.evaluations
+        losses.append(table[table.metric == "loss"].value.tolist())
+        losses[-1].append(float(results.participants.train_loss.iloc[0]))
+    assert losses[0] == losses[1]
+    assert losses[2] == pytest.approx(losses[1], rel=0.02)
+    assert all(rounded != exact for rounded, exact in zip(losses[2], losses[1], strict=True))
 
 
 def test_a_figure_that_was_not_recorded_is_measured_again_also_where_the_folder_was_moved(

@@ -21,6 +21,12 @@ def test_the_same_experiment_goes_on_in_its_folder(tmp_path: Path) -> None:
             pass
 
 
+def test_it_goes_on_where_an_earlier_version_began_it_that_had_fewer_fields(tmp_path: Path) -> None:
+    (tmp_path / "experiment.json").write_text(EXPERIMENT.model_dump_json(exclude_defaults=True))
+    with claimed(tmp_path, EXPERIMENT):
+        pass
+
+
 def test_a_folder_of_another_experiment_is_refused(tmp_path: Path) -> None:
     with claimed(tmp_path, EXPERIMENT):
         pass

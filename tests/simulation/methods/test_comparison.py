@@ -12,6 +12,7 @@ from flexlora_simulation.errors import ExperimentError, SimulationError
 from flexlora_simulation.evidence.resumable import Done, Job
 from flexlora_simulation.evidence.table import read
 from flexlora_simulation.methods import comparison as module
+from flexlora_simulation.methods.compared_run import compared_run
 from flexlora_simulation.methods.comparison import compare
 from flexlora_simulation.methods.comparison_file import Comparison, load_comparison
 from tests.support.simulated import tiny_experiment
@@ -55,6 +56,8 @@ class Made:
         if (job["method"], job["rate"]) in self.failing:
             return {"failed": "it diverged"}
         value = 1 - abs(job["rate"] - {"flexlora": 0.02, "view": 0.04}[job["method"]])
+        if comparison.tuned_by == "loss" and job["split"] == "tuning":
+            value = -value
         on = "heldout" if job["split"] == "tuning" else "test"
         return {"rounds": [2], "values": {on: {"2": [value], "4": [value]}}, "uses": {"2": 2, "4": 4}}
 
@@ -104,6 +107,29 @@ def test_rates_are_tuned_on_what_seen_participants_hold_out_alone(write: Write) 
         ("test",),
         {"max_steps": 1, "batch_size": 4, "max_length": 16, "learning_rate": 0.04},
     )
+
+
+def test_rates_may_be_tuned_by_the_loss_without_answers(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = load_comparison(write(tuned_by="loss"))
+    assert comparison.experiment_of("", 0.04, 7, tuning=True).evaluation.answers == 0
+    assert comparison.experiment_of("", 0.04, 7).evaluation.answers == 100
+    monkeypatch.setattr(module, "compared_run", Made())
+    measured = [run for run in compare(comparison, tmp_path / "out").runs if run.split == "measured"]
+    assert {(run.method, run.rate) for run in measured} == {("flexlora", 0.02), ("view", 0.04)}
+
+
+@pytest.mark.slow
+def test_what_rates_are_tuned_by_is_what_is_measured_of_the_held_out_examples(write: Write, tmp_path: Path) -> None:
+    """A real run of each; the accuracy of a few examples is a fraction of them, their loss is not."""
+    job = {"cell": "", "method": "flexlora", "rate": 0.01, "seed": 1000, "split": "tuning"}
+    by_metric, by_loss = (
+        compared_run(load_comparison(write(tuned_by=one)), tmp_path / one, job)["values"]["heldout"]
+        for one in ("metric", "loss")
+    )
+    [accuracy], [loss] = ({values[-1] for values in found.values()} for found in (by_metric, by_loss))
+    assert 0 <= accuracy <= 1 < loss < 10
 
 
 def test_a_method_may_have_rates_of_its_own(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
