@@ -1,16 +1,21 @@
 """Each rule's own learning rate: no rule is judged by a rate that suits another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
-Measure = Callable[[Sequence[tuple[str, float]]], Sequence[float]]  # of each rule at each rate: the higher the better
+Rule = TypeVar("Rule", bound=Hashable)  # its name, or what else tells it from the others
 
 
-def tuned(rates: Mapping[str, Sequence[float]], measure: Measure) -> dict[str, float]:
+def tuned(
+    rates: Mapping[Rule, Sequence[float]], measure: Callable[[Sequence[tuple[Rule, float]]], Sequence[float]]
+) -> dict[Rule, float]:
     """The rate at which each rule does best; `rates`: of each rule, ascending; a single one is taken unmeasured.
+
+    measure: of each rule at each rate, the higher the better.
 
     The three in the middle are tried first, then what lies beyond the best, as long as that is at an end of those tried.
     """
-    found: dict[str, dict[int, float]] = {rule: {} for rule, own in rates.items() if len(own) > 1}
+    found: dict[Rule, dict[int, float]] = {rule: {} for rule, own in rates.items() if len(own) > 1}
     todo = [(rule, n) for rule in found for n in _middle(len(rates[rule]))]
     while todo:
         for (rule, n), value in zip(todo, measure([(rule, rates[rule][n]) for rule, n in todo]), strict=True):

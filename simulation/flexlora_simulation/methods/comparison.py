@@ -22,6 +22,7 @@ from flexlora_simulation.methods.comparison_file import Comparison
 from flexlora_simulation.population.participants import draw_participants
 from flexlora_simulation.workloads.registry import open_workload
 
+Compared = tuple[str, str]  # a cell and a method
 # fields that may be others when a comparison goes on in its folder
 MAY_CHANGE = {"title", "about", "methods", "rates", "rates_of", "seeds", "tuning_seeds", "baseline"}
 
@@ -37,22 +38,27 @@ def compare(
         SimulationError: it cannot be run as it is, or a run failed; a failure at a rate that is only tried loses.
     """
     _claim(folder, comparison)
-    runs = list[Run]()
+    tried = list[Done]()
     with runner(partial(compared_run, comparison, folder), processes, folder / "runs.jsonl", tell) as run_jobs:
-        for cell in comparison.cells:
-            tried = list[Done]()
 
-            def measure(pairs: Sequence[tuple[str, float]], cell: str = cell, tried: list[Done] = tried) -> list[float]:
-                seeds = comparison.tuning_seeds
-                done = run_jobs([_job(cell, name, rate, seed, "tuning") for name, rate in pairs for seed in seeds])
-                tried.extend(done)
-                each = [done[n : n + len(seeds)] for n in range(0, len(done), len(seeds))]
-                return [_worth(comparison, one) for one in each]
+        def measure(pairs: Sequence[tuple[Compared, float]]) -> list[float]:
+            seeds = comparison.tuning_seeds
+            done = run_jobs([_job(*one, rate, seed, "tuning") for one, rate in pairs for seed in seeds])
+            tried.extend(done)
+            each = [done[n : n + len(seeds)] for n in range(0, len(done), len(seeds))]
+            return [_worth(comparison, one) for one in each]
 
-            best = tuned({name: comparison.rates_for(name) for name in comparison.methods}, measure)
-            _refuse_failed(best, tried)
-            jobs = [_job(cell, name, best[name], seed, "measured") for seed in comparison.seeds for name in best]
-            runs += [run_of(one) for one in (*tried, *run_jobs(jobs)) if "failed" not in one]
+        compared = [(cell, name) for cell in comparison.cells for name in comparison.methods]
+        best = tuned({one: comparison.rates_for(one[1]) for one in compared}, measure)
+        _refuse_failed(best, tried)
+        jobs = [
+            _job(cell, name, best[cell, name], seed, "measured")
+            for cell in comparison.cells
+            for seed in comparison.seeds
+            for name in comparison.methods
+        ]
+        measured = run_jobs(jobs)
+    runs = [run_of(one) for one in (*tried, *measured) if "failed" not in one]
     evidence = _evidence(comparison, runs)
     write(evidence, folder / f"{comparison.name}.json")
     return evidence
@@ -73,9 +79,9 @@ def _worth(comparison: Comparison, tried: Sequence[Done]) -> float:
     return value if comparison.tuned_by == "metric" and workload.higher_is_better else -value
 
 
-def _refuse_failed(best: dict[str, float], tried: Sequence[Done]) -> None:
+def _refuse_failed(best: dict[Compared, float], tried: Sequence[Done]) -> None:
     for one in tried:
-        if "failed" in one and best[one["method"]] == one["rate"]:
+        if "failed" in one and best[one["cell"], one["method"]] == one["rate"]:
             raise SimulationError(f"{one['method']!r} failed at every learning rate: {one['failed']}")
 
 
