@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -31,8 +33,21 @@ def runner(
         yield lambda jobs: _run(jobs, lambda todo: ((job, work(job)) for job in todo), results, tell)
         return
     # spawned: a fork would inherit torch's threads in a state that they are not in
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin) as pool:
         yield lambda jobs: _run(jobs, partial(_as_they_end, pool, work), results, tell)
+
+
+def _begin() -> None:
+    """One thread, and a process that ends with the one that began it, also where that was killed in the middle of a run."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _as_they_end(pool: Executor, work: Callable[[Job], Done], jobs: Sequence[Job]) -> Iterator[tuple[Job, Done]]:

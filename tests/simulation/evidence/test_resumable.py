@@ -1,7 +1,12 @@
 """Runs that are kept in a file: what is done is not done again."""
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from subprocess import PIPE
 
+import psutil
 import pytest
 
 from flexlora_simulation.evidence.resumable import Done, Job, runner
@@ -12,6 +17,13 @@ def twice(job: Job) -> Done:
     if job["n"] < 0:
         raise ValueError("negative")
     return {"twice": 2 * job["n"]}
+
+
+def stand_still(job: Job) -> Done:
+    """The work of a process that says that it began."""
+    print(psutil.Process().pid, flush=True)
+    threading.Event().wait()
+    return {}
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -41,3 +53,19 @@ def test_a_run_that_fails_ends_them_all_and_what_was_done_is_kept(tmp_path: Path
         with pytest.raises(ValueError, match="negative"):
             run_them([{"n": -1}, {"n": -2}])
     assert results.read_text() == '{"n": 1, "twice": 2}\n'
+
+
+@pytest.mark.slow
+def test_the_processes_end_with_the_one_that_began_them_also_in_the_middle_of_a_run() -> None:
+    name = "tests.simulation.evidence.test_resumable"
+    program = f"""
+from {name} import runner, stand_still
+if __name__ == "__main__":
+    with runner(stand_still, 2, None, print) as run_them:
+        run_them([{{"n": 1}}, {{"n": 2}}])
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        processes = [psutil.Process(int(driver.stdout.readline())) for _ in range(2)]
+        driver.kill()
+        assert psutil.wait_procs(processes, 120)[1] == []
