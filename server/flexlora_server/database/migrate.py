@@ -29,8 +29,8 @@ _OTHER_CONNECTIONS = text(
     "SELECT coalesce(nullif(application_name, ''), 'unnamed') || coalesce(' at ' || host(client_addr), '') FROM pg_stat_activity "
     "WHERE datname = current_database() AND usename = current_user AND backend_type = 'client backend' "
     "AND pid <> pg_backend_pid() AND NOT EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = pg_stat_activity.pid "
-    f"AND locktype = 'advisory' AND classid = {LOCK_CLASS} AND objsubid = 2) ORDER BY 1"
-)
+    "AND locktype = 'advisory' AND classid = :lock_class AND objsubid = 2) ORDER BY 1"
+).bindparams(lock_class=LOCK_CLASS)
 
 
 def head_revision() -> str | None:

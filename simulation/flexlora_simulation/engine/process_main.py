@@ -56,7 +56,7 @@ def _answer(process: ParticipantProcess, job: Job) -> Result | Exception:
 def sendable(error: Exception) -> Exception:
     """The exception, or one that says the same where it does not survive the way."""
     try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
+        if type(pickle.loads(pickle.dumps(error))) is type(error):  # made in this process  # nosec B301
             return error
     except Exception:
         pass

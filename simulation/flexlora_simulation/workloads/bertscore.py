@@ -65,7 +65,9 @@ class BertScore:
         from transformers import AutoModel, AutoTokenizer  # a second or more, where nothing is scored
 
         try:
-            tokenizer, model = AutoTokenizer.from_pretrained(self._path), AutoModel.from_pretrained(self._path)
+            # a folder, or a hub's model that whoever simulates names
+            tokenizer = AutoTokenizer.from_pretrained(self._path)  # nosec B615
+            model = AutoModel.from_pretrained(self._path, use_safetensors=True)  # nosec B615
         except (OSError, ValueError) as error:
             raise DataError(f"workload.options.scorer: {self._path} is no encoder that loads ({error})") from error
         layers = model.config.num_hidden_layers

@@ -59,7 +59,7 @@ class ExampleStore:
         with self._lock:
             self._file.seek(start)
             content = self._file.read(end - start)
-        example: Example = pickle.loads(content)  # our own bytes, from a file that no other process can open
+        example: Example = pickle.loads(content)  # our own bytes, from a file that no other process can open  # nosec B301
         return example
 
     @property
