@@ -6,6 +6,7 @@ ClientError
 ├── BadInput       data, model, credentials or local files that cannot be used
 ├── UsageError     options of the command line that do not fit the protocol's messages
 ├── Corrupted      what arrived is not what the coordinator announced
+├── NotAgreed      the coordinator asks for what this participant did not agree to
 └── RunEnded       the run was cancelled or failed
 TrainingError      local training, for authors of training loops too
 ├── DataError      the participant's data cannot be used
@@ -42,6 +43,7 @@ class Exit(IntEnum):
     UNREACHABLE = 4  # no coordinator answered at that address
     BAD_INPUT = 5  # data, model, credentials or files that cannot be used, or training failed on them
     RUN_ENDED = 6  # the run was cancelled or failed
+    NOT_AGREED = 7  # the coordinator asks for what this participant did not agree to
     INTERRUPTED = 130  # Ctrl-C or SIGTERM; what was finished is kept for the next start
 
 
@@ -117,6 +119,12 @@ class Corrupted(ClientError):
     """The bytes received are not the ones announced."""
 
     exit_code = Exit.UNREACHABLE
+
+
+class NotAgreed(ClientError):
+    """The coordinator asks for what this participant did not agree to."""
+
+    exit_code = Exit.NOT_AGREED
 
 
 class RunEnded(ClientError):

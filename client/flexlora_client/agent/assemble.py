@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from flexlora_client import credentials
+from flexlora_client.agent.agreement import definition_digest
 from flexlora_client.agent.checks.before_declaring import check_before_declaring
 from flexlora_client.agent.checks.subject import Subject
 from flexlora_client.agent.diary import Diary
@@ -107,6 +108,9 @@ def _run_agent(home: Path, options: RunOptions, api: Api, reporter: Reporter, id
     work.lock()  # before anything that takes long
     try:
         reporter.keep(Diary(work.folder, spec.name))
+        if work.results.agree(spec):
+            digest = definition_digest(spec)
+            reporter.step("joined", f"joined run {spec.name}, definition sha256:{digest}", definition=digest)
         if options.track is not None:
             reporter.track(Tracker(options.track, spec, lambda said: reporter.step("tracking-failed", said)))
         _prepared(home, options, api, reporter, spec, work, identity).run()

@@ -32,7 +32,7 @@ class Evaluator:
             Refused: the coordinator refuses this participant or its rank for good.
             TrainingError, BadInput: something on this side cannot be used.
         """
-        self.measuring.work_folder.results.save_spec(self.measuring.spec)
+        self.measuring.work_folder.results.agree(self.measuring.spec)
         step, api, name = self.measuring.reporter.step, self.measuring.api, self.measuring.spec.name
         step("evaluating", f"measuring each adapter at rank {self.rank}, without training", rank=self.rank)
         status = api.run(name).status

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from flexlora_client.agent.agreement import Ranks, check_task
 from flexlora_client.agent.deliver_update import USELESS_UPDATE_CODES, Sender
 from flexlora_client.agent.local_parts import EVERYTHING_SHARED, LocalParts
 from flexlora_client.agent.local_trainer import LocalTrainer
@@ -88,7 +89,7 @@ class Agent:
             TrainingError, BadInput: something on this side cannot be used.
             KeyboardInterrupt: the participant ended it; the next start goes on from there.
         """
-        self.work_folder.results.save_spec(self.spec)
+        self.work_folder.results.agree(self.spec)
         try:
             self._declare()
             self._rounds()
@@ -98,6 +99,7 @@ class Agent:
             self._finish()
 
     def _declare(self) -> None:
+        self.work_folder.add_declared(Ranks.of(self.declaration))
         answer = self.api.declare(self.spec.name, self.declaration)
         rank, examples = self.declaration.rank, self.declaration.examples
         held = self.declaration.hold_rank or rank
@@ -139,12 +141,15 @@ class Agent:
 
     def _next(self, wait: float) -> Task | NoTask:
         try:
-            return self.api.task(self.spec.name, round(wait))
+            task = self.api.task(self.spec.name, round(wait))
         except Refused as error:
             if error.code is Code.NOT_DECLARED:  # the coordinator lost what it knew
                 self._declare()
                 return NoTask(0.0)
             raise
+        if isinstance(task, Task):
+            check_task(task, self.spec, self.work_folder.state.declared)
+        return task
 
     def _attempt(self, task: Task) -> bool:
         """Do one task; returns whether its update was accepted, False too where only this round is lost."""

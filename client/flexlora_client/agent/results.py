@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from flexlora_client.agent.agreement import check_definition
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, sha256_of, sync_file, sync_folder, write_whole
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
@@ -56,12 +57,18 @@ class Results:
         self._index = folder / "results.json"
         self.kept = self._load()
 
-    def save_spec(self, spec: RunSpec) -> None:
-        """Keep the run's definition: what is here can then be used without the coordinator."""
-        content = spec.model_dump_json(indent=2).encode()
+    def agree(self, spec: RunSpec) -> bool:
+        """Keep the run's definition, which can then be used without the coordinator; whether it was not kept before.
+
+        Raises:
+            NotAgreed: another one was kept.
+        """
         path = self._folder / SPEC_FILE
-        if not path.exists() or path.read_bytes() != content:
-            write_whole(path, content)
+        if path.exists():
+            check_definition(self.spec(), spec, path)
+            return False
+        write_whole(path, spec.model_dump_json(indent=2).encode())
+        return True
 
     def spec(self) -> RunSpec:
         """The run's definition. Raises: BadInput, where no agent took part in the run from this home folder."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from flexlora_client.agent.agreement import Ranks
 from flexlora_client.agent.results import Results
 from flexlora_client.agent.slice_cache import SliceCache
 from flexlora_client.errors import BadInput
@@ -55,6 +56,7 @@ class WorkState(Message):
     evaluated: Sha256 | None = None  # the last slice whose evaluation was reported
     sample: EvaluatedSample | None = None  # over how many examples it was
     training_seconds: float | None = None  # of the last round
+    declared: tuple[Ranks, ...] = ()  # all that ever were: a round goes on at the ranks that it began with
     trained: TrainedUpdate | None = None
 
 
@@ -144,6 +146,11 @@ class WorkFolder:
     def set_training_seconds(self, seconds: float) -> None:
         """Record how long a round's training took."""
         self._change(training_seconds=seconds)
+
+    def add_declared(self, ranks: Ranks) -> None:
+        """Record ranks that are about to be declared."""
+        if ranks not in self.state.declared:
+            self._change(declared=(*self.state.declared, ranks))
 
     def own_adapter(self, trained: TrainedUpdate) -> Path:
         """The folder of the adapter that was trained, beside its update."""

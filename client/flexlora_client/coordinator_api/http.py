@@ -32,6 +32,7 @@ from flexlora_shared.messages.clients import INSTANCE_HEADER
 from flexlora_shared.versions import PROTOCOL_HEADER, VERSION_HEADER, disagreement, version, version_headers
 
 TEMPORARY_REDIRECT = 307  # the body is at `Location`, on the object storage
+MAX_ANSWER_BYTES = 16 * 2**20  # of a message; a run's definition may have 4 MiB, slices are streamed
 
 
 class Http:
@@ -58,7 +59,9 @@ class Http:
         self._key, self._reload_key = key, reload_key
         self._tls, self._io_timeout, self._rate = tls, io_timeout, rate
         self.clock_ahead = 0.0  # seconds that the coordinator's clock is ahead of this machine's, by its last answer
-        headers = {"User-Agent": f"flexlora-client/{version()}", **version_headers(), **_authorization_header(key)}
+        # uncompressed: a small answer can be made to unpack to gigabytes
+        plain = {"User-Agent": f"flexlora-client/{version()}", "Accept-Encoding": "identity"}
+        headers = {**plain, **version_headers(), **_authorization_header(key)}
         verify = tls.verification(self.url)
         timeout = httpx2.Timeout(io_timeout, connect=CONNECT_TIMEOUT_S)
         self._client = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout, verify=verify)
@@ -80,7 +83,7 @@ class Http:
         body: Body | None = None,
         held: float = 0.0,
     ) -> Answer:
-        """Send and read the whole answer. `path` is a path on the coordinator, with or without a query.
+        """Send and read the whole answer, of at most MAX_ANSWER_BYTES. `path` is on the coordinator, with or without a query.
 
         `held` is the long-polling wait in seconds, for which the response may be delayed.
 
@@ -90,16 +93,17 @@ class Http:
         """
         timeout = httpx2.Timeout(self._io_timeout, connect=CONNECT_TIMEOUT_S, read=held + self._io_timeout)
         try:
-            response = self._client.request(
+            with self._client.stream(
                 method, _check_path(path), headers=headers, content=self._rate.slow(body), timeout=timeout
-            )
+            ) as response:
+                self._check_protocol(response.headers)
+                content = self._read(response)
         except httpx2.RequestError as error:
             raise self._unreachable(error) from error
-        self._check_protocol(response.headers)
         self.clock_ahead = parse_clock_ahead(response.headers) or self.clock_ahead
         if not (response.is_success or response.status_code == 304):
-            raise self._refusal(response.status_code, response.headers, response.content)
-        return Answer(response.status_code, response.headers, response.content)
+            raise self._refusal(response.status_code, response.headers, content)
+        return Answer(response.status_code, response.headers, content)
 
     def probe(self) -> Probe:
         """What a small call that needs no key shows. Raises: Refused, Unreachable, as `request`."""
@@ -108,7 +112,7 @@ class Http:
                 self._check_protocol(response.headers)
                 self.clock_ahead = parse_clock_ahead(response.headers) or self.clock_ahead
                 if PROTOCOL_HEADER not in response.headers:
-                    raise self._refusal(response.status_code, response.headers, response.read())
+                    raise self._refusal(response.status_code, response.headers, self._read(response))
                 tls = response.extensions["network_stream"].get_extra_info("ssl_object")
                 shown = tls.getpeercert() if tls else None
         except httpx2.RequestError as error:
@@ -123,12 +127,11 @@ class Http:
         Raises:
             Refused, Unreachable: as `request`; a cut in the middle of the body raises Unreachable from the block.
         """
-        sent = {"Accept-Encoding": "identity", **(headers or {})}
         try:
-            with self._client.stream("GET", _check_path(path), headers=sent) as response:
+            with self._client.stream("GET", _check_path(path), headers=headers) as response:
                 self._check_protocol(response.headers)
                 if not (response.is_success or response.status_code in (304, TEMPORARY_REDIRECT)):
-                    raise self._refusal(response.status_code, response.headers, response.read())
+                    raise self._refusal(response.status_code, response.headers, self._read(response))
                 # raw chunks: with a chunk size, buffered bytes would be lost with the connection
                 yield Stream(response.status_code, response.headers, self._rate.chunks(response.iter_raw()))
         except httpx2.RequestError as error:
@@ -138,6 +141,20 @@ class Http:
         """GET a link that the coordinator gave, from byte `begin` on, without the key; see `presigned.stream_presigned`."""
         encrypted = self.url.startswith("https:")
         return stream_presigned(link, begin, self._tls, self._io_timeout, self._rate, encrypted=encrypted)
+
+    def _read(self, response: httpx2.Response) -> bytes:
+        """The body. Raises: Unreachable, where it is compressed or longer than any message."""
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            reason = f"{self.url} answered in the encoding {encoding[:20]!r}, which this program never asks for"
+            raise Unreachable(f"{reason}; a proxy in front of it must not compress", transient=False)
+        content = bytearray()
+        for chunk in response.iter_raw():
+            content += chunk
+            if len(content) > MAX_ANSWER_BYTES:
+                reason = f"{self.url} answered with more than {MAX_ANSWER_BYTES >> 20} MiB, which no message has"
+                raise Unreachable(f"{reason}; check the address, or tell its operator", transient=False)
+        return bytes(content)
 
     def _take_over_new_key(self) -> bool:
         """Reload the key; returns whether it changed, so that a retry can succeed."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flexlora_client.agent.results import KeptAdapter, Results, own_adapter
-from flexlora_client.errors import BadInput
+from flexlora_client.errors import BadInput, NotAgreed
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.messages.runs import RunSpec
 from tests.support.kit import spec
@@ -115,7 +115,12 @@ def test_a_cut_while_keeping_leaves_the_adapter_before(tmp_path: Path) -> None:
     assert [path.name[:8] for path in (tmp_path / "own").iterdir()] == ["round-3-"]
 
 
-def test_the_definition_is_kept(tmp_path: Path) -> None:
+def test_the_definition_is_kept_and_no_other_takes_its_place(tmp_path: Path) -> None:
     run = RunSpec.model_validate(spec(), strict=False)
-    Results(tmp_path).save_spec(run)
+    assert Results(tmp_path).agree(run)
+    assert not Results(tmp_path).agree(run)
+    with pytest.raises(
+        NotAgreed, match=r"run run is not the one .* joined: rounds is '9' instead of '\d+'; ask .* move .*run\.json"
+    ):
+        Results(tmp_path).agree(run.model_copy(update={"rounds": 9}))
     assert Results(tmp_path).spec() == run

@@ -1,8 +1,11 @@
 """One exchange: refusals, transport faults, and answers of something that is no coordinator."""
 
+import contextlib
+import gzip
 import json
 import threading
 import time
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
@@ -58,6 +61,43 @@ def test_a_coordinator_of_another_protocol_is_not_asked_again(status: int, proto
         assert not caught.value.transient
         with pytest.raises(Unreachable, match=sentence), http.stream("/v1/slice"):
             pass
+
+
+def flood(handler: BaseHTTPRequestHandler, asked: Asked) -> None:
+    """An answer that does not end before the other side has enough."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(2**31))
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(2**11):
+            handler.wfile.write(bytes(2**20))
+
+
+@pytest.mark.parametrize("status", [200, 409])
+def test_a_compressed_answer_is_refused(status: int) -> None:
+    """A megabyte can unpack to gigabytes; the requests ask for none."""
+    packed = answer(status, gzip.compress(bytes(2**24)), Content_Encoding="gzip", Content_Type=PROBLEM_MEDIA_TYPE)
+    with misbehaving(packed, packed) as server, Http(server.url, "a-key") as http:
+        with pytest.raises(
+            Unreachable, match="answered in the encoding 'gzip', which this program never asks for"
+        ) as caught:
+            http.request("GET", "/v1/runs")
+        assert not caught.value.transient
+        assert server.asked[0].headers["accept-encoding"] == "identity"
+        if status != 200:
+            with pytest.raises(Unreachable, match="in the encoding 'gzip'"), http.stream("/v1/slice"):
+                pass
+
+
+def test_an_endless_answer_is_refused_in_little_memory() -> None:
+    with misbehaving(flood) as server, Http(server.url, "a-key") as http:
+        tracemalloc.start()
+        try:
+            with pytest.raises(Unreachable, match="answered with more than 16 MiB, which no message has"):
+                http.request("GET", "/v1/runs")
+            assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_coordinator_behind_a_path_prefix() -> None:
