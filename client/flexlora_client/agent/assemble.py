@@ -76,6 +76,7 @@ class RunOptions:
     max_rate: float | None = None  # bytes a second, each way
     track: str | None = None  # what takes the participant's figures, see `tracker`
     hold_rank: int | None = None  # None: as it trains, or as measured
+    allowed_extra: tuple[str, ...] = ()  # tensors that the run may train in full, beside a classifier's head
 
 
 def take_part(home: Path, ca_file: Path | None, options: RunOptions, *, as_json: bool) -> None:
@@ -166,10 +167,17 @@ def _check(
     What is looked at holds the model, of which a measurement would load a second copy: it ends here.
     """
     with tempfile.TemporaryDirectory() as folder:
-        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder), options.hold_rank)
+        subject = subject_of(home, options, Path(folder))
         subject.api, subject.spec, subject.local_trainer, subject.devices = api, spec, local_trainer, devices
         check_before_declaring(subject, reporter)
     return subject.fingerprint
+
+
+def subject_of(home: Path, options: RunOptions, folder: Path) -> Subject:
+    """What the checks begin with; `folder` is for what they write."""
+    ranks = options.rank, options.rank_pattern
+    kept = options.keep_local == "head"
+    return Subject(home, options.run, *ranks, folder, options.hold_rank, options.allowed_extra, keeps_extra=kept)
 
 
 def prepare(

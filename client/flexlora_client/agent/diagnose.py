@@ -54,7 +54,7 @@ def diagnose_all(
         *SPEED_CHECKS,
     )
     with tempfile.TemporaryDirectory() as folder, Api(http, RetryPolicy(Backoff(attempts=1))) as api:
-        subject = Subject(home, options.run, options.rank, options.rank_pattern, Path(folder), options.hold_rank)
+        subject = assemble.subject_of(home, options, Path(folder))
         subject.api = api
         return examine(checks, subject, on_begin)
 

@@ -145,6 +145,14 @@ def run(
             help="Keep these tensors to yourself: head (those trained in full) or B (lora_B, of fedavg).",
         ),
     ] = None,
+    allow_extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-extra",
+            metavar="TENSOR",
+            help="Agree that the run trains this tensor in full, beside a classifier's head; repeatable.",
+        ),
+    ] = None,
     role: Annotated[
         Literal["trainer", "evaluator"],
         typer.Option("--role", help="evaluator: measure every adapter on all of --data, and never train."),
@@ -220,6 +228,7 @@ def run(
             metric=metric,
             evaluation_share=0.25 if evaluation_share is None else evaluation_share,
             keep_local=keep_local,
+            allowed_extra=tuple(allow_extra or ()),
             evaluates_only=role == "evaluator",
             track=track,
             max_rate=None if max_rate is None else max_rate * 1000.0,

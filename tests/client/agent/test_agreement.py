@@ -55,7 +55,7 @@ def test_a_task_of_another_definition_ends_with_a_sentence(
     run, trainer, reporter = site.run(), Nudge(), Listening("run")
     with agent(site, run, tmp_path, trainer, reporter) as working, pytest.raises(NotAgreed, match=sentence) as caught:
         working.run()
-    assert caught.value.exit_code == Exit.NOT_AGREED == 7
+    assert caught.value.exit_code is Exit.NOT_AGREED
     assert trainer.jobs == []
     assert "downloaded" not in reporter.kinds()
 

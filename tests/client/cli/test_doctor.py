@@ -1,6 +1,7 @@
 """`doctor`, and the same checks at the start of `run`: what would fail in a round is found before anybody counts on it."""
 
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,14 +15,15 @@ from flexlora_client.agent.checks.model_checks import AGENTS_TRAIN, MAY_HOLD_MOR
 from flexlora_client.agent.work_folder import WorkFolder
 from flexlora_client.errors import Exit
 from flexlora_server.aggregation.strategies.registry import strategy
-from flexlora_shared.messages.runs import RunSpec, TrainingSpec
+from flexlora_shared.messages.runs import ExtraTensor, RunSpec, TrainingSpec
 from tests.support.command import Result, call
 from tests.support.kit import Served
 from tests.support.tiny_models import make_llama, make_run
 
 ALL = (
     *("address", "tls", "clock", "key", "run", "rank", "options", "folder", "data"),
-    *("disk", "memory", "trainer", "fingerprint", "model", "tokenizer", "template", "encoding", "rank-auto", "speed"),
+    *("disk", "memory", "trainer", "fingerprint", "definition", "model", "tokenizer", "template", "encoding"),
+    *("rank-auto", "speed"),
 )
 Findings = dict[str, dict[str, str]]
 
@@ -107,13 +109,41 @@ def test_a_wrong_model_is_found_before_anybody_counts_on_it(
     define(site, smaller)
     data = rows(tmp_path / "data.jsonl", ["yes"])
     code, found = diagnosed(home, data)
-    check_failed(found, "model", spec.modules[0].name)
+    check_failed(found, "definition", spec.modules[0].name)
     assert code == Exit.BAD_INPUT
-    assert {found[name]["state"] for name in ("tokenizer", "template", "encoding", "rank-auto", "speed")} == {"skipped"}
+    skipped = ("model", "tokenizer", "template", "encoding", "rank-auto", "speed")
+    assert {found[name]["state"] for name in skipped} == {"skipped"}
     result = asked("run", home, data, "--json")
     assert result.code == Exit.BAD_INPUT
-    assert found["model"]["detail"] in result.err
+    assert found["definition"]["detail"] in result.err
     assert participants(site) == 0
+
+
+def test_shapes_of_gigabytes_take_no_memory(site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path) -> None:
+    """A slice of rank 8 of this layer would have a gigabyte."""
+    giant = spec.modules[0].model_copy(update={"out_features": 2**24, "in_features": 2**24})
+    define(site, spec.model_copy(update={"modules": (giant,)}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, found = diagnosed(home, rows(tmp_path / "data.jsonl", ["yes"]), rank=8)
+    assert "or of another size" in found["definition"]["detail"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024  # KiB
+
+
+def test_embeddings_are_trained_in_full_only_where_the_participant_agrees(
+    site: Served, spec: RunSpec, home: dict[str, str], tmp_path: Path
+) -> None:
+    """Their rows that change are the words of its data."""
+    embeddings = ExtraTensor(name="model.embed_tokens.weight", shape=(300, 32))
+    define(site, spec.model_copy(update={"extra": (embeddings,)}))
+    data = rows(tmp_path / "data.jsonl", ["yes"])
+    code, found = diagnosed(home, data)
+    check_failed(found, "definition", "trains model.embed_tokens.weight in full, not only a classifier's head")
+    assert code == Exit.NOT_AGREED
+    assert found["definition"]["detail"] in asked("run", home, data).err
+    assert participants(site) == 0
+    for agreed in (("--allow-extra", embeddings.name), ("--keep-local", "head")):
+        code, found = diagnosed(home, data, *agreed)
+        assert (code, found["definition"]["state"]) == (Exit.OK, "passed"), found
 
 
 def test_what_is_doubtful_is_told_and_run_goes_on(

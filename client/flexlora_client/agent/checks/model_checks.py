@@ -8,6 +8,7 @@ from flexlora_client.training.data.store import of_kinds
 from flexlora_client.training.encoding.encoder import Encoder
 from flexlora_client.training.encoding.survey import survey
 from flexlora_client.training.loop.standard import StandardTrainer
+from flexlora_client.training.models.describe_model import check_of_model
 from flexlora_client.training.models.fingerprint import check_fingerprint
 from flexlora_client.training.models.trial_slice import trial_slice, write_trial_slice
 from flexlora_shared.messages.runs import RunSpec
@@ -68,6 +69,15 @@ def _trainer(subject: Subject) -> str:
         subject.local_trainer.check(trainable)
     asked = "--hold-rank asks for" if subject.holds_more else f"the strategy {subject.spec.strategy} asks for"
     return f"trains what {asked}: {' and '.join(kinds)}"
+
+
+def _definition(subject: Subject) -> str:
+    """Compare the run's modules and tensors with the base model's, before memory is taken for them."""
+    if not loads_model(subject):
+        return "the training loop of --trainer says what it trains"
+    kept = [tensor.name for tensor in subject.spec.extra] if subject.keeps_extra else []
+    check_of_model(subject.spec, subject.local_trainer.model_path, {*subject.allowed_extra, *kept})
+    return "its modules are the base model's, and in full it trains nothing but a head, or what is allowed"
 
 
 def _model(subject: Subject) -> str:
@@ -139,7 +149,8 @@ def _encoding(subject: Subject) -> str | Doubt:
 MODEL_CHECKS = (
     Check("trainer", _trainer, needs=("data",)),
     Check("fingerprint", _fingerprint, needs=("data",)),
-    Check("model", _model, needs=("rank", "data", "memory", "fingerprint")),
+    Check("definition", _definition, needs=("data",)),
+    Check("model", _model, needs=("rank", "data", "memory", "fingerprint", "definition")),
     Check("tokenizer", _tokenizer, needs=("model",)),
     Check("template", _template, needs=("model",)),
     Check("encoding", _encoding, needs=("template",)),

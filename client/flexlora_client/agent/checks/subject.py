@@ -27,6 +27,8 @@ class Subject:
     rank_pattern: Mapping[str, int]
     folder: Path  # for what the checks write; deleted by whoever made it
     hold_rank: int | None = None  # None: as it trains
+    allowed_extra: tuple[str, ...] = ()  # tensors that the run may train in full
+    keeps_extra: bool = False  # whether those stay here
     api: Api = field(init=False)
     probe: Probe = field(init=False)
     answer: RunDetail | Refused = field(init=False)

@@ -10,8 +10,6 @@ from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -32,9 +30,8 @@ def weight_files(model: str, revision: str | None, *, download: bool) -> tuple[P
 
 
 def has_weights(model: str, revision: str | None) -> bool:
-    """Whether all of the model's weights lie here, as safetensors or as PyTorch's older files. Raises: see `weight_files`."""
-    formats = ((SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME), (WEIGHTS_INDEX_NAME, WEIGHTS_NAME))
-    return any(_files(model, revision, *names, download=False) for names in formats)
+    """Whether all of the model's weights lie here, as safetensors: others are not loaded. Raises: see `weight_files`."""
+    return bool(weight_files(model, revision, download=False))
 
 
 def _files(model: str, revision: str | None, index_name: str, name: str, download: bool) -> tuple[Path, ...]:

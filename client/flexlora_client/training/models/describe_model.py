@@ -4,16 +4,17 @@ The model is built on PyTorch's meta device, which has shapes and no memory. Of 
 names are read, and a few bytes for the fingerprint; none are downloaded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from flexlora_client.errors import ModelError
+from flexlora_client.errors import ModelError, NotAgreed
 from flexlora_client.training.models.checkpoint import DAMAGED, commit_of, has_weights
 from flexlora_client.training.models.fingerprint import fingerprint
 from flexlora_client.training.models.preprocessing import load_tokenizer
@@ -21,7 +22,15 @@ from flexlora_client.training.models.task_classes import AUTO_CLASSES, class_opt
 from flexlora_client.training.models.trainable_layers import ALL_LINEAR, linear_layers
 from flexlora_client.training.models.trial import placeable
 from flexlora_shared.layout import saved_modules
-from flexlora_shared.messages.runs import ExtraTensor, ModelSpec, ModuleSpec, ProblemType, PromptFormat, TaskType
+from flexlora_shared.messages.runs import (
+    ExtraTensor,
+    ModelSpec,
+    ModuleSpec,
+    ProblemType,
+    PromptFormat,
+    RunSpec,
+    TaskType,
+)
 from flexlora_shared.run_checks import LABELLED
 
 MAX_NEW_TENSORS = 16  # outside the head that a checkpoint may lack; more is another model's checkpoint
@@ -81,6 +90,35 @@ def describe(
     if missing is None and labels:
         notes = [NO_WEIGHTS.format(spec.id), *notes]
     return Description(identified, layers.chosen, extra, prompt_format, (*layers.notes, *notes))
+
+
+def check_of_model(run: RunSpec, path: str | None, allowed: Collection[str]) -> None:
+    """Compare what the run trains with the base model, of which shapes and names alone are read.
+
+    path: of the base model here, None: where the run says. allowed: tensors that may be trained in full beside a classifier's
+    head and what the checkpoint lacks.
+
+    Raises:
+        ModelError: a module or a tensor is none of the model's, or has another shape.
+        NotAgreed: a tensor is trained in full that is not allowed.
+    """
+    spec = run.model.model_copy(update={"id": path, "revision": None}) if path else run.model
+    build, missing = _builder(spec, _config(spec))
+    network = build()
+    shapes = {name: parameter.numel() for name, parameter in network.named_parameters(remove_duplicate=False)}
+    asked = {f"{each.name}.weight": each.out_features * each.in_features for each in run.modules}
+    asked |= {each.name: prod(each.shape) for each in run.extra}
+    if other := [name for name, count in asked.items() if shapes.get(name) != count]:
+        raise ModelError(
+            f"{other[0]} of the run is none of the base model's ({spec.id!r}), or of another size; use the run's own base model."
+        )
+    own = {*(_head(network) if spec.labels else ()), *(missing or ()), *allowed}
+    if beyond := [each.name for each in run.extra if each.name not in own]:
+        raise NotAgreed(
+            f"the run trains {', '.join(beyond[:3])} in full, not only a classifier's head: what changes in such a tensor can "
+            f"tell much of your data, in embeddings which words they hold; --allow-extra {beyond[0]} agrees to it, "
+            "--keep-local head keeps it to yourself"
+        )
 
 
 def skeleton(description: Description) -> dict[str, Any]:

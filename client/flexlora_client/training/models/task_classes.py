@@ -57,8 +57,12 @@ def load_config(path: str, revision: str | None, model: ModelSpec) -> Pretrained
 
 
 def class_options(model: ModelSpec) -> dict[str, Any]:
-    """What `from_pretrained` of the task's class needs beside path, revision and configuration."""
-    return {"trust_remote_code": False, "ignore_mismatched_sizes": bool(model.labels)}  # of a head for other classes
+    """What `from_pretrained` of the task's class needs beside path, revision and configuration.
+
+    Of a model that somebody else names nothing is run: no code of its repository, and no weights that are unpickled.
+    """
+    resized = bool(model.labels)  # of a head for other classes
+    return {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": resized}
 
 
 def _check_suits(path: str, config: PretrainedConfig, task_type: TaskType) -> None:
