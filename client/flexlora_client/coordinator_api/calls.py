@@ -62,8 +62,9 @@ class Api:
     # runs and rounds
 
     def create_run(self, spec: RunSpec) -> RunDetail:
-        """Define a run, in state DRAFT."""
-        return self._call(RunDetail, "POST", "/v1/runs", spec)
+        """Define a run, in state DRAFT. Filters that the definition leaves out, the coordinator fills in; `[]` means none."""
+        left_out = frozenset({"robust"} - spec.model_fields_set)
+        return parse_message(RunDetail, self._send("POST", "/v1/runs", spec, left_out))
 
     def runs(self) -> RunList:
         """Every run, newest first."""
@@ -184,8 +185,8 @@ class Api:
         except Unreachable as error:
             raise Unreachable(f"{error}; {advice}", transient=False) from error
 
-    def _send(self, method: str, path: str, message: Message | None) -> Answer:
-        body = message.model_dump_json().encode() if message is not None else None
+    def _send(self, method: str, path: str, message: Message | None, left_out: frozenset[str] = frozenset()) -> Answer:
+        body = message.model_dump_json(exclude=set(left_out)).encode() if message is not None else None
         headers = JSON_HEADERS if message is not None else None
         return self.retry.call(lambda: self.http.request(method, path, headers=headers, body=body))
 

@@ -11,6 +11,7 @@ from flexlora_server.api.services import get_services
 from flexlora_server.api.strict_json import RunPath, problems, router
 from flexlora_server.database.queries import runs
 from flexlora_server.lifecycle import transitions
+from flexlora_server.lifecycle.new_run import with_defaults
 from flexlora_server.lifecycle.start_adapter import with_start
 from flexlora_server.lifecycle.validation import check_spec
 from flexlora_server.state_machine import Action
@@ -28,6 +29,7 @@ _CREATION = problems(Code.FORBIDDEN, Code.RUN_EXISTS, Code.INVALID_RUN, Code.RUN
 def create_run(request: Request, spec: Annotated[RunSpec, Body(examples=[RUN_SPEC])], who: Operator) -> RunDetail:
     """Define a run. It waits in DRAFT until it is started."""
     check_spec(spec)
+    spec = with_defaults(spec)
     services = get_services(request)
     with services.store.transaction() as tx:
         spec = with_start(tx, spec)

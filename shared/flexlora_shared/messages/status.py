@@ -94,7 +94,14 @@ class UpdateMetrics(Message):
             description="Mean cosine with the other participants' changes; null where there is no direction to compare"
         ),
     ]
-    notes: Annotated[tuple[str, ...], Field(description="What the run's filters did to it")]
+    notes: Annotated[tuple[str, ...], Field(description="What the run's cap and filters did to it")]
+    uncapped: Annotated[
+        float | None,
+        Field(
+            description="Weight that its examples would have given it without the run's cap; null where that changed nothing",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
 
 
 class AggregationMetrics(Message):
@@ -121,6 +128,13 @@ class AggregationSummary(Message):
     filtered: Annotated[int, Field(description="Updates of which the run's filters noted something")]
     late: Annotated[
         int, Field(description="Updates that came late, for an earlier round", exclude_if=omitted_if_default(0))
+    ] = 0
+    capped: Annotated[
+        int,
+        Field(
+            description="Updates that weigh less than their examples say, by the run's cap",
+            exclude_if=omitted_if_default(0),
+        ),
     ] = 0
     certificate: Annotated[float, Field(description="The largest of all modules' certificates")]
 
