@@ -29,7 +29,7 @@ from flexlora_shared.messages.clients import (
 )
 from flexlora_shared.messages.records import RoundRecord
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import RetryRequest, RoundDetail, RoundList, RoundSummary
+from flexlora_shared.messages.status import RetryRequest, RollbackRequest, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.messages.tasks import Failure, Task
 from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Evaluation, Receipt, UploadCreate, UploadStatus
 from flexlora_shared.ranks import longest_first
@@ -95,6 +95,11 @@ class Api:
     def retry_round(self, run: str, number: int, exclude: tuple[str, ...]) -> RoundSummary:
         """Aggregate a failed round again, without these uploads."""
         return self._call(RoundSummary, "POST", f"{_run(run)}/rounds/{number}/retry", RetryRequest(exclude=exclude))
+
+    def roll_back(self, run: str, to: int) -> RunStatus:
+        """Publish an earlier round's adapter again as a new round; not retried, because each call that arrives does so."""
+        advice = "`flexlora-client rounds` shows whether the run was rolled back"
+        return self._once(RunStatus, f"{_run(run)}/rollback", RollbackRequest(to=to), advice)
 
     # taking part
 

@@ -66,6 +66,7 @@ def _admit(
         assigned=rounds.find_assignment(tx, round_, client) is not None,
         announced=announced_at is not None and round_.deadline is not None and announced_at < round_.deadline,
         accepted_sha256=accepted.sha256 if accepted else None,
+        rolled_back=max(rounds.rollbacks(tx, run.name), default=0) >= round_.number,
     )
     decision = machine.admit(
         runs.spec_of(run), rounds.round_view(tx, run, round_), candidate, rounds.next_open_number(tx, round_), tx.now

@@ -25,10 +25,11 @@ def read_record(tx: Tx, run: str, number: int) -> RoundRecord:
         round=number,
         inputs=tuple(_inputs(tx, run, WeightRule.of(spec), inputs.list_counted(tx, round_))),
         previous=_published(tx, run, number - 1),
-        before=_published(tx, run, number - 2),
+        before=adapters.before(tx, run, number),
         past_norms=rounds.change_norms(tx, run, number),
         software=software,
         published=published,
+        restored=adapters.restored(tx, run, number),
     )
 
 

@@ -202,7 +202,7 @@ class RoundSummary(Message):
     published_at: Annotated[str | None, Field(description="RFC 3339, UTC")]
     waiting_for: Annotated[str, Field(description="What the round waits for and until when, one sentence for people")]
     failures: Annotated[int, Field(description="Failures of its aggregation since the operator last retried it")] = 0
-    reason: Annotated[str | None, Field(description="Reason of the last failure")] = None
+    reason: Annotated[str | None, Field(description="Reason of the last failure, or of a rollback")] = None
     participants: Annotated[ParticipantCounts, Field(description="Participants by state")]
     by_rank: Annotated[tuple[RankCount, ...], Field(description="Participants by rank")]
     bytes_received: Annotated[int, Field(description="Bytes of all its uploads received")]
@@ -251,6 +251,12 @@ class RetryRequest(Message):
         Tuple[Annotated[str, Field(max_length=64)]],
         Field(max_length=10_000, description="Ids of the uploads to leave out for good"),
     ] = ()
+
+
+class RollbackRequest(Message):
+    """Go on from what a published round published."""
+
+    to: Annotated[int, Field(ge=0, le=100_000, description="Number of the round")]
 
 
 class RoundDetail(Message):
