@@ -10,8 +10,11 @@
               |         |            FAILED (fifth failed aggregation)
               +---------+--> ABANDONED
 
-What moves it: the operator starts, pauses, resumes, cancels and retries; `gather` and `judge` decide whenever an upload was
-accepted or time has passed; the worker publishes, and its failures go through `after_failure`.
+A rollback abandons the round under way and publishes an older adapter as its next attempt, PUBLISHED from the beginning; after
+the last round, as one more round.
+
+What moves it: the operator starts, pauses, resumes, cancels, retries and rolls back; `gather` and `judge` decide whenever an
+upload was accepted or time has passed; the worker publishes, and its failures go through `after_failure`.
 """
 
 import hashlib
@@ -38,7 +41,7 @@ ROUND_MOVES: frozenset[tuple[RoundState, RoundState]] = frozenset(
         ("FAILED", "ABANDONED"),
     }
 )
-Action = Literal["start", "pause", "resume", "cancel", "retry"]
+Action = Literal["start", "pause", "resume", "cancel", "retry", "rollback"]
 RUN_MOVES: dict[tuple[RunState, Action], RunState] = {
     ("DRAFT", "start"): "RUNNING",
     ("RUNNING", "pause"): "PAUSED",
@@ -48,6 +51,10 @@ RUN_MOVES: dict[tuple[RunState, Action], RunState] = {
     ("PAUSED", "cancel"): "CANCELLED",
     ("FAILED", "cancel"): "CANCELLED",
     ("FAILED", "retry"): "RUNNING",
+    ("RUNNING", "rollback"): "RUNNING",
+    ("PAUSED", "rollback"): "PAUSED",
+    ("FAILED", "rollback"): "RUNNING",
+    ("COMPLETED", "rollback"): "COMPLETED",
 }
 FINAL_STATES: frozenset[RunState] = frozenset({"COMPLETED", "CANCELLED"})  # a FAILED run waits for its operator
 
@@ -215,12 +222,14 @@ class Candidate:
     assigned: its participant has a place in the round, in this attempt or an earlier one (which began from the same adapter).
     announced: it was announced before the round's deadline.
     accepted_sha256: what of this participant counts already.
+    rolled_back: the run was rolled back since: what was trained for the round began from an adapter that was taken back, maybe.
     """
 
     sha256: str
     assigned: bool
     announced: bool = False
     accepted_sha256: str | None = None
+    rolled_back: bool = False
 
 
 def admit(
@@ -242,6 +251,11 @@ def admit(
         return _unassigned(round_)
     if round_.run_state in FINAL_STATES:
         return Refuse(Code.ROUND_CLOSED, f"The run is {round_.run_state.lower()}; this update no longer counts.")
+    if candidate.rolled_back:
+        return Refuse(
+            Code.ROUND_CLOSED,
+            f"The run was rolled back since round {round_.number} began; this update no longer counts, ask for the next task.",
+        )
     if _in_time(spec, round_, candidate, now):
         return Accept(round_.number)
     if spec.late_updates == "next-round" and next_number <= spec.rounds and round_.run_state != "FAILED":
@@ -295,6 +309,22 @@ class GiveUp:
 def after_failure(failures: int, now: datetime) -> Retry | GiveUp:
     """What follows the `failures`-th failed aggregation of a round: 2, 4, 8, 16 seconds of back-off, then the end."""
     return GiveUp() if failures >= MAX_FAILURES else Retry(now + timedelta(seconds=2**failures))
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """How a run goes back: the round under way to abandon, if any, and the round and attempt that publish the old adapter."""
+
+    abandons: bool
+    number: int
+    attempt: int
+
+
+def roll_back(round_: RoundView) -> Rollback:
+    """How a run goes back whose newest round is this one; the run's state allows it, and an adapter is published."""
+    if round_.state == "PUBLISHED":  # the run is complete
+        return Rollback(False, round_.number + 1, 1)
+    return Rollback(True, round_.number, round_.attempt + 1)
 
 
 def after_publication(spec: RunSpec, number: int) -> Literal["next", "complete"]:

@@ -35,6 +35,7 @@ class Code(StrEnum):
     SUPERSEDED = "superseded"
     NOT_ASSIGNED = "not-assigned"
     RANK_MISMATCH = "rank-mismatch"
+    EXAMPLES_MISMATCH = "examples-mismatch"
     ROUND_NOT_COLLECTING = "round-not-collecting"
     ROUND_CLOSED = "round-closed"
     ALREADY_ACCEPTED = "already-accepted"
@@ -92,6 +93,7 @@ PROBLEMS: dict[Code, ProblemType] = {
         (Code.SUPERSEDED, 409, "Another agent with this key has declared since"),
         (Code.NOT_ASSIGNED, 409, "The client has no assignment in this round"),
         (Code.RANK_MISMATCH, 409, "The upload's ranks are not the assigned ones"),
+        (Code.EXAMPLES_MISMATCH, 409, "The upload counts more examples than its client declared"),
         (Code.ROUND_NOT_COLLECTING, 409, "The round does not collect uploads yet"),
         (Code.ROUND_CLOSED, 410, "The round no longer takes uploads"),
         (Code.ALREADY_ACCEPTED, 409, "Another update of this client was accepted in this round"),

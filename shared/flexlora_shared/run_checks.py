@@ -18,6 +18,7 @@ def faults(spec: RunSpec) -> list[str]:
         *_tensor_faults(spec),
         *_rank_faults(spec),
         *_round_faults(spec),
+        *_weight_faults(spec),
         *_model_faults(spec.model),
         *_text_faults(spec),
     ]
@@ -85,6 +86,17 @@ def _round_faults(spec: RunSpec) -> list[str]:
         found.append(f"clients_per_round {spec.clients_per_round} is less than min_clients {spec.min_clients}.")
     if spec.over_selection and spec.clients_per_round is None:
         found.append("over_selection counts beyond clients_per_round; name clients_per_round too, or leave it out.")
+    return found
+
+
+def _weight_faults(spec: RunSpec) -> list[str]:
+    found = []
+    if spec.max_share is not None and spec.weighting not in {None, "capped"}:
+        found.append(f"max_share is for weighting capped; leave it out of a run of weighting {spec.weighting}.")
+    if spec.max_examples is not None and spec.weighting == "equal":
+        found.append(
+            "max_examples has no effect where all updates weigh alike; leave it out, or choose another weighting."
+        )
     return found
 
 

@@ -219,7 +219,7 @@ class Agent:
         self._json(call, "PUT", "/v1/runs/run/declaration", self._declaration())
 
     def _declaration(self) -> dict[str, Any]:
-        return {"rank": self.rank, "hold_rank": self.hold_rank, "examples": 1}
+        return {"rank": self.rank, "hold_rank": self.hold_rank, "examples": 10**6}
 
 
 def _announcement(draft: Draft) -> dict[str, Any]:

@@ -24,4 +24,6 @@ def spec(plan: Plan) -> dict[str, Any]:
         "round_timeout": 100.0,
         "grace": plan.grace,
         "late_updates": plan.late_updates,
+        "weighting": "examples",  # the oracle's sums: neither bounded nor filtered
+        "robust": [],
     }

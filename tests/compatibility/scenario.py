@@ -31,6 +31,7 @@ RUN: dict[str, Any] = spec(
     robust=[{"kind": "norm-clip", "median_factor": 3.0}],
     training={"learning_rate": 0.001},
 )
+del RUN["weighting"]  # earlier releases do not know it
 
 
 class Steps(Reporter):

@@ -85,12 +85,14 @@ def test_moves_are_the_drawn_ones() -> None:
         allowed = [action for action in get_args(machine.Action) if machine.next_run_state(state, action)]
         expected = {
             "DRAFT": ["start", "cancel"],
-            "RUNNING": ["pause", "cancel"],
-            "PAUSED": ["resume", "cancel"],
-            "FAILED": ["cancel", "retry"],
+            "RUNNING": ["pause", "cancel", "rollback"],
+            "PAUSED": ["resume", "cancel", "rollback"],
+            "FAILED": ["cancel", "retry", "rollback"],
+            "COMPLETED": ["rollback"],
         }
         assert allowed == expected.get(state, [])
-        assert (state in machine.FINAL_STATES) == (not allowed)
+        ends = all(machine.next_run_state(state, action) == state for action in allowed)
+        assert (state in machine.FINAL_STATES) == ends
 
 
 @pytest.mark.parametrize("state", ROUND_STATES)

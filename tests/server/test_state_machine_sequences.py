@@ -41,6 +41,7 @@ class Life(RuleBasedStateMachine):
         self.accepted: dict[str, str] = {}
         self.failed = set[str]()
         self.failures, self.not_before = 0, NOW
+        self.rollbacks = 0
 
     def view(self) -> RoundView:
         return replace(
@@ -83,6 +84,30 @@ class Life(RuleBasedStateMachine):
             self.move("AGGREGATING")
         if after == "CANCELLED":
             self.move("ABANDONED")
+
+    @precondition(lambda self: self.rollbacks < 2)
+    @rule()
+    def rolls_back(self) -> None:
+        """What a round under way had accepted counts no more; the next one begins, or a run that was complete stays so."""
+        after = machine.next_run_state(self.run, "rollback")  # type: ignore[arg-type]
+        if after is None:
+            return
+        before, plan = self.round, machine.roll_back(self.view())
+        assert plan.abandons == (before.state != "PUBLISHED") == (self.run != "COMPLETED")
+        if plan.abandons:
+            self.move("ABANDONED")
+            assert (plan.number, plan.attempt) == (before.number, before.attempt + 1)
+        else:
+            assert (plan.number, plan.attempt) == (before.number + 1, 1)
+        self.rollbacks += 1
+        self.run = after
+        self.round = replace(before, number=plan.number, attempt=plan.attempt, state="PUBLISHED")
+        late = Candidate("00", True, rolled_back=True)
+        assert isinstance(admit(self.spec, self.view(), late, plan.number + 1, self.now), Refuse)
+        if after_publication(self.spec, plan.number) == "complete":
+            self.run = "COMPLETED"
+        else:
+            self.open(plan.number + 1, 1)
 
     @precondition(lambda self: self.round.state == "OPEN")
     @rule()
@@ -179,7 +204,7 @@ class Life(RuleBasedStateMachine):
     def a_round_that_is_over_goes_with_a_run_that_is_over(self) -> None:
         assert (self.round.state in {"PUBLISHED", "ABANDONED"}) == (self.run in machine.FINAL_STATES)
         assert (self.round.state == "FAILED") == (self.run == "FAILED")
-        assert 1 <= self.round.number <= self.spec.rounds
+        assert 1 <= self.round.number <= self.spec.rounds + self.rollbacks
 
     def teardown(self) -> None:
         """Every run ends: with everyone present, time passing and a working worker, in a few steps."""

@@ -74,6 +74,8 @@ def spec(name: str = "run", **changes: Any) -> dict[str, Any]:
         "rounds": 2,
         "gather_timeout": 0.0,
         "round_timeout": 100.0,
+        "weighting": "examples",  # neither bounded nor filtered, so that results follow from the updates alone
+        "robust": [],
         **changes,
     }
 
@@ -126,6 +128,7 @@ class Participant(Api):
     """An enrolled client that follows the protocol by hand."""
 
     client_id: str = ""
+    declared_examples: int = field(init=False, default=10)
 
     def declare(
         self,
@@ -137,6 +140,7 @@ class Participant(Api):
     ) -> None:
         told = {"rank": rank, "examples": examples, "rank_pattern": dict(pattern or {})}
         told |= {} if hold_rank is None else {"hold_rank": hold_rank}
+        self.declared_examples = examples
         self.expect(200, "PUT", f"/v1/runs/{run}/declaration", json=told)
 
     def task(self, run: str, wait: float = 30) -> dict[str, Any]:
@@ -150,7 +154,7 @@ class Participant(Api):
             "rank_pattern": task["rank_pattern"],
             "alpha": 2.0 * rank,
             "trainable": task["trainable"],
-            "examples": 10,
+            "examples": min(10, self.declared_examples),
             "size": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             **({"hold_rank": task["hold_rank"]} if "hold_rank" in task else {}),

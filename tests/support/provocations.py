@@ -149,6 +149,15 @@ def _(c: Served) -> Answer:
     return answer(participant.call("POST", path, json=announced(c, data, rank=4)))
 
 
+@provokes(Code.EXAMPLES_MISMATCH)
+def _(c: Served) -> Answer:
+    participant, _, data = c.working()
+    path = "/v1/runs/run/rounds/1/uploads"
+    body = participant.problem("examples-mismatch", "POST", path, json=announced(c, data, examples=10**12))
+    assert body["context"] == {"declared": 10}
+    return answer(participant.call("POST", path, json=announced(c, data, examples=11)))
+
+
 @provokes(Code.ROUND_STATE)
 def _(c: Served) -> Answer:
     c.run()

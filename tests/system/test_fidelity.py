@@ -64,7 +64,7 @@ def federate(spec: RunSpec, folder: Path, participants: int = 1) -> Rounds:
     found, trainer = Rounds(), StandardTrainer(Models())
     folder.mkdir()
     with served_on_sqlite(folder) as site:
-        site.operator.expect(201, "POST", "/v1/runs", json=spec.model_dump(mode="json"))
+        site.operator.expect(201, "POST", "/v1/runs", json=spec.model_dump(mode="json") | {"weighting": "examples"})
         site.operator.expect(200, "POST", f"/v1/runs/{spec.name}/start")
         site.work()
         people = [site.enroll(f"number-{n}") for n in range(participants)]

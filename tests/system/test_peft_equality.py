@@ -110,7 +110,7 @@ def test_plain_peft_computes_what_the_agent_does(
     base = llama if case.task == "CAUSAL_LM" else bert
     scaling = Scaling(alpha=8.0, use_rslora=case.rslora)
     spec = make_run(base, case.task, scaling=scaling, upload_dtype=case.dtype, min_clients=2)
-    site.operator.expect(201, "POST", "/v1/runs", json=spec.model_dump(mode="json"))
+    site.operator.expect(201, "POST", "/v1/runs", json=spec.model_dump(mode="json") | {"weighting": "examples"})
     site.operator.expect(200, "POST", f"/v1/runs/{RUN}/start")
     site.work()
     largest = Case(case.task, LARGEST, rslora=case.rslora, dtype=case.dtype)

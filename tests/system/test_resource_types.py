@@ -85,7 +85,7 @@ def test_the_papers_resource_types(base: Path, site: Served, tmp_path: Path) -> 
         error_bound=1.0,
         training=TrainingSpec(learning_rate=1e-3, batch_size=2, max_length=32),
     )
-    site.operator.expect(201, "POST", "/v1/runs", json=spec.model_dump(mode="json"))
+    site.operator.expect(201, "POST", "/v1/runs", json=spec.model_dump(mode="json") | {"weighting": "examples"})
     site.operator.expect(200, "POST", "/v1/runs/test/start")
     site.work()
     people = [site.enroll(f"type-{number}") for number in (1, 2, 3, 4)]

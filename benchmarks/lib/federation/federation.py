@@ -26,6 +26,9 @@ class BenchmarkError(Exception):
     """A sentence: what is wrong with the input, or what failed on the way."""
 
 
+NEUTRAL = {"weighting": "examples", "robust": []}  # the rule as it is named, without the bounds of a new run
+
+
 @dataclass(frozen=True)
 class Participant:
     """One agent: its rank and data files. Without a held-out file it holds out a tenth of its data itself."""
@@ -55,7 +58,7 @@ class Federation:
         begun, cpu = time.monotonic(), _cpu_seconds()
         try:
             with cluster(folder) as made:
-                made.create_run(self.definition)
+                made.create_run({**NEUTRAL, **self.definition})
                 for person in self.people:
                     made.enroll(person.name)
                 with agents([self._start(made, person) for person in self.people]) as started:

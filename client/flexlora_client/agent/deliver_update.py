@@ -17,7 +17,7 @@ KEEP_UPDATE_CODES = frozenset({Code.ROUND_CLOSED, Code.NOT_ASSIGNED, Code.ROUND_
 DROP_UPDATE_CODES = frozenset({Code.ALREADY_ACCEPTED, Code.INVALID_TENSOR})
 # This agent produces invalid updates: drop this one and end the agent.
 DROP_UPDATE_AND_STOP_CODES = frozenset(
-    {Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.DIGEST_MISMATCH}
+    {Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.EXAMPLES_MISMATCH, Code.DIGEST_MISMATCH}
 )
 # The participant has no update for its round, which waits for it until it is told.
 USELESS_UPDATE_CODES = DROP_UPDATE_AND_STOP_CODES | {Code.INVALID_TENSOR}

@@ -18,7 +18,7 @@ from flexlora_client.cli.options import (
     with_connection,
 )
 from flexlora_client.coordinator_api.calls import Action
-from flexlora_client.errors import BadInput, describe_validation_error
+from flexlora_client.errors import BadInput, UsageError, describe_validation_error
 from flexlora_shared.messages.clients import TokenRequest
 from flexlora_shared.messages.runs import RunSpec, StartFrom
 
@@ -120,6 +120,28 @@ def retry(
     rendering.show(summary, f"round {summary.number} of run {run} is {summary.state}: {summary.waiting_for}", as_json)
 
 
+@with_connection
+def rollback(
+    run: RunArgument,
+    to: Annotated[int, typer.Option("--to", min=0, metavar="ROUND", help="The round to go back to.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    connection: ConnectionOptions,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish an earlier round's adapter again, as a new round, and go on from it."""
+    if not yes:
+        _confirm(
+            f"Abandon the round under way of run {run}, drop its updates, and publish the adapter of round {to} again?"
+        )
+    with as_operator(connection) as api:
+        status = api.roll_back(run, to)
+    told = (
+        f"run {run} is rolled back: round {status.rounds_published} publishes the adapter of round {to}; {status.state}"
+    )
+    rendering.show(status, told, as_json)
+
+
 @tokens.command("create")
 @with_connection
 def create_token(
@@ -160,6 +182,15 @@ def revoke(
     with as_operator(connection) as api:
         api.revoke(client)
     print(f"client {client} is revoked")
+
+
+def _confirm(question: str) -> None:
+    """Go on where somebody at the terminal says yes. Raises: UsageError."""
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to confirm the rollback; say --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise UsageError("not confirmed; nothing was changed")
 
 
 def _start(text: str) -> StartFrom:

@@ -167,6 +167,8 @@ def _aggregated(s: RoundSummary) -> list[tuple[object, object]]:
         rows.append(
             ("truncation error", "the smallest possible" if most == 1 else f"at most {most:.4f} of the smallest")
         )
+        if s.aggregation.capped:
+            rows.append(("weight capped", f"of {s.aggregation.capped} updates"))
         if s.aggregation.filtered:
             rows.append(("noted by filters", f"{s.aggregation.filtered} updates"))
     return rows

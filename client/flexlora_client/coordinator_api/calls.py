@@ -29,7 +29,7 @@ from flexlora_shared.messages.clients import (
 )
 from flexlora_shared.messages.records import RoundRecord
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
-from flexlora_shared.messages.status import RetryRequest, RoundDetail, RoundList, RoundSummary
+from flexlora_shared.messages.status import RetryRequest, RollbackRequest, RoundDetail, RoundList, RoundSummary
 from flexlora_shared.messages.tasks import Failure, Task
 from flexlora_shared.messages.uploads import PART_MEDIA_TYPE, Evaluation, Receipt, UploadCreate, UploadStatus
 from flexlora_shared.ranks import longest_first
@@ -62,8 +62,9 @@ class Api:
     # runs and rounds
 
     def create_run(self, spec: RunSpec) -> RunDetail:
-        """Define a run, in state DRAFT."""
-        return self._call(RunDetail, "POST", "/v1/runs", spec)
+        """Define a run, in state DRAFT. Filters that the definition leaves out, the coordinator fills in; `[]` means none."""
+        left_out = frozenset({"robust"} - spec.model_fields_set)
+        return parse_message(RunDetail, self._send("POST", "/v1/runs", spec, left_out))
 
     def runs(self) -> RunList:
         """Every run, newest first."""
@@ -94,6 +95,11 @@ class Api:
     def retry_round(self, run: str, number: int, exclude: tuple[str, ...]) -> RoundSummary:
         """Aggregate a failed round again, without these uploads."""
         return self._call(RoundSummary, "POST", f"{_run(run)}/rounds/{number}/retry", RetryRequest(exclude=exclude))
+
+    def roll_back(self, run: str, to: int) -> RunStatus:
+        """Publish an earlier round's adapter again as a new round; not retried, because each call that arrives does so."""
+        advice = "`flexlora-client rounds` shows whether the run was rolled back"
+        return self._once(RunStatus, f"{_run(run)}/rollback", RollbackRequest(to=to), advice)
 
     # taking part
 
@@ -184,8 +190,8 @@ class Api:
         except Unreachable as error:
             raise Unreachable(f"{error}; {advice}", transient=False) from error
 
-    def _send(self, method: str, path: str, message: Message | None) -> Answer:
-        body = message.model_dump_json().encode() if message is not None else None
+    def _send(self, method: str, path: str, message: Message | None, left_out: frozenset[str] = frozenset()) -> Answer:
+        body = message.model_dump_json(exclude=set(left_out)).encode() if message is not None else None
         headers = JSON_HEADERS if message is not None else None
         return self.retry.call(lambda: self.http.request(method, path, headers=headers, body=body))
 

@@ -22,7 +22,11 @@ AUTO_CLASSES = {
 }
 PROBLEM_TYPES = {"multi-label": "multi_label_classification", "regression": "regression"}  # others are the default
 # What a run may set of its rule
-RULE_FIELDS = {"strategy_options", "robust", "error_bound", "late_updates", "clients_per_round"}
+RULE_FIELDS = {"strategy_options", "robust", "error_bound", "late_updates", "clients_per_round"} | {
+    "weighting",
+    "max_examples",
+    "max_share",
+}
 
 
 @dataclass(frozen=True)

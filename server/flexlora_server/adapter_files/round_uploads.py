@@ -11,7 +11,7 @@ from torch import Tensor
 from flexlora_server.adapter_files.global_adapter_torch import TorchGlobalAdapter
 from flexlora_server.adapter_files.inspect_upload import upload_scaling
 from flexlora_server.adapter_files.slicing import served_scaling
-from flexlora_server.adapter_files.weights import update_weights
+from flexlora_server.adapter_files.weights import BY_EXAMPLES, Counted, WeightRule, update_weights
 from flexlora_server.aggregation.factors import Update
 from flexlora_server.aggregation.strategies.registry import strategy
 from flexlora_shared.layout import key_A, key_B, key_extra
@@ -26,7 +26,7 @@ class InputUpdate:
     path: its file, named by the SHA-256 of its bytes; only that name until `RoundWork.with_paths` replaces it.
     announced: what its sender announced. staleness: by how many rounds it comes late. base: the stored global update that
     its participant was served from, named like `path`, where that is not the round's previous one. weight: its share in the
-    round.
+    round; uncapped: the larger one that its examples would give it, where the run's cap took some of it.
     """
 
     path: Path
@@ -36,12 +36,17 @@ class InputUpdate:
     base: Path | None = None
     upload_id: str = ""
     weight: float = 1.0
+    uncapped: float | None = None
 
 
-def with_weights(inputs: Sequence[InputUpdate]) -> list[InputUpdate]:
-    """The inputs with weights by their training examples, late ones less."""
-    weights = update_weights([(update.announced.examples, update.staleness) for update in inputs])
-    return [replace(update, weight=weight) for update, weight in zip(inputs, weights, strict=True)]
+def with_weights(inputs: Sequence[InputUpdate], rule: WeightRule = BY_EXAMPLES) -> list[InputUpdate]:
+    """The inputs with weights by their training examples, late ones less, within the run's rule."""
+    counted = [Counted(update.announced.examples, update.staleness, update.client_id) for update in inputs]
+    claims = zip(inputs, update_weights(counted, rule), update_weights(counted), strict=True)
+    return [
+        replace(update, weight=weight, uncapped=claimed if rule.weighting != "equal" and weight < claimed else None)
+        for update, weight, claimed in claims
+    ]
 
 
 class RoundUploads:

@@ -25,3 +25,4 @@ UPLOAD = {
 }
 EVALUATION = {"rank": 8, "examples": 100, "metrics": {"loss": 1.91, "exact_match": 0.42}}
 RETRY = {"exclude": ["0123456789abcdef0123456789abcdef"]}
+ROLLBACK = {"to": 6}

@@ -6,15 +6,17 @@ from fastapi import Body, Request
 
 from flexlora_server.api import status_views
 from flexlora_server.api.auth import Anyone, Operator
-from flexlora_server.api.openapi_examples import RUN_SPEC
+from flexlora_server.api.openapi_examples import ROLLBACK, RUN_SPEC
 from flexlora_server.api.services import get_services
 from flexlora_server.api.strict_json import RunPath, problems, router
 from flexlora_server.database.queries import runs
 from flexlora_server.lifecycle import transitions
+from flexlora_server.lifecycle.new_run import with_defaults
 from flexlora_server.lifecycle.start_adapter import with_start
 from flexlora_server.lifecycle.validation import check_spec
 from flexlora_server.state_machine import Action
 from flexlora_shared.messages.runs import RunDetail, RunList, RunSpec, RunStatus
+from flexlora_shared.messages.status import RollbackRequest
 from flexlora_shared.problems import Code
 from flexlora_shared.run_checks import warnings
 
@@ -27,6 +29,7 @@ _CREATION = problems(Code.FORBIDDEN, Code.RUN_EXISTS, Code.INVALID_RUN, Code.RUN
 @routes.post("/v1/runs", status_code=201, responses=_CREATION)
 def create_run(request: Request, spec: Annotated[RunSpec, Body(examples=[RUN_SPEC])], who: Operator) -> RunDetail:
     """Define a run. It waits in DRAFT until it is started."""
+    spec = with_defaults(spec)
     check_spec(spec)
     services = get_services(request)
     with services.store.transaction() as tx:
@@ -81,6 +84,21 @@ def resume_run(request: Request, name: RunPath, who: Operator) -> RunStatus:
 def cancel_run(request: Request, name: RunPath, who: Operator) -> RunStatus:
     """End an unfinished run for good; what it has published stays."""
     return _act(request, name, "cancel")
+
+
+@routes.post(
+    "/v1/runs/{run}/rollback",
+    responses=problems(Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.RUN_STATE, Code.ADAPTER_NOT_PUBLISHED),
+)
+def roll_back_run(
+    request: Request, name: RunPath, body: Annotated[RollbackRequest, Body(examples=[ROLLBACK])], who: Operator
+) -> RunStatus:
+    """Publish the adapter of an earlier round again, as a new round, and go on from it; the round under way is abandoned."""
+    services = get_services(request)
+    with services.store.transaction() as tx:
+        run = runs.lock(tx, name)
+        transitions.roll_back(tx, run, body.to)
+        return status_views.run_status(tx, run, services.settings.presence_window)
 
 
 def _act(request: Request, name: str, action: Action) -> RunStatus:

@@ -38,7 +38,8 @@ _OWNER_PROBLEMS = problems(Code.FORBIDDEN, Code.UPLOAD_NOT_FOUND)
     status_code=201,
     responses=problems(
         Code.FORBIDDEN, Code.RUN_NOT_FOUND, Code.ROUND_NOT_FOUND, Code.NOT_ASSIGNED, Code.ROUND_NOT_COLLECTING, Code.SUPERSEDED,
-        Code.ROUND_CLOSED, Code.ALREADY_ACCEPTED, Code.RANK_MISMATCH, Code.SIZE_IMPOSSIBLE,
+        Code.ROUND_CLOSED, Code.ALREADY_ACCEPTED, Code.RANK_MISMATCH, Code.EXAMPLES_MISMATCH,
+        Code.SIZE_IMPOSSIBLE,
     ),
 )  # fmt: skip
 async def create_upload(

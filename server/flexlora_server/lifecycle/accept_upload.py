@@ -13,7 +13,7 @@ from flexlora_server.database.transactions import Store, Tx
 from flexlora_server.errors import Refusal
 from flexlora_server.lifecycle import transitions
 from flexlora_server.lifecycle.find_task import require_newest_agent
-from flexlora_server.lifecycle.validation import check_announcement
+from flexlora_server.lifecycle.validation import check_announcement, check_examples
 from flexlora_server.settings import Settings
 from flexlora_server.storage import BlobStore, digest
 from flexlora_shared.messages.runs import RunSpec
@@ -42,7 +42,11 @@ def announce(
             return uploads.status(accepted, round_), None
         assignment = rounds.find_assignment(tx, round_, client)
         assert assignment is not None, "admitted uploads are assigned"
-        check_announcement(runs.spec_of(run), number, assignment, announcement)
+        spec = runs.spec_of(run)
+        check_announcement(spec, number, assignment, announcement)
+        declaration = rounds.declaration_of(tx, name, client)
+        assert declaration is not None, "only declared participants are assigned"
+        check_examples(spec, declaration, announcement)
         rounds.clear_failure(tx, run, round_, client)
         row, replaced = uploads.announce(tx, round_, client, announcement)
         return uploads.status(row, round_), None if replaced is None else replaced.id
@@ -62,6 +66,7 @@ def _admit(
         assigned=rounds.find_assignment(tx, round_, client) is not None,
         announced=announced_at is not None and round_.deadline is not None and announced_at < round_.deadline,
         accepted_sha256=accepted.sha256 if accepted else None,
+        rolled_back=max(rounds.rollbacks(tx, run.name), default=0) >= round_.number,
     )
     decision = machine.admit(
         runs.spec_of(run), rounds.round_view(tx, run, round_), candidate, rounds.next_open_number(tx, round_), tx.now

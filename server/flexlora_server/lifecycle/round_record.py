@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flexlora_server.adapter_files.weights import update_weights
+from flexlora_server.adapter_files.weights import Counted, WeightRule, update_weights
 from flexlora_server.database.queries import adapters, inputs, rounds, runs
 from flexlora_server.database.schema import RoundModules
 from flexlora_server.database.transactions import Tx
@@ -23,18 +23,23 @@ def read_record(tx: Tx, run: str, number: int) -> RoundRecord:
     return RoundRecord(
         spec=spec,
         round=number,
-        inputs=tuple(_inputs(tx, run, inputs.list_counted(tx, round_))),
+        inputs=tuple(_inputs(tx, run, WeightRule.of(spec), inputs.list_counted(tx, round_))),
         previous=_published(tx, run, number - 1),
-        before=_published(tx, run, number - 2),
+        before=adapters.before(tx, run, number),
         past_norms=rounds.change_norms(tx, run, number),
         software=software,
         published=published,
+        restored=adapters.restored(tx, run, number),
     )
 
 
-def _inputs(tx: Tx, run: str, counted: Sequence[inputs.FrozenInput]) -> list[RecordedInput]:
+def _inputs(tx: Tx, run: str, rule: WeightRule, counted: Sequence[inputs.FrozenInput]) -> list[RecordedInput]:
     announced = [UploadCreate.model_validate(item.upload.announced) for item in counted]
-    weights = update_weights([(a.examples, item.staleness) for a, item in zip(announced, counted, strict=True)])
+    counts = [
+        Counted(update.examples, item.staleness, item.upload.client_id)
+        for update, item in zip(announced, counted, strict=True)
+    ]
+    weights = update_weights(counts, rule)
     return [
         RecordedInput(
             update=update.model_copy(update={"metrics": {}}),

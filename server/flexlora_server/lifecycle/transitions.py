@@ -7,10 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from flexlora_server import state_machine as machine
-from flexlora_server.database.queries import events, inputs, rounds, runs, uploads
+from flexlora_server.database.queries import adapters, events, inputs, rounds, runs, uploads
 from flexlora_server.database.schema import Round, Run
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Refusal
+from flexlora_server.storage import Blob
 from flexlora_shared.messages.tasks import Failure
 from flexlora_shared.problems import Code
 
@@ -61,6 +62,37 @@ def retry(tx: Tx, run: Run, round_: Round, exclude: Collection[str]) -> None:
         rounds.change_state(tx, run, round_, "AGGREGATING", f"retry by the operator{without}")
     else:
         events.record(tx, run, "aggregation-retried", f"retry by the operator{without}", round_.number)
+
+
+def roll_back(tx: Tx, run: Run, to: int) -> None:
+    """Publish in a locked run what its round `to` published, as a new round; the next one begins from that.
+
+    Nothing published changes. The round under way is abandoned, with the updates that were to count in it or later; a worker
+    that aggregates it loses the lease.
+
+    Raises:
+        Refusal: RUN_STATE, ADAPTER_NOT_PUBLISHED.
+    """
+    runs.apply_action(tx, run, "rollback")
+    old, newest, why = (
+        adapters.get_published(tx, run.name, to),
+        rounds.current(tx, run.name),
+        f"rolled back to round {to}",
+    )
+    assert newest is not None, "a run that published has rounds"
+    plan = machine.roll_back(rounds.round_view(tx, run, newest))
+    uploads.cancel_open_of_run(tx, run.name)
+    if plan.abandons:
+        newest.lease_token += 1
+        newest.lease_until, newest.lease_holder, newest.reason = None, None, why
+        tx.session.flush()
+        rounds.change_state(tx, run, newest, "ABANDONED", why)
+    dropped = uploads.count_nowhere(tx, run.name, plan.number)
+    round_ = rounds.publish_again(tx, run, plan.number, plan.attempt, why)
+    adapters.save_published(tx, run.name, plan.number, Blob(old.sha256, old.size))
+    told = f"round {plan.number} publishes the adapter of round {to} again; {dropped} updates are dropped"
+    events.record(tx, run, "run-rolled-back", told, plan.number)
+    _go_on(tx, run, round_)
 
 
 def next_transition(tx: Tx, run: Run, window: float) -> PendingTransition | None:
@@ -153,7 +185,14 @@ def record_publication(tx: Tx, run: Run, round_: Round) -> None:
     """Record the publication of a locked run's round: the next one opens, or the run is complete."""
     round_.published_at, round_.lease_until, round_.lease_holder, round_.reason = tx.now, None, None, None
     rounds.change_state(tx, run, round_, "PUBLISHED", f"adapter {round_.number} is published")
+    _go_on(tx, run, round_)
+
+
+def _go_on(tx: Tx, run: Run, round_: Round) -> None:
+    """Open the round behind a published one, or complete the run."""
     if machine.after_publication(runs.spec_of(run), round_.number) == "complete":
+        if run.state == "COMPLETED":
+            return
         uploads.cancel_open_of_run(tx, run.name)
         runs.set_state(tx, run, "COMPLETED", f"{round_.number} rounds are published")
     else:

@@ -171,6 +171,27 @@ def check_announcement(spec: RunSpec, number: int, assignment: Assignment, annou
         )
 
 
+def check_examples(spec: RunSpec, declaration: Declaration, announcement: UploadCreate) -> None:
+    """Refuse an upload that counts more examples than its participant declared last; fewer are a part of them.
+
+    What is above `max_examples` counts for nothing. A run of an earlier version goes by what is announced.
+
+    Raises:
+        Refusal: EXAMPLES_MISMATCH.
+    """
+    if spec.weighting in {None, "equal"}:
+        return
+    declared, most = declaration.examples, spec.max_examples
+    if announcement.examples <= declared or (most is not None and declared >= most):
+        return
+    raise Refusal(
+        Code.EXAMPLES_MISMATCH,
+        f"You declared {declared} examples in this run, and announce an update that was trained on {announcement.examples}; "
+        "declare what you train on, and announce no more distinct examples than that.",
+        declared=declared,
+    )
+
+
 def trained_part(spec: RunSpec, number: int, assignment: Assignment) -> Trainable:
     """What a participant trains of the slice it is served in that round."""
     if holds_more(spec.modules, assignment.rank, assignment.rank_pattern, assignment.hold_rank):

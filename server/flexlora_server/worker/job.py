@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexlora_server.adapter_files.round_uploads import InputUpdate, with_weights
+from flexlora_server.adapter_files.weights import WeightRule
 from flexlora_server.database.queries import adapters, inputs, rounds, runs
 from flexlora_server.database.schema import Round
 from flexlora_server.database.transactions import Tx
@@ -40,11 +41,12 @@ def read_job(tx: Tx, lease: Lease, settings: Settings) -> Job:
 
 def _work(tx: Tx, lease: Lease, spec: RunSpec, settings: Settings) -> RoundWork:
     frozen = inputs.list_counted(tx, tx.session.get_one(Round, lease.round_id))
+    before = adapters.before(tx, lease.run, lease.number)
     return RoundWork(
         spec=spec,
-        inputs=with_weights([_input(tx, lease, row) for row in frozen]),
+        inputs=with_weights([_input(tx, lease, row) for row in frozen], WeightRule.of(spec)),
         previous=_published(tx, lease.run, lease.number - 1),
-        before=_published(tx, lease.run, lease.number - 2) if lease.number > 1 else None,
+        before=None if before is None else Path(before),
         past_norms=rounds.change_norms(tx, lease.run, lease.number),
         threads=settings.aggregation_threads,
         device=settings.aggregation_device,

@@ -75,7 +75,14 @@ def update_metrics(inputs: Sequence[InputUpdate], shares: Shares, total: UpdateG
     means = others.nanmean(dim=1).tolist()
     norms = total.squared_norms.clamp(min=0).sqrt().tolist()
     updates = tuple(
-        UpdateMetrics(client_id=update.client_id, weight=weight, change_norm=norm, cosine=_or_none(mean), notes=notes)
+        UpdateMetrics(
+            client_id=update.client_id,
+            weight=weight,
+            change_norm=norm,
+            cosine=_or_none(mean),
+            notes=(*_capped(update), *notes),
+            uncapped=update.uncapped,
+        )
         for update, weight, norm, mean, notes in zip(inputs, shares.upload, norms, means, shares.notes, strict=True)
     )
     pairs = tuple(tuple(map(_or_none, row)) for row in pairwise.tolist()) if n <= MAX_PAIRWISE_PARTICIPANTS else ()
@@ -84,12 +91,20 @@ def update_metrics(inputs: Sequence[InputUpdate], shares: Shares, total: UpdateG
     )
 
 
+def _capped(update: InputUpdate) -> tuple[str, ...]:
+    """The sentence about an update that the run's cap has bound."""
+    if update.uncapped is None:
+        return ()
+    return (f"weighs {update.weight:.3g} by the run's cap, not {update.uncapped:.3g} as its examples say",)
+
+
 def summarize(modules: Sequence[ModuleMetrics], updates: AggregationMetrics, late: int) -> AggregationSummary:
     """The summary that lists of rounds show."""
     return AggregationSummary(
         pairwise_cosine=updates.pairwise_cosine,
         change_norm=updates.change_norm,
-        filtered=sum(bool(update.notes) for update in updates.updates),
+        filtered=sum(len(update.notes) > (update.uncapped is not None) for update in updates.updates),
+        capped=sum(update.uncapped is not None for update in updates.updates),
         late=late,
         certificate=max(module.certificate for module in modules),
     )

@@ -39,6 +39,8 @@ def replay(record: RoundRecord, folder: Path, threads: int = 1, device: str = "c
         AggregationError: these inputs cannot be aggregated, or a plug-in is missing.
         OSError: a file cannot be read.
     """
+    if record.restored is not None:
+        return _published_again(record, folder)
     torch.set_num_threads(1)  # the bytes depend on the number of LAPACK threads
     threadpool_limits(1)
     named = dict(_named_files(record))
@@ -55,6 +57,15 @@ def replay(record: RoundRecord, folder: Path, threads: int = 1, device: str = "c
             return Replayed(sha256, ())
         first = f"the result has SHA-256 {sha256}, the round published {record.published}"
         return Replayed(sha256, (first, *_differences(record, result, paths.get(record.published), device)))
+
+
+def _published_again(record: RoundRecord, folder: Path) -> Replayed:
+    """A rollback aggregates nothing: the file that it published again is there as it was, or it is not."""
+    what, path = f"the global update of round {record.restored}", _find(folder, record.published)
+    if path is None:
+        return Replayed(None, (f"{what}, which was published again, is missing, SHA-256 {record.published}",))
+    fault = _fault(record.published, what, path, record)
+    return Replayed(_digest(path), () if fault is None else (fault,))
 
 
 def _named_files(record: RoundRecord) -> Iterator[tuple[str, str]]:

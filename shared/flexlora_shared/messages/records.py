@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flexlora_shared.messages.base import Message, Sha256, Tuple
+from flexlora_shared.messages.base import Message, Sha256, Tuple, omitted_if_default
 from flexlora_shared.messages.runs import RunSpec
 from flexlora_shared.messages.uploads import UploadCreate
 
@@ -44,3 +44,10 @@ class RoundRecord(Message):
         Field(description="Versions and device of the worker; empty where an earlier release, or round 0, kept none"),
     ]
     published: Annotated[Sha256, Field(description="SHA-256 of the global update that the round published")]
+    restored: Annotated[
+        int | None,
+        Field(
+            description="Round whose global update this one published again, by a rollback; null: it aggregated its inputs",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None

@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from flexlora_shared.messages.base import Line, Message, MetricName
+from flexlora_shared.messages.base import Line, Message, MetricName, omitted_if_default
 
 
 class NormClip(Message):
     """Shorten a change that is longer than a bound: a fixed one, or a multiple of the median change.
 
-    Give exactly one of `bound` and `median_factor`; `history` belongs to `median_factor`.
+    Give exactly one of `bound` and `median_factor`; `history` and `by_weight` belong to `median_factor`.
     """
 
     kind: Annotated[Literal["norm-clip"], Field(description="Names the filter")] = "norm-clip"
@@ -25,6 +25,13 @@ class NormClip(Message):
     history: Annotated[
         int, Field(ge=0, le=1000, description="Past rounds whose median counts beside this round's changes")
     ] = 0
+    by_weight: Annotated[
+        bool,
+        Field(
+            description="Whether a change is clipped earlier the more it weighs, so that the others outweigh it; of four or more",
+            exclude_if=omitted_if_default(False),
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -32,6 +39,8 @@ class NormClip(Message):
             raise ValueError("give exactly one of bound and median_factor")
         if self.bound is not None and self.history:
             raise ValueError("history belongs to median_factor: a fixed bound has none")
+        if self.bound is not None and self.by_weight:
+            raise ValueError("by_weight belongs to median_factor: a fixed bound is the same for all")
         return self
 
 

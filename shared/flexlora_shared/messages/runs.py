@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from flexlora_shared.messages.base import (
     Alpha,
+    Count,
     Dimension,
     Message,
     Rank,
@@ -22,6 +23,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 TaskType = Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "SEQ_2_SEQ_LM", "IMAGE_CLASSIFICATION"]
 ProblemType = Literal["single-label", "multi-label", "regression"]
 PromptFormat = Literal["as-is", "chat-template", "chatml", "alpaca"]
+Weighting = Literal["examples", "equal", "capped"]
 RunState = Literal["DRAFT", "RUNNING", "PAUSED", "COMPLETED", "CANCELLED", "FAILED"]
 
 
@@ -223,8 +225,36 @@ class RunSpec(Message):
         Field(description="Options of the strategy", exclude_if=omitted_if_default(StrategyOptions())),
     ] = StrategyOptions()
     robust: Annotated[
-        Tuple[Filter], Field(max_length=8, description="Filters of a round's updates, applied in this order")
+        Tuple[Filter],
+        Field(
+            max_length=8,
+            description="Filters of a round's updates, applied in this order; left out of a new run: the coordinator fills in "
+            "`norm-clip`",
+        ),
     ] = ()
+    weighting: Annotated[
+        Weighting | None,
+        Field(
+            description="What updates weigh: by their examples, all alike, or by examples with a bound for each participant; "
+            "null: the coordinator fills in `capped`, and a run of an earlier version goes by examples",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
+    max_examples: Annotated[
+        Count | None,
+        Field(
+            description="Examples that count of one update at most; null: all that it announces",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
+    max_share: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Field(
+            description="Largest share of one participant in a round where weights are capped; null: by the number of "
+            "participants",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
     error_bound: Annotated[
         float,
         Field(

@@ -94,7 +94,14 @@ class UpdateMetrics(Message):
             description="Mean cosine with the other participants' changes; null where there is no direction to compare"
         ),
     ]
-    notes: Annotated[tuple[str, ...], Field(description="What the run's filters did to it")]
+    notes: Annotated[tuple[str, ...], Field(description="What the run's cap and filters did to it")]
+    uncapped: Annotated[
+        float | None,
+        Field(
+            description="Weight that its examples would have given it without the run's cap; null where that changed nothing",
+            exclude_if=omitted_if_default(None),
+        ),
+    ] = None
 
 
 class AggregationMetrics(Message):
@@ -121,6 +128,13 @@ class AggregationSummary(Message):
     filtered: Annotated[int, Field(description="Updates of which the run's filters noted something")]
     late: Annotated[
         int, Field(description="Updates that came late, for an earlier round", exclude_if=omitted_if_default(0))
+    ] = 0
+    capped: Annotated[
+        int,
+        Field(
+            description="Updates that weigh less than their examples say, by the run's cap",
+            exclude_if=omitted_if_default(0),
+        ),
     ] = 0
     certificate: Annotated[float, Field(description="The largest of all modules' certificates")]
 
@@ -188,7 +202,7 @@ class RoundSummary(Message):
     published_at: Annotated[str | None, Field(description="RFC 3339, UTC")]
     waiting_for: Annotated[str, Field(description="What the round waits for and until when, one sentence for people")]
     failures: Annotated[int, Field(description="Failures of its aggregation since the operator last retried it")] = 0
-    reason: Annotated[str | None, Field(description="Reason of the last failure")] = None
+    reason: Annotated[str | None, Field(description="Reason of the last failure, or of a rollback")] = None
     participants: Annotated[ParticipantCounts, Field(description="Participants by state")]
     by_rank: Annotated[tuple[RankCount, ...], Field(description="Participants by rank")]
     bytes_received: Annotated[int, Field(description="Bytes of all its uploads received")]
@@ -237,6 +251,12 @@ class RetryRequest(Message):
         Tuple[Annotated[str, Field(max_length=64)]],
         Field(max_length=10_000, description="Ids of the uploads to leave out for good"),
     ] = ()
+
+
+class RollbackRequest(Message):
+    """Go on from what a published round published."""
+
+    to: Annotated[int, Field(ge=0, le=100_000, description="Number of the round")]
 
 
 class RoundDetail(Message):

@@ -127,7 +127,9 @@ def test_a_run_that_is_over_before_the_start_is_no_error(tmp_path: Path) -> None
         assert take_part(server, tmp_path, Waits()).jobs == []
 
 
-@pytest.mark.parametrize("code", [Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH])
+@pytest.mark.parametrize(
+    "code", [Code.INVALID_HEADER, Code.SIZE_IMPOSSIBLE, Code.RANK_MISMATCH, Code.EXAMPLES_MISMATCH]
+)
 def test_an_update_refused_for_its_form_ends_the_agent_and_is_not_kept(tmp_path: Path, code: Code) -> None:
     with misbehaving(message(DECLARATION), task(), whole(), config(), problem(code), answer(204)) as server:
         with pytest.raises(Refused) as caught:

@@ -1,5 +1,6 @@
 """The operator's and the watcher's commands against a real coordinator."""
 
+import io
 import json
 from pathlib import Path
 
@@ -220,6 +221,44 @@ def test_a_failed_round_is_retried_without_the_uploads_named() -> None:
 def test_a_round_that_has_not_failed_is_not_retried(site: Served, operator: dict[str, str]) -> None:
     site.run("one")
     ended(call("retry", "one", "1", env=operator), Exit.REFUSED, "(round-state)")
+
+
+class Terminal(io.StringIO):
+    """A standard input at which somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_run_is_rolled_back_by_who_confirms_it(
+    site: Served, operator: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.run("one")
+    ended(call("rollback", "one", "--to", "0", env=operator), Exit.USAGE, "say --yes")
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    refused = call("rollback", "one", "--to", "0", env=operator)
+    ended(refused, Exit.USAGE, "publish the adapter of round 0 again? [y/N] error: not confirmed; nothing was changed")
+    assert site.operator.expect(200, "GET", "/v1/runs/one")["status"]["rounds_published"] == 0
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    said = call("rollback", "one", "--to", "0", env=operator)
+    assert said.out == "run one is rolled back: round 1 publishes the adapter of round 0; RUNNING\n"
+    assert call("rollback", "one", "--to", "1", "--yes", "--json", env=operator).json["state"] == "COMPLETED"
+    ended(call("rollback", "one", "--to", "9", "--yes", env=operator), Exit.REFUSED, "(adapter-not-published)")
+
+
+def test_what_a_definition_leaves_out_the_coordinator_fills_in(
+    site: Served, operator: dict[str, str], tmp_path: Path
+) -> None:
+    given = spec("trial")
+    del given["weighting"]
+    (tmp_path / "run.json").write_text(json.dumps(given))
+    assert call("runs", "create", tmp_path / "run.json", env=operator).code == Exit.OK
+    stored = site.spec("trial")
+    assert (stored.weighting, stored.robust) == ("capped", ())  # `robust: []` means none
+    del given["robust"]
+    (tmp_path / "run.json").write_text(json.dumps(given | {"name": "other"}))
+    assert call("runs", "create", tmp_path / "run.json", env=operator).code == Exit.OK
+    assert [rule.kind for rule in site.spec("other").robust] == ["norm-clip"]
 
 
 def test_failures_and_inputs_are_shown(site: Served) -> None:

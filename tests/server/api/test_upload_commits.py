@@ -92,6 +92,7 @@ def test_racing_commits_count_once(coordinator: Served) -> None:
 def test_a_commit_and_a_cancellation_race(coordinator: Served) -> None:
     """Either the update counts and stays, or it is gone: never both."""
     participant, task, data = coordinator.working(rounds=50)
+    participant.declare("run", 8, 12)
     run = "/v1/runs/run/rounds/1"
     for examples in range(1, 13):
         upload = participant.announce(task, data, examples=examples)["id"]

@@ -43,7 +43,7 @@ def test_a_replaced_upload_ends_under_its_writer(coordinator: Served) -> None:
     connection = raw_request(coordinator.url, part_head(first, data), participant.key)
     connection.sendall(data[:1000])
     begun(coordinator, first)
-    second = participant.announce(task, data, examples=11)["id"]
+    second = participant.announce(task, data, examples=9)["id"]
     connection.sendall(data[1000:])
     status, body = raw_answer(connection)
     assert (status, body["code"]) == (404, "upload-not-found")

@@ -21,8 +21,8 @@ def rules(filters: Sequence[Filter]) -> tuple[Rule, ...]:
 def rule(defined: Filter) -> Rule:
     """What applies this filter."""
     match defined:
-        case robust.NormClip(bound=None, median_factor=float(factor), history=history):
-            return RunningBound(factor, history)
+        case robust.NormClip(bound=None, median_factor=float(factor), history=history, by_weight=by_weight):
+            return RunningBound(factor, history, by_weight)
         case robust.NormClip(bound=float(bound)):
             return FixedBound(bound)
         case robust.MultiKrum(byzantine_share=share):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import and_, func, select
 
+from flexlora_server.database.queries.rounds import rollbacks
 from flexlora_server.database.schema import Adapter, Assignment, Client, Evaluation, Participation, Round, Run, Slice
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Refusal
@@ -39,6 +40,25 @@ def get_published(tx: Tx, run: str, number: int) -> Adapter:
 def latest_number(tx: Tx, run: str) -> int | None:
     """The number of the last round that published, None before round 0 did."""
     query = select(Adapter.number).where(Adapter.run == run).order_by(Adapter.number.desc()).limit(1)
+    return tx.session.scalar(query)
+
+
+def before(tx: Tx, run: str, number: int) -> str | None:
+    """SHA-256 of what was published two rounds before this one, None where there was nothing, or a rollback between.
+
+    With what was published one round before it is the last change, of which filters compare the direction.
+    """
+    if number < 2 or number - 1 in rollbacks(tx, run):
+        return None
+    return get_published(tx, run, number - 2).sha256
+
+
+def restored(tx: Tx, run: str, number: int) -> int | None:
+    """The round whose adapter this one published again, the newest of those with the same bytes; None without a rollback."""
+    if number not in rollbacks(tx, run):
+        return None
+    same = get_published(tx, run, number).sha256
+    query = select(func.max(Adapter.number)).where(Adapter.run == run, Adapter.number < number, Adapter.sha256 == same)
     return tx.session.scalar(query)
 
 

@@ -9,7 +9,16 @@ from sqlalchemy import Select, and_, bindparam, exists, func, or_, select, updat
 from flexlora_server import state_machine as machine
 from flexlora_server.database.queries import events
 from flexlora_server.database.queries.presence import PresentClients, is_enrolled
-from flexlora_server.database.schema import Assignment, Client, Participation, Round, RoundModules, Run, Upload
+from flexlora_server.database.schema import (
+    Assignment,
+    Client,
+    Participation,
+    Round,
+    RoundInput,
+    RoundModules,
+    Run,
+    Upload,
+)
 from flexlora_server.database.timestamps import rfc3339
 from flexlora_server.database.transactions import Tx
 from flexlora_server.errors import Conflict, Refusal
@@ -29,6 +38,24 @@ def open_attempt(tx: Tx, run: Run, number: int, attempt: int = 1) -> Round:
     tx.session.flush()
     events.record(tx, run, f"round-{state.lower()}", f"attempt {attempt}", number)
     return round_
+
+
+def publish_again(tx: Tx, run: Run, number: int, attempt: int, reason: str) -> Round:
+    """An attempt at a round of a locked run that is PUBLISHED from the beginning: what an earlier round published."""
+    round_ = Round(
+        run=run.name, number=number, attempt=attempt, state="PUBLISHED", opened_at=tx.now, published_at=tx.now
+    )
+    round_.reason = reason
+    tx.session.add(round_)
+    tx.session.flush()
+    return round_
+
+
+def rollbacks(tx: Tx, run: str) -> frozenset[int]:
+    """The numbers of the rounds that published again what an earlier one had: they alone have no inputs."""
+    has_inputs = exists().where(RoundInput.round_id == Round.id)
+    query = select(Round.number).where(Round.run == run, Round.number > 0, Round.state == "PUBLISHED", ~has_inputs)
+    return frozenset(tx.session.scalars(query))
 
 
 def latest(tx: Tx, run: str, number: int) -> Round:

@@ -76,7 +76,8 @@ def apply_action(tx: Tx, run: Run, action: Action) -> None:
     after = next_run_state(run.state, action)  # type: ignore[arg-type]
     if after is None:
         raise Refusal(Code.RUN_STATE, f"Run {run.name!r} is {run.state}; {action} is not possible.", state=run.state)
-    set_state(tx, run, after, f"{action} by the operator")
+    if after != run.state:
+        set_state(tx, run, after, f"{action} by the operator")
 
 
 def set_state(tx: Tx, run: Run, state: str, detail: str) -> None:

@@ -175,6 +175,16 @@ def carry_over(tx: Tx, before: Round, after: Round) -> None:
     tx.session.execute(moving.values(round_id=after.id).execution_options(synchronize_session="fetch"))
 
 
+def count_nowhere(tx: Tx, run: str, number: int) -> int:
+    """Let no accepted upload count in round `number` of a run that was rolled back, or later; how many there were.
+
+    They stay, with their receipts, as updates of that round, which has no inputs.
+    """
+    dropped = update(Upload).where(_of_run(run), Upload.state == "ACCEPTED", Upload.counts_in >= number)
+    dropped = dropped.values(counts_in=number).returning(Upload.id)
+    return len(tx.session.execute(dropped.execution_options(synchronize_session="fetch")).all())
+
+
 def bytes_received(tx: Tx, round_: Round) -> int:
     """Bytes received for the round, of open and accepted uploads."""
     counted = select(func.sum(Upload.offset)).where(

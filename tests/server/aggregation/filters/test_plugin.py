@@ -64,7 +64,7 @@ def test_a_round_is_filtered_by_it(coordinator: Served) -> None:
     run = coordinator.run(min_clients=2, min_updates=2, robust=robust)
     two = [coordinator.enroll() for _ in "ab"]
     for participant in two:
-        participant.declare("run", 2)
+        participant.declare("run", 2, 90)
     for seed, (participant, examples) in enumerate(zip(two, (90, 10), strict=True)):
         participant.upload(participant.task("run"), encode(tensors(run, 2, seed=seed)), examples=examples)
     assert coordinator.work() == 1
