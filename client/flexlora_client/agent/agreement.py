@@ -57,6 +57,19 @@ def check_definition(agreed: RunSpec, found: RunSpec, kept: Path) -> None:
         )
 
 
+def only_known(spec: RunSpec, kept: dict[str, Any]) -> RunSpec:
+    """The definition with the fields alone that are in `kept`, a definition in JSON's types; the others at their defaults."""
+    return RunSpec.model_validate(_known(spec.model_dump(mode="json"), kept), strict=False)
+
+
+def _known(found: Any, kept: Any) -> Any:
+    if isinstance(found, dict) and isinstance(kept, dict):
+        return {name: _known(value, kept[name]) for name, value in found.items() if name in kept}
+    if isinstance(found, list) and isinstance(kept, list) and len(found) == len(kept):
+        return [_known(*pair) for pair in zip(found, kept, strict=True)]
+    return found
+
+
 def check_task(task: Task, agreed: RunSpec, declared: Iterable[Ranks]) -> None:
     """Compare a task with the definition and with the ranks that were declared.
 

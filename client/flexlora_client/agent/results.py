@@ -4,6 +4,7 @@ Kept in the work folder: `own/` with at most two adapters, the last and the best
 `results.json`, which names them and is replaced as a whole once they are on disk; `run.json`, the run's definition.
 """
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from flexlora_client.agent.agreement import check_definition
+from flexlora_client.agent.agreement import check_definition, only_known
 from flexlora_client.errors import BadInput
 from flexlora_client.files import make_folder, sha256_of, sync_file, sync_folder, write_whole
 from flexlora_client.training.contract import ADAPTER_FILE, CONFIG_FILE
 from flexlora_shared.messages.base import Message, Metrics, RankPattern, Sha256
 from flexlora_shared.messages.runs import RunSpec
+from flexlora_shared.versions import version
 
 SPEC_FILE = "run.json"
+SPEC_VERSION_FILE = "run.version"  # of the agent that wrote it
 Source = Literal["global", "own", "best"]
 
 
@@ -60,15 +63,22 @@ class Results:
     def agree(self, spec: RunSpec) -> bool:
         """Keep the run's definition, which can then be used without the coordinator; whether it was not kept before.
 
+        Another version of the agent may have kept it without fields that it did not know: those alone may be new.
+
         Raises:
             NotAgreed: another one was kept.
         """
-        path = self._folder / SPEC_FILE
-        if path.exists():
-            check_definition(self.spec(), spec, path)
-            return False
+        path, by = self._folder / SPEC_FILE, self._folder / SPEC_VERSION_FILE
+        joined = path.exists()
+        if joined:
+            same_version = by.exists() and by.read_text() == version()
+            known = spec if same_version else only_known(spec, json.loads(path.read_bytes()))
+            check_definition(self.spec(), known, path)
+            if same_version:
+                return False
         write_whole(path, spec.model_dump_json(indent=2).encode())
-        return True
+        write_whole(by, version().encode())
+        return not joined
 
     def spec(self) -> RunSpec:
         """The run's definition. Raises: BadInput, where no agent took part in the run from this home folder."""

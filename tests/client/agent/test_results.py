@@ -1,5 +1,6 @@
 """What is kept of one's own training: the last and the best adapter, whole or not there."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,18 @@ def test_the_definition_is_kept_and_no_other_takes_its_place(tmp_path: Path) -> 
     ):
         Results(tmp_path).agree(run.model_copy(update={"rounds": 9}))
     assert Results(tmp_path).spec() == run
+
+
+def test_an_update_of_the_agent_takes_fields_over_that_the_older_one_did_not_know(tmp_path: Path) -> None:
+    run = RunSpec.model_validate(spec(), strict=False)
+    training = run.training.model_copy(update={"optimizer": "sgd"})
+    whole = run.model_copy(update={"training": training, "max_share": 0.25})
+    older = whole.model_dump(mode="json")
+    del older["max_share"], older["training"]["optimizer"]
+    (tmp_path / "run.json").write_text(json.dumps(older))
+    with pytest.raises(NotAgreed, match="rounds is"):
+        Results(tmp_path).agree(whole.model_copy(update={"rounds": 9}))
+    assert not Results(tmp_path).agree(whole)
+    assert Results(tmp_path).spec() == whole
+    with pytest.raises(NotAgreed, match=r"max_share is .*0\.5.* instead of .*0\.25"):
+        Results(tmp_path).agree(whole.model_copy(update={"max_share": 0.5}))
