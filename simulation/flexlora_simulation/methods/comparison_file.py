@@ -153,6 +153,10 @@ def _check(comparison: Comparison) -> None:
             raise ExperimentError(
                 "partition.heldout: rates are chosen by what participants hold out; give a share, such as 0.1, or one rate only"
             )
+        if experiment.evaluation.ranks != "all":
+            raise ExperimentError(
+                "evaluation.ranks: leave it out: a comparison tells what participants of each rank use, so all are measured"
+            )
         if comparison.seeded_workload:
             from flexlora_simulation.workloads.registry import (
                 open_workload,  # here: it loads PyTorch, which takes seconds

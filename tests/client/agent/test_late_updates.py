@@ -27,8 +27,8 @@ CREATE = "POST /v1/runs/run/rounds/1/uploads"
 PATCH, COMMIT = "PATCH /v1/uploads/u1", "PUT /v1/uploads/u1/commit"
 
 
-def task(number: int = 1) -> Planned:
-    return message(told().model_copy(update={"round": number}))
+def task(number: int = 1, spec: RunSpec = LATE) -> Planned:
+    return message(told().model_copy(update={"round": number, "spec": spec}))
 
 
 def created(handler: BaseHTTPRequestHandler, asked: Asked) -> None:
@@ -64,7 +64,14 @@ def take_part(server: Misbehaving, home: Path, spec: RunSpec) -> tuple[Listening
 
 def stopped_before_it_counts(home: Path, spec: RunSpec) -> None:
     """An agent that trained for round 1, found no place for its update, and ended."""
-    plan = [message(DECLARATION), task(), whole(), config(), problem(Code.NOT_ASSIGNED), problem(Code.FORBIDDEN)]
+    plan = [
+        message(DECLARATION),
+        task(spec=spec),
+        whole(),
+        config(),
+        problem(Code.NOT_ASSIGNED),
+        problem(Code.FORBIDDEN),
+    ]
     with misbehaving(*plan) as server, pytest.raises(Refused):
         take_part(server, home, spec)
 
@@ -103,7 +110,7 @@ def test_an_agent_started_again_sends_what_it_kept_first(tmp_path: Path) -> None
 
 def test_a_run_that_discards_late_updates_is_not_sent_any(tmp_path: Path) -> None:
     stopped_before_it_counts(tmp_path, RUN)
-    with misbehaving(message(DECLARATION), task(2), *counted(2, 2), *over()) as server:
+    with misbehaving(message(DECLARATION), task(2, RUN), *counted(2, 2), *over()) as server:
         _, trainer = take_part(server, tmp_path, RUN)
     assert [job.round for job in trainer.jobs] == [2]
 
@@ -112,7 +119,7 @@ def test_a_round_held_again_from_the_same_adapter_takes_the_kept_update(tmp_path
     again = message(told().model_copy(update={"attempt": 2}))
     refused = problem(Code.ROUND_CLOSED)
     with misbehaving(
-        message(DECLARATION), task(), whole(), config(), refused, again, *counted(1, 1), *over()
+        message(DECLARATION), task(spec=RUN), whole(), config(), refused, again, *counted(1, 1), *over()
     ) as server:
         reporter, trainer = take_part(server, tmp_path, RUN)
     assert len(trainer.jobs) == 1

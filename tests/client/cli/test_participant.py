@@ -150,7 +150,7 @@ def test_taking_part_until_the_end_as_people_and_programs_see_it(
     assert not track or [*(tmp_path / "board" / "run").glob("events.*")]
     kinds = [event["event"] for event in events(result) if event["event"] != "waiting"]
     one = ["task", "downloaded", "training", "trained", "accepted"]
-    assert kinds == ["data", "declared", *one, *one, "completed"]
+    assert kinds == ["joined", "data", "declared", *one, *one, "completed"]
     assert {event["run"] for event in events(result)} == {"run"}
     lines = result.err.splitlines()
     assert len(lines) == len(events(result))

@@ -183,6 +183,7 @@ def test_paths_are_relative_to_the_file_or_to_where_the_command_is(
         ({"seeds": []}, "seeds: "),
         ({"experiment": "missing.yaml"}, "no readable YAML"),
         ({"colour": "red"}, "colour: "),
+        ({"cells": {"one": {"evaluation": {"ranks": "largest"}}}}, "evaluation.ranks: leave it out"),
     ],
 )
 def test_a_wrong_definition_is_refused_in_a_sentence(write: Write, changes: dict[str, Any], sentence: str) -> None:

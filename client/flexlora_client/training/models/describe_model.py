@@ -36,7 +36,7 @@ from flexlora_shared.run_checks import LABELLED
 MAX_NEW_TENSORS = 16  # outside the head that a checkpoint may lack; more is another model's checkpoint
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, *DAMAGED)
 NO_WEIGHTS = (
-    "no weights of {} lie on this machine, so what they lack beside the head (a pooler, for example) is unknown, and agents "
+    "no safetensors of {} lie on this machine, so what they lack beside the head (a pooler, for example) is unknown, and agents "
     "refuse a run without it; describe the model again once its weights are here."
 )
 
