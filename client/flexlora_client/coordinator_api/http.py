@@ -143,9 +143,15 @@ class Http:
         return stream_presigned(link, begin, self._tls, self._io_timeout, self._rate, encrypted=encrypted)
 
     def _read(self, response: httpx2.Response) -> bytes:
-        """The body. Raises: Unreachable, where it is compressed or longer than any message."""
+        """The body; nothing of a proxy's refusal that is compressed, whose status says enough.
+
+        Raises:
+            Unreachable: an answer is compressed, or longer than any message.
+        """
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity":
+            if response.is_error:
+                return b""
             reason = f"{self.url} answered in the encoding {encoding[:20]!r}, which this program never asks for"
             raise Unreachable(f"{reason}; a proxy in front of it must not compress", transient=False)
         content = bytearray()
