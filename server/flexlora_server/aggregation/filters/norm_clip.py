@@ -10,8 +10,8 @@ By weight: what a change does is its weight p times its length. So among N >= 4 
 c = min(factor, h (1 - p) / (p sqrt(3))). The N - 1 others together bring (1 - p) h m, where their changes are m long and have
 cosines of r with each other: h = sqrt((1 + (N - 2) r) / (N - 1)), here for r = 0.2. A change c m long at a right angle to theirs
 then has a cosine of at most 1/2 with the sum. At equal weights c is 1.18 of 4, 1.46 of 5 and, of 7 or more, above 2. Of three
-or fewer nobody can tell who is wrong, and the factor alone bounds them. Updates are looked at one by one: a participant whose late
-update counts beside its own has two, each bounded by its part of the weight, and the sum of both may be twice as long.
+or fewer nobody can tell who is wrong, and the factor alone bounds them. Updates are looked at one by one: a participant whose
+late update counts beside its own has two, each bounded by its part of the weight, and both together may be twice as long.
 """
 
 import math
